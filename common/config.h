@@ -1,0 +1,36 @@
+// The job file: parse, override, validate.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/proto/job.pb.h"
+
+namespace hearth {
+
+// Reads a job.txtpb, applies the overrides "training.staleness=2", "table[0].dim=8", "log[1].path=x", "model.kind=MMOE"
+// in order, and makes data_dir absolute (against the file's folder; "" means that folder). Overrides of a scalar repeated
+// field replace its elements. InvalidArgument names file, line, column and cause; an unknown field is an error.
+absl::StatusOr<Job> LoadJob(const std::string& path, const std::vector<std::string>& overrides);
+absl::StatusOr<Job> ParseJob(const std::string& text, const std::string& name_for_errors);
+
+// All faults at once: each line is "field: cause; remedy". Pure: looks at no file. Sizes, ranges, names that do not
+// resolve (tables, categories, columns are checked by the log reader), duplicates, combinations that are refused
+// (protocol.md: Bloom admission with expiry, tail with shuffling, …).
+std::vector<std::string> FaultsOf(const Job& job);
+absl::Status ValidateJob(const Job& job);  // InvalidArgument with all of them, one a line
+
+// The effective job as text, with every default written out.
+std::string PrintJob(const Job& job);
+// Identity of a job for resuming: fields that may change between resumes (training.epochs upwards, snapshot.*, metrics,
+// limits, split, steps_max, read_ahead, threads) are left out.
+uint64_t JobHash(const Job& job);
+// Fields, of those that JobHash covers, in which the two differ, as paths "training.batch_size: 512 != 1024".
+std::vector<std::string> JobDifferences(const Job& a, const Job& b);
+
+// path inside the job, resolved against job.data_dir.
+std::string ResolvePath(const Job& job, const std::string& path);
+
+}  // namespace hearth

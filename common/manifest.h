@@ -1,0 +1,37 @@
+// Committed snapshots: DIR/snapshots/<step>/MANIFEST and what it lists (docs/FORMATS.md). A folder without a valid MANIFEST
+// does not exist.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/proto/control.pb.h"
+
+namespace hearth {
+
+// MANIFEST is the text format of `Manifest` followed by a last line "# xxh3 <16 hex digits>" over all bytes before that line.
+std::string SerializeManifest(const Manifest& manifest);
+absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::string& path_for_errors);
+
+// Reads and checks folder/MANIFEST, and that each listed file exists with its length (under a second). DataLoss names the file.
+absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
+// Every listed file's checksum too.
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest);
+// Writes folder/MANIFEST: one rename commits the snapshot.
+absl::Status CommitManifest(const std::string& folder, const Manifest& manifest);
+// Length and checksum of folder/name for each name (recursing into folders), to be listed in a MANIFEST.
+absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, const std::vector<std::string>& names);
+
+struct SnapshotChoice {
+  std::string folder;               // empty: none
+  Manifest manifest;
+  std::vector<std::string> passed_over;  // one line for each newer folder that does not verify, and why
+};
+// The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum.
+absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder);
+
+// XXH3-64 of the two sums' 16 bytes, little-endian.
+uint64_t ModelHash(uint64_t rows_hash, uint64_t dense_hash);
+
+}  // namespace hearth

@@ -1,0 +1,4 @@
+#include "common/version.h"
+namespace hearth {
+std::string BuildCommit() { return HEARTH_COMMIT; }
+}  // namespace hearth

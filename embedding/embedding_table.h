@@ -1,0 +1,102 @@
+// Sign → trained row, whatever tier it is in. The deep module of Hearth.
+//
+// A row is [meta | weights dim | optimizer state], contiguous, the same bytes in the memory tier (flat open addressing
+// over an arena) and in the store: weights and state can never come from different moments. Rules: protocol.md §4.
+//
+//  - A pull changes nothing but the tier a row is in.
+//  - Rows are born, counted, stamped and trained in Push, which applies one whole step.
+//  - A value depends on (seed, sign, the applied steps), never on arrival, on tiers, on upkeep or on the number of servers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/proto/job.pb.h"
+#include "embedding/kv_store.h"
+#include "embedding/sign.h"
+
+namespace hearth {
+
+struct RowMeta {
+  uint32_t count = 0;      // occurrences so far, saturating
+  uint32_t last_step = 0;  // the last applied step that touched it
+  uint32_t flags = 0;      // kRowAdmitted
+  uint32_t updates = 0;    // optimizer updates so far (Adam's t)
+};
+static_assert(sizeof(RowMeta) == 16);
+constexpr uint32_t kRowAdmitted = 1;  // without it a record is a counter alone and its value ends after the meta
+
+// Floats of optimizer state behind the weights: SGD 0, ADAGRAD dim, ROWWISE_ADAGRAD 1, ADAM 2·dim.
+uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim);
+
+struct TableOptions {
+  Table config;                  // of the job
+  TableNumber number = 1;        // position in the job + 1
+  uint64_t seed = 1;             // of the job
+  uint32_t shards = 1;           // logical shards of the job
+  uint64_t memory_rows_max = 0;  // this server's share; at least 1
+};
+
+// One lane's part of a step. Signs strictly ascending, all of this table. gradients: sums over the lane's samples.
+struct PushPart {
+  absl::Span<const Sign> signs;            // [count]
+  absl::Span<const uint32_t> occurrences;  // [count], each >= 1
+  absl::Span<const float> gradients;       // [count, dim]
+};
+
+struct EmbeddingTableStats {
+  uint64_t rows = 0;             // live admitted rows at the last Snapshot (exact there), an upper bound between
+  uint64_t rows_in_memory = 0;
+  uint64_t rows_spilled = 0;     // rows that left the memory tier for the store, so far
+  uint64_t rows_expired = 0;
+  uint64_t rows_admitted = 0;
+  uint64_t gradients_dropped = 0;  // occurrences of signs below the admission threshold
+  uint64_t rows_non_finite = 0;    // updates refused because their result was not finite
+  uint64_t memory_hits = 0;        // signs of pulls
+  uint64_t memory_misses = 0;
+  uint64_t bytes_memory = 0;
+};
+
+// One thread. `store` may be shared by the tables of a server (signs carry the table) and outlives them.
+class EmbeddingTable {
+ public:
+  // Takes up what the store holds of this table (restore = the store already has the rows). InvalidArgument on options that
+  // FaultsOf would refuse. Allocates at most what memory_rows_max rows need, in steps as it fills.
+  static absl::StatusOr<std::unique_ptr<EmbeddingTable>> Open(const TableOptions& options, KvStore* store);
+  virtual ~EmbeddingTable() = default;
+
+  // The rows of `signs` (strictly ascending) as of the last applied step, into rows [count, dim]. Expiry is judged with
+  // `step`. A sign without a live row: its initial value if count + occurrences reaches the threshold, else zeros.
+  // Empty `occurrences`: read-only (evaluation, export): zeros without a live row, and no row changes its tier.
+  virtual absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
+                            float* rows) = 0;
+
+  // Applies step `step`: `parts` in lane order, n = records of the step over all lanes (the divisor; n >= 1 unless no part has
+  // a sign). REQUIRES: steps ascend. g = (sum of the lanes' gradients in lane order) / n, then the optimizer, then last_step.
+  virtual absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) = 0;
+
+  // Brings rows into memory ahead of their pull: one batched read. Never evicts a row touched in the last two steps for it.
+  virtual absl::Status Prefetch(absl::Span<const Sign> signs) = 0;
+
+  // A bounded slice of upkeep (at most about rows_max rows looked at): spill, evict, give expired space back. True when there
+  // is more to do. Never changes a value.
+  virtual absl::StatusOr<bool> Maintain(uint64_t step, uint64_t rows_max) = 0;
+
+  // Makes the store hold every row as of `step`, deletes what is expired at `step`, and sums the live rows' hashes (admission
+  // counters included; docs/FORMATS.md "Model hash"). The caller then calls KvStore::Checkpoint.
+  virtual absl::StatusOr<uint64_t> Snapshot(uint64_t step) = 0;
+
+  virtual EmbeddingTableStats stats() const = 0;
+};
+
+// What every row's share of the model hash is: XXH3-64 of (table u32, sign u64, count u32, last_step u32, flags u32,
+// updates u32, weights and state floats), little-endian, in this order. Counting filters: (table, shard, bytes). Summed mod 2^64.
+uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> weights_and_state);
+
+// A new row's weight i: uniform in [−init, init) from Mix64(seed, sign, i). The tests' and the golden trainer's reference too.
+float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform);
+
+}  // namespace hearth

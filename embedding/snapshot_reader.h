@@ -1,0 +1,31 @@
+// Reads committed snapshots: DIR/snapshots/<step>/MANIFEST and what it lists. For resume, inspect, verify, eval, export.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/manifest.h"
+#include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
+#include "embedding/embedding_table.h"
+
+namespace hearth {
+
+// Everything that FindNewestSnapshot (common/manifest.h) checks, every RocksDB block, and that the hash of all rows equals the
+// MANIFEST's. DataLoss names the file.
+absl::Status VerifySnapshot(const std::string& folder);
+
+// Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (server, logical shard, sign) order, bounded memory.
+using RowVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::Span<const float> weights_and_state)>;
+absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
+                       const RowVisitor& visit);
+
+// Fills `store` with the logical shards that `owns(shard)` selects from the ps-<i> folders of a snapshot.
+absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
+                           const std::function<bool(uint32_t shard)>& owns, KvStore* store);
+
+}  // namespace hearth

@@ -1,0 +1,64 @@
+// A server's tables and its step clock: answers pulls, holds pushes and applies steps in the one order that
+// protocol.md §2 allows. Pure with respect to time and network: bytes in, bytes out, so it is tested without either.
+//
+// The rules it keeps (each has a test that fails without it):
+//  - the pull of step s is answered when exactly view(s) is applied;
+//  - step j is applied once (a) every lane's push of j is here, (b) j − 1 is applied, (c) each lane's unbroken run of
+//    answered pulls reaches min(j + k, first cut >= j);
+//  - the reply of a pull is kept until the push of the same (lane, step) arrives and repeated byte for byte; a pull
+//    repeated after its push is dropped; pushes are idempotent by (lane, step).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/mailbox.h"
+#include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
+#include "embedding/embedding_table.h"
+#include "embedding/kv_store.h"
+
+namespace hearth {
+
+struct ShardOptions {
+  Job job;                 // effective
+  uint32_t lanes = 1;
+  uint32_t server = 0;     // this server's index
+  uint32_t servers = 1;
+  uint64_t step = 0;       // the cut that the store's rows are from
+  bool read_only = false;
+  // For the test that leaves out one rule at a time. All true in production.
+  struct Rules {
+    bool keep_replies = true;
+    bool unbroken_run = true;
+    bool cut_in_condition_c = true;
+  } rules;
+};
+
+// One thread.
+class Shard {
+ public:
+  // Sends a reply. Called from Handle and from whatever Handle sets free.
+  using Reply = std::function<absl::Status(Address to, Bytes message)>;
+  // Called once each cut S, after S is applied and before any pull of S + 1 is answered: save the rows.
+  using AtCut = std::function<absl::Status(uint64_t step)>;
+
+  static absl::StatusOr<std::unique_ptr<Shard>> Open(const ShardOptions& options, KvStore* store, Reply reply, AtCut at_cut);
+  virtual ~Shard() = default;
+
+  // Pull, push, prefetch and read-only pull. DataLoss on a malformed message: the server stops (a peer has a bug).
+  virtual absl::Status Handle(const Message& message) = 0;
+  // A bounded slice of upkeep, for when the mailbox is empty: first waiting prefetches, then Maintain. True: more to do.
+  virtual absl::StatusOr<bool> Idle() = 0;
+  virtual uint64_t applied_step() const = 0;
+
+  // Rows of all tables into the store (for AtCut); fills `report` with stats and the hash sum.
+  virtual absl::Status Snapshot(uint64_t step, ServerAtCut* report) = 0;
+  virtual void FillStats(std::vector<TableStats>* stats) const = 0;
+};
+
+}  // namespace hearth

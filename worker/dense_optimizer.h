@@ -1,0 +1,32 @@
+// The dense optimizer over one flat array of all parameters; formulas as torch.optim.Adam and torch.optim.SGD.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "common/proto/job.pb.h"
+
+namespace hearth {
+
+class DenseUpdater {
+ public:
+  DenseUpdater(const DenseOptimizer& config, int64_t size);
+  // weights [size] −= update(gradient [size]); gradient already divided by n and clipped. Counts t itself.
+  void Update(float* weights, const float* gradient);
+  // State for snapshots: m and v [size] each for Adam (empty for SGD), and t.
+  std::vector<float>& first_moment() { return m_; }
+  std::vector<float>& second_moment() { return v_; }
+  int64_t updates() const { return t_; }
+  void set_updates(int64_t t) { t_ = t; }
+
+ private:
+  DenseOptimizer config_;
+  std::vector<float> m_, v_;
+  int64_t t_ = 0;
+};
+
+// Scales gradient so that its Euclidean norm (summed in double, in order) is at most clip_norm; 0: leaves it. Returns the norm.
+double ClipNorm(absl::Span<float> gradient, double clip_norm);
+
+}  // namespace hearth
