@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -115,6 +116,19 @@ class Mailbox {
   std::mutex mutex_;
   std::deque<Message> messages_;  // guarded by mutex_
   const std::unique_ptr<Event> arrived_;
+};
+
+// A process's mailboxes by port, made when first asked for. Thread-safe.
+class MailboxSet {
+ public:
+  explicit MailboxSet(Env* env) : env_(env) {}
+  // The same object on every call; lives as long as the set.
+  Mailbox* Get(int port);
+
+ private:
+  Env* const env_;
+  std::mutex mutex_;
+  std::map<int, std::unique_ptr<Mailbox>> mailboxes_;  // guarded by mutex_
 };
 
 }  // namespace hearth

@@ -42,6 +42,7 @@ class MpiRuntime {
   [[noreturn]] void Abort(int exit_code);
 
  private:
+  class Loop;
   struct State;
   explicit MpiRuntime(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;

@@ -1,1 +1,13 @@
-// placeholder until the room is written
+#include "embedding/sign.h"
+
+#include <xxhash.h>
+
+namespace hearth {
+
+uint64_t HashId(absl::string_view text, uint64_t salt) {
+  return XXH3_64bits_withSeed(text.data(), text.size(), salt) & kIdMask;
+}
+
+uint64_t SaltOf(absl::string_view slot_name) { return XXH3_64bits(slot_name.data(), slot_name.size()); }
+
+}  // namespace hearth

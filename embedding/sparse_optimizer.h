@@ -1,7 +1,7 @@
 // Sparse optimizers: one row, one update. Formulas as in PyTorch (torch.optim), FBGEMM for row-wise Adagrad:
 //   SGD              w −= lr·g
 //   ADAGRAD          a += g²;  w −= lr·g / (√a + ε)                          a starts at initial_accumulator
-//   ROWWISE_ADAGRAD  a += mean_i g_i²;  w −= lr·g / (√a + ε)                 one a per row
+//   ROWWISE_ADAGRAD  a += mean_i g_i²;  w −= g · (lr / (√a + ε))               one a per row
 //   ADAM             m = β1·m + (1−β1)·g;  v = β2·v + (1−β2)·g²;  w −= lr·(m/(1−β1^t)) / (√(v/(1−β2^t)) + ε),  t = the row's own count
 #pragma once
 
@@ -11,9 +11,14 @@
 
 namespace hearth {
 
-// Applied by all servers and by the golden trainer: the same bits everywhere (no fast-math, the order of operations is fixed).
+// Applied by all servers and by the golden trainer: the same bits everywhere (no fast-math, the order of operations is
+// fixed: Σ g² runs in four sums over i mod 4, then (0 + 2) + (1 + 3); β^t by repeated squaring in double).
+// Immutable after construction, so any thread may use it.
 class SparseOptimizer {
  public:
+  static constexpr uint32_t kDimMax = 4096;
+
+  // REQUIRES: 1 <= dim <= kDimMax.
   SparseOptimizer(const Optimizer& config, uint32_t dim);
   uint32_t state_floats() const { return state_floats_; }
   void InitState(float* state) const;
@@ -22,9 +27,19 @@ class SparseOptimizer {
   bool Update(float* weights, float* state, const float* gradient, uint32_t t) const;
 
  private:
-  Optimizer config_;
+  bool UpdateSgd(float* weights, const float* gradient) const;
+  bool UpdateAdagrad(float* weights, float* sums, const float* gradient) const;
+  bool UpdateRowwiseAdagrad(float* weights, float* sum, const float* gradient) const;
+  bool UpdateAdam(float* weights, float* state, const float* gradient, uint32_t t) const;
+
+  Optimizer::Kind kind_;
   uint32_t dim_;
   uint32_t state_floats_;
+  float learning_rate_;
+  float initial_accumulator_;
+  float epsilon_;
+  double beta1_;
+  double beta2_;
 };
 
 }  // namespace hearth

@@ -10,12 +10,13 @@
 
 namespace hearth {
 
-// Exact AUC, ties count one half: (Σ ranks of positives − P(P+1)/2) / (P·N) over mid-ranks. Nothing where one class is absent.
+// Exact AUC, ties count one half: (Σ ranks of positives − P(P+1)/2) / (P·N) over mid-ranks. Nothing where one class is
+// absent.
 std::optional<double> Auc(absl::Span<const float> scores, absl::Span<const float> labels);
 
 struct Gauc {
-  std::optional<double> value;   // Σ_u w_u AUC_u / Σ_u w_u over users with both classes, w_u = impressions of u
-  uint64_t users = 0;            // that counted
+  std::optional<double> value;  // Σ_u w_u AUC_u / Σ_u w_u over users with both classes, w_u = impressions of u
+  uint64_t users = 0;           // that counted
   uint64_t impressions = 0;
 };
 Gauc GroupedAuc(absl::Span<const float> scores, absl::Span<const float> labels, absl::Span<const uint64_t> users);
@@ -25,7 +26,7 @@ Gauc GroupedAuc(absl::Span<const float> scores, absl::Span<const float> labels, 
 struct TaskScores {
   std::vector<float> logits;
   std::vector<float> labels;
-  std::vector<uint64_t> users;   // empty: no GAUC
+  std::vector<uint64_t> users;  // empty: no GAUC
 };
 Evaluation::Task Evaluate(const std::string& name, const TaskScores& scores);
 

@@ -4,7 +4,8 @@
 //                                               row_of [ 4 7 | 9 |   ]      offsets [ 0 2 3 3 ]
 //   row_of numbers into RowGroup::unique, so each distinct sign of the batch is pulled, and its gradient pushed, once.
 //
-// All tables of one width form a RowGroup; its slots are looked up by ONE embedding_bag: bags are slot-major, [slots, records].
+// All tables of one width form a RowGroup; its slots are looked up by ONE embedding_bag: bags are slot-major, [slots,
+// records].
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ struct Batch {
   };
   Kind kind = Kind::kRecords;
   uint32_t lane = 0;
-  uint64_t step = 0;   // set by the pipeline
+  uint64_t step = 0;  // set by the pipeline
   uint32_t epoch = 0;
   int64_t records = 0;
 
@@ -46,39 +47,38 @@ struct Batch {
   std::vector<float> mask;       // [records, tasks] 1 where the label is known
 
   // Where the records come from: for predictions, dead letters and GAUC.
-  uint32_t file = 0;                // number in the list of files
-  std::vector<uint64_t> offset;     // [records] byte offset (of the decompressed text) of the record; window order
-  std::vector<uint32_t> file_of;    // [records] file of each record (a window may span files)
-  std::vector<uint64_t> user;       // [records] 64-bit hash of the GAUC column; empty where the log has none
+  uint32_t file = 0;                   // number in the list of files
+  std::vector<uint64_t> offset;        // [records] byte offset (of the decompressed text) of the record; window order
+  std::vector<uint32_t> file_of;       // [records] file of each record (a window may span files)
+  std::vector<uint64_t> user;          // [records] 64-bit hash of the GAUC column; empty where the log has none
   std::vector<std::string> user_text;  // [records] the column itself, only when predictions are asked for
 
   // State at the END of this batch (protocol.md §1).
   Cursor cursor;
-  Ledger delta;                     // read, rejected, filtered since the batch before; trained is set at apply
-  std::string dead_letters;         // lines for DIR/dead-letter, written when the step is applied
-
+  Ledger delta;              // read, rejected, filtered since the batch before; trained is set at apply
+  std::string dead_letters;  // lines for DIR/dead-letter, written when the step is applied
 };
 
 // Where each column of the model's input v [B, V] comes from: groups in ascending dim; within a group its slots in the
 // job's order, `dim` columns each; then the dense features in the job's order. A pure function of the job.
 struct FeatureLayout {
   struct SlotPlace {
-    int slot = 0;       // index in the job
-    int table = 0;      // index in the job; its number is table + 1
-    int group = 0;      // index into groups
-    int bag = 0;        // position among the group's slots
-    int offset = 0;     // first column in v
+    int slot = 0;    // index in the job
+    int table = 0;   // index in the job; its number is table + 1
+    int group = 0;   // index into groups
+    int bag = 0;     // position among the group's slots
+    int offset = 0;  // first column in v
     int dim = 0;
   };
   struct Group {
     uint32_t dim = 0;
-    std::vector<int> slots;   // job indices, in bag order
-    int offset = 0;           // first column in v
+    std::vector<int> slots;  // job indices, in bag order
+    int offset = 0;          // first column in v
   };
   std::vector<SlotPlace> slots;  // by job index
   std::vector<Group> groups;
   int dense_offset = 0;
-  int width = 0;                 // V
+  int width = 0;  // V
 };
 FeatureLayout MakeFeatureLayout(const Job& job);
 

@@ -1,1 +1,103 @@
-// placeholder until the room is written
+#include "model/multi_task_model.h"
+
+#include <algorithm>
+
+#include "common/env.h"
+#include "common/status.h"
+#include "model/batch.h"
+#include "model/home.h"
+#include "model/mmoe.h"
+#include "model/shared_bottom.h"
+
+namespace hearth {
+namespace {
+
+std::shared_ptr<MultiTaskModel> Make(const ModelSpec& spec, bool fused) {
+  HEARTH_CHECK(spec.width > 0 && !spec.tasks.empty(), "a model without features or tasks; ValidateJob comes first");
+  HEARTH_CHECK(spec.category_of.size() == spec.tasks.size() && spec.base_rates.size() == spec.tasks.size());
+  switch (spec.config.kind()) {
+    case Model::HOME:
+      return MakeHome(spec, fused);
+    case Model::MMOE:
+      return MakeMmoe(spec, fused);
+    case Model::SHARED_BOTTOM:
+      return MakeSharedBottom(spec, fused);
+  }
+  HEARTH_CHECK(false, "a model kind that the schema does not have");
+  return nullptr;
+}
+
+}  // namespace
+
+BatchMoments PoolMoments(const std::vector<BatchMoments>& lanes) {
+  double count = 0;
+  std::vector<double> mean;
+  std::vector<double> m2;
+  for (const BatchMoments& lane : lanes) {
+    if (lane.count == 0) continue;
+    if (count == 0) {
+      count = lane.count;
+      mean.assign(lane.mean.begin(), lane.mean.end());
+      m2.assign(lane.m2.begin(), lane.m2.end());
+      continue;
+    }
+    HEARTH_CHECK(lane.mean.size() == mean.size() && lane.m2.size() == mean.size(), "moments of different models");
+    const double total = count + lane.count;
+    for (size_t c = 0; c < mean.size(); ++c) {
+      const double delta = static_cast<double>(lane.mean[c]) - mean[c];
+      mean[c] += delta * (lane.count / total);
+      m2[c] += static_cast<double>(lane.m2[c]) + delta * delta * (count * lane.count / total);
+    }
+    count = total;
+  }
+  BatchMoments pooled;
+  pooled.count = count;
+  pooled.mean.assign(mean.begin(), mean.end());
+  pooled.m2.assign(m2.begin(), m2.end());
+  return pooled;
+}
+
+int64_t MultiTaskModel::ParameterCount() const {
+  int64_t count = 0;
+  for (const torch::Tensor& parameter : parameters()) count += parameter.numel();
+  return count;
+}
+
+ModelSpec MakeModelSpec(const Job& job, const std::vector<double>& base_rates) {
+  HEARTH_CHECK(base_rates.size() == static_cast<size_t>(job.task_size()), "one base rate a task");
+  ModelSpec spec;
+  spec.config = job.model();
+  spec.width = MakeFeatureLayout(job).width;
+  spec.base_rates = base_rates;
+  spec.seed = SeedOf(job.seed(), "dense_init");
+  for (const Task& task : job.task()) {
+    spec.tasks.push_back(task.name());
+    auto found = std::find(spec.categories.begin(), spec.categories.end(), task.category());
+    spec.category_of.push_back(static_cast<int>(found - spec.categories.begin()));
+    if (found == spec.categories.end()) spec.categories.push_back(task.category());
+  }
+  return spec;
+}
+
+std::shared_ptr<MultiTaskModel> MakeModel(const ModelSpec& spec) { return Make(spec, /*fused=*/true); }
+std::shared_ptr<MultiTaskModel> MakeReferenceModel(const ModelSpec& spec) { return Make(spec, /*fused=*/false); }
+
+ModelCost CostOf(const ModelSpec& spec) {
+  switch (spec.config.kind()) {
+    case Model::HOME:
+      return HomeCost(spec);
+    case Model::MMOE:
+      return MmoeCost(spec);
+    case Model::SHARED_BOTTOM:
+      return SharedBottomCost(spec);
+  }
+  HEARTH_CHECK(false, "a model kind that the schema does not have");
+  return {};
+}
+
+torch::Tensor MultiTaskLoss(const torch::Tensor& logits, const torch::Tensor& labels, const torch::Tensor& mask,
+                            const torch::Tensor& weights) {
+  return torch::binary_cross_entropy_with_logits(logits, labels, mask * weights, {}, at::Reduction::Sum);
+}
+
+}  // namespace hearth

@@ -2,22 +2,23 @@
 // (docs/ARCHITECTURE.md in this tree says what was chosen).
 #pragma once
 
+#include <torch/torch.h>
+
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <torch/torch.h>
 
 #include "absl/status/statusor.h"
 #include "common/proto/job.pb.h"
 
 namespace hearth {
 
-// The columns of all of a model's BatchNorms side by side, in registration order. In training a lane normalises by its own
-// batch's moments and leaves them here; they travel with the reduction, are pooled over lanes (PoolMoments) and move the
-// running statistics of every worker alike.
+// The columns of all of a model's BatchNorms side by side, in registration order. In training a lane normalises by its
+// own batch's moments and leaves them here; they travel with the reduction, are pooled over lanes (PoolMoments) and
+// move the running statistics of every worker alike.
 struct BatchMoments {
-  // Filled by Forward in training mode. count is the lane's records (0 for an empty lane); M2 the sum of squared deviations.
+  // Filled by Forward in training mode. count is the lane's records (0 for an empty lane); M2 the sum of squared
+  // deviations.
   double count = 0;
   std::vector<float> mean;  // [columns]
   std::vector<float> m2;    // [columns]
@@ -27,40 +28,70 @@ BatchMoments PoolMoments(const std::vector<BatchMoments>& lanes);
 
 enum class Phase { kTrain, kEvaluate };
 
+// What the experts and gates did with a sample, for diagnostics (diagnostics.h); BatchNorm in evaluation mode.
+struct Activations {
+  struct Expert {
+    std::string name;                       // "level1.shared.0"
+    int task = -1;                          // >= 0: seen by this task alone
+    bool swish = true;                      // false: ReLU
+    torch::Tensor output;                   // [B, D]
+    torch::Tensor pre_activation;           // [B, D] before Swish or ReLU
+    std::vector<torch::Tensor> parameters;  // of its stack (shared with the stack's other experts)
+  };
+  struct Gate {
+    std::string name;          // "level2.task.click"
+    int task = -1;             // the task whose tower reads the mixture; -1 below the last level
+    std::vector<int> experts;  // [n] indices into `experts`, in the gate's order
+    torch::Tensor weights;     // [B, n] the softmax; self gates are not in it
+  };
+  std::vector<Expert> experts;
+  std::vector<Gate> gates;
+  torch::Tensor logits;  // [B, T]
+};
+
 class MultiTaskModel : public torch::nn::Module {
  public:
-  // v [B, V] → logits [B, T], tasks in the job's order. kTrain: BatchNorm uses this batch's moments and writes them into
-  // *moments (B < 2: running statistics, count = B with mean and m2 of the batch). kEvaluate: running statistics; moments may be null.
+  // v [B, V] → logits [B, T], tasks in the job's order. kTrain: BatchNorm uses this batch's moments and writes them
+  // into *moments (B < 2: running statistics, count = B with mean and m2 of the batch). kEvaluate: running statistics;
+  // moments may be null.
   virtual torch::Tensor Forward(const torch::Tensor& v, Phase phase, BatchMoments* moments) = 0;
-  // Running statistics += momentum · (pooled − running); variance unbiased (M2/(count−1)), as torch's BatchNorm. No-op at count < 2.
+  // Running statistics += momentum · (pooled − running); variance unbiased (M2/(count−1)), as torch's BatchNorm. No-op
+  // at count < 2.
   virtual void UpdateRunningStatistics(const BatchMoments& pooled) = 0;
   virtual int64_t batch_norm_columns() const = 0;
-  // Σ of parameters' elements, and forward multiply-adds a sample by the closed forms of home-model.md §4.
+  // The module-by-module forward with BatchNorm in evaluation mode, keeping what the diagnostics need.
+  virtual Activations Observe(const torch::Tensor& v) = 0;
+  // Σ of parameters' elements.
   int64_t ParameterCount() const;
 };
 
 struct ModelSpec {
   Model config;
-  int64_t width = 0;                   // V
-  std::vector<std::string> tasks;      // names, the job's order
-  std::vector<int> category_of;        // [tasks] index into categories
-  std::vector<std::string> categories; // first appearance order
-  std::vector<double> base_rates;      // [tasks] in (0, 1): the towers' last biases start at their logits
-  uint64_t seed = 1;                   // SeedOf(job.seed, "dense_init")
+  int64_t width = 0;                    // V
+  std::vector<std::string> tasks;       // names, the job's order
+  std::vector<int> category_of;         // [tasks] index into categories
+  std::vector<std::string> categories;  // first appearance order
+  std::vector<double> base_rates;       // [tasks] in (0, 1): the towers' last biases start at their logits
+  uint64_t seed = 1;                    // SeedOf(job.seed, "dense_init")
 };
-// base_rates as given by the job or counted (log_reader.h CountBaseRates).
+// base_rates as given by the job or counted (log_reader.h CountBaseRates); the logit is taken of the rate clamped to
+// [1e-6, 1 − 1e-6], for a head of the log may hold no positive.
 ModelSpec MakeModelSpec(const Job& job, const std::vector<double>& base_rates);
 
-// Parameters depend on the spec alone (each drawn from a generator seeded by (seed, name)). Parameters and buffers are named
-// by their module path, e.g. "level1.shared.expert.0.weight"; those names are the snapshot's and the export's.
+// Parameters depend on the spec alone (each drawn from a generator seeded by (seed, name)). Parameters and buffers are
+// named by their module path, e.g. "level1.category.watch.expert.hidden_weight" [n·h, V]: a group's n experts are one
+// stack (layers.h). Those names are the snapshot's and the export's. On the CPU the fused paths are used; elsewhere the
+// plain ones.
 std::shared_ptr<MultiTaskModel> MakeModel(const ModelSpec& spec);
-// The slow, readable module-by-module one, with the same parameters by the same names; tests compare values and gradients.
+// The slow, readable module-by-module one, with the same parameters by the same names; tests compare values and
+// gradients.
 std::shared_ptr<MultiTaskModel> MakeReferenceModel(const ModelSpec& spec);
 
 struct ModelCost {
-  int64_t parameters = 0;        // closed form
-  int64_t multiply_adds = 0;     // forward, a sample
+  int64_t parameters = 0;     // closed form
+  int64_t multiply_adds = 0;  // forward, a sample
 };
+// The closed forms of home-model.md §4.
 ModelCost CostOf(const ModelSpec& spec);
 
 // Σ over records and tasks of weight_t · mask · BCE(logit, label): a sum, never a mean. Shapes [B, T]; weights [T].

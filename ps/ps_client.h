@@ -57,7 +57,8 @@ class PushClient {
  public:
   explicit PushClient(const ClientOptions& options);
   ~PushClient();
-  // Hands the push to the transport and keeps a copy until each server acknowledged it.
+  // Hands the push to the transport and keeps a copy until each server acknowledged it. Of a skipped step only the clock is
+  // sent.
   absl::Status Push(uint32_t lane, uint64_t step, uint64_t n, uint64_t next_cut, bool skip,
                     absl::Span<const TableRows> tables);
   // Takes acknowledgements in, repeats what is overdue. Returns when the next call is due (a time, kNever if nothing is open).

@@ -1,0 +1,101 @@
+// hearth-ps: one parameter server of a job. Started by `hearth train` and `hearth eval` under mpirun; its index follows from its
+// rank.
+#include <csignal>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/config.h"
+#include "common/env.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/mpi_runtime.h"
+#include "common/status.h"
+#include "common/version.h"
+#include "ps/ps_server.h"
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kEndedByOthersUs = 2'000'000;
+
+struct Arguments {
+  Ranks ranks;
+  std::string live;
+  std::string dir;
+};
+
+absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
+  Transport* transport = mpi->transport();
+  const int rank = transport->rank();
+  if (transport->size() != arguments.ranks.size()) {
+    return absl::FailedPreconditionError(absl::StrCat("started as one of ", transport->size(), " ranks; --ps ",
+                                                      arguments.ranks.servers, " --worker ", arguments.ranks.workers,
+                                                      " and a scheduler make ", arguments.ranks.size()));
+  }
+  if (rank < arguments.ranks.server(0) || rank >= arguments.ranks.worker(0)) {
+    return absl::FailedPreconditionError(absl::StrCat("started as rank ", rank, "; servers are ranks ",
+                                                      arguments.ranks.server(0), " to ", arguments.ranks.worker(0) - 1));
+  }
+  PsServerOptions options;
+  options.env = Env::Real();
+  options.transport = transport;
+  options.ranks = arguments.ranks;
+  options.dir = arguments.dir;
+  options.live_dir = arguments.live;
+  HEARTH_ASSIGN_OR_RETURN(options.job, LoadJob(JoinPath(arguments.dir, "job.txtpb"), {}));
+  HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
+  if (options.job.training().lanes() == 0) {
+    return absl::FailedPreconditionError("training.lanes: not set in the effective job; start the job with `hearth train`");
+  }
+  PsServer server(std::move(options));
+  return server.Run();
+}
+
+// One clear line, a word to the scheduler, and time for it to end the job in good order.
+[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
+  spdlog::error("event=failed code={} reason=\"{}\"", ExitCodeOf(status), std::string(status.message()));
+  FlushLogging();
+  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
+    Env* env = Env::Real();
+    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
+  }
+  mpi->Abort(ExitCodeOf(status));
+}
+
+int Main(int argc, char** argv) {
+  // mpirun forwards it to every rank; a snapshot is the scheduler's to ask for.
+  std::signal(SIGUSR1, SIG_IGN);
+  Arguments arguments;
+  CLI::App app("Serves the rows of a Hearth job to its workers.", "hearth-ps");
+  app.set_version_flag("--version", absl::StrCat("hearth-ps ", BuildCommit()));
+  app.add_option("--ps", arguments.ranks.servers, "number of parameter servers")->required()->check(CLI::PositiveNumber);
+  app.add_option("--worker", arguments.ranks.workers, "number of workers")->required()->check(CLI::PositiveNumber);
+  app.add_option("--live", arguments.live, "parent folder of the working store; default: DIR/live");
+  app.add_option("DIR", arguments.dir, "the run's folder")->required();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+
+  auto mpi = MpiRuntime::Start(Env::Real());
+  if (!mpi.ok()) {
+    spdlog::error("event=failed reason=\"{}\"", std::string(mpi.status().message()));
+    return ExitCodeOf(mpi.status());
+  }
+  const std::string who = absl::StrCat("ps-", (*mpi)->transport()->rank());
+  const std::string logs = JoinPath(arguments.dir, "logs");
+  absl::Status status = MakeDirectories(logs);
+  if (status.ok()) status = StartLogging(who, JoinPath(logs, who + ".log"));
+  if (status.ok()) status = Serve(arguments, mpi->get());
+  if (!status.ok()) Fail(arguments, mpi->get(), status);
+  FlushLogging();
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace hearth
+
+int main(int argc, char** argv) { return hearth::Main(argc, argv); }

@@ -1,1 +1,522 @@
-// placeholder until the room is written
+#include "ps/shard.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status.h"
+#include "common/wire.h"
+#include "ps/shard_map.h"
+
+namespace hearth {
+namespace {
+
+constexpr uint64_t kMaintainRowsMax = 4096;             // looked at in one slice, per table
+constexpr size_t kPrefetchBytesMax = size_t{64} << 20;  // hints beyond it are dropped
+
+struct Decoded {
+  Message message;
+  DecodedMessage view;  // into message.payload, whose bytes do not move when the message does
+};
+
+// One lane's part of one step, from its pull's arrival until the step is applied.
+struct Slot {
+  std::optional<Decoded> pull;  // waits for its view
+  bool answered = false;
+  Bytes reply;                  // kept from the answer until the push
+  std::optional<Decoded> push;  // held from its arrival until the step is applied
+};
+
+struct Lane {
+  uint64_t run = 0;      // all pulls of steps <= run are answered: the unbroken run
+  uint64_t highest = 0;  // the highest answered pull
+};
+
+// What all lanes' pushes of a step must agree on.
+struct StepTerms {
+  uint32_t pushes = 0;  // lanes whose push is here
+  uint64_t n = 0;
+  uint64_t next_cut = 0;
+  bool skip = false;
+};
+
+const char* NameOf(MessageKind kind) {
+  switch (kind) {
+    case MessageKind::kPull: return "pull";
+    case MessageKind::kPush: return "push";
+    case MessageKind::kPrefetch: return "prefetch";
+    case MessageKind::kReadOnlyPull: return "read-only pull";
+    case MessageKind::kPullReply:
+    case MessageKind::kPushAck:
+    case MessageKind::kReadOnlyReply:
+    case MessageKind::kControl:
+    case MessageKind::kEvaluation: break;
+  }
+  return "message";
+}
+
+class ShardImpl : public Shard {
+ public:
+  ShardImpl(const ShardOptions& options, KvStore* store, Reply reply, AtCut at_cut)
+      : options_(options),
+        staleness_(options.job.training().staleness()),
+        every_steps_(options.job.snapshot().every_steps()),
+        window_(2 * staleness_ + 2),
+        // At staleness 0 a lane's view stands still until its push is here, so its pull can be answered again from the tables.
+        keep_replies_(staleness_ > 0 && options.rules.keep_replies),
+        map_(options.job.training().shards(), options.servers),
+        store_(store),
+        reply_(std::move(reply)),
+        at_cut_(std::move(at_cut)),
+        applied_(options.step),
+        last_cut_(options.step),
+        lanes_(options.lanes, Lane{options.step, options.step}),
+        slots_(window_ * options.lanes),
+        terms_(window_) {}
+
+  absl::Status OpenTables() {
+    for (int i = 0; i < options_.job.table_size(); ++i) {
+      TableOptions table;
+      table.config = options_.job.table(i);
+      table.number = static_cast<TableNumber>(i + 1);
+      table.seed = options_.job.seed();
+      table.shards = options_.job.training().shards();
+      uint64_t share = (table.config.memory_rows_max() + options_.servers - 1) / options_.servers;
+      table.memory_rows_max = std::max<uint64_t>(1, share);
+      auto opened = EmbeddingTable::Open(table, store_);
+      if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("table ", table.config.name()));
+      tables_.push_back(*std::move(opened));
+    }
+    parts_.resize(tables_.size());
+    return absl::OkStatus();
+  }
+
+  absl::Status Handle(Message message) override {
+    Decoded decoded{std::move(message), {}};
+    auto view = DecodeMessage(decoded.message.payload.span());
+    if (!view.ok()) return Annotate(view.status(), absl::StrCat("message from rank ", decoded.message.from.rank));
+    decoded.view = *std::move(view);
+    switch (decoded.view.header.kind) {
+      case MessageKind::kPull: return HandlePull(std::move(decoded));
+      case MessageKind::kPush: return HandlePush(std::move(decoded));
+      case MessageKind::kPrefetch: return HandlePrefetch(std::move(decoded));
+      case MessageKind::kReadOnlyPull: return HandleReadOnlyPull(std::move(decoded));
+      case MessageKind::kPullReply:
+      case MessageKind::kPushAck:
+      case MessageKind::kReadOnlyReply:
+      case MessageKind::kControl:
+      case MessageKind::kEvaluation: break;
+    }
+    return Refuse(decoded, "a server does not take messages of this kind");
+  }
+
+  absl::StatusOr<bool> Idle() override {
+    while (!prefetches_.empty()) {
+      Decoded hint = std::move(prefetches_.front());
+      prefetches_.pop_front();
+      prefetch_bytes_ -= hint.message.payload.size();
+      if (hint.view.header.step <= applied_) continue;  // its pulls are long answered
+      for (const Section& section : hint.view.sections) {
+        HEARTH_RETURN_IF_ERROR(tables_[section.table - 1]->Prefetch(section.signs));
+      }
+      return true;
+    }
+    bool more = false;
+    for (auto& table : tables_) {
+      HEARTH_ASSIGN_OR_RETURN(bool table_more, table->Maintain(applied_, kMaintainRowsMax));
+      more |= table_more;
+    }
+    return more;
+  }
+
+  uint64_t applied_step() const override { return applied_; }
+
+  absl::Status Snapshot(uint64_t step, ServerAtCut* report) override {
+    uint64_t hash = 0;
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      auto sum = tables_[i]->Snapshot(step);
+      if (!sum.ok()) return Annotate(sum.status(), absl::StrCat("table ", options_.job.table(i).name()));
+      hash += *sum;
+    }
+    std::vector<TableStats> stats;
+    FillStats(&stats);
+    report->set_step(step);
+    report->clear_table();
+    for (TableStats& table : stats) *report->add_table() = std::move(table);
+    report->set_rows_hash(hash);
+    return absl::OkStatus();
+  }
+
+  void FillStats(std::vector<TableStats>* stats) const override;
+
+ private:
+  // ---- Pulls
+
+  absl::Status HandlePull(Decoded pull) {
+    HEARTH_RETURN_IF_ERROR(CheckClock(pull));
+    HEARTH_RETURN_IF_ERROR(CheckSections(pull));
+    const Header& header = pull.view.header;
+    const uint64_t s = header.step;
+    if (s <= applied_) return absl::OkStatus();  // repeated after its push
+    // A worker sends the pull of s after its push of s − k − 1, which needed the answer to that step's pull.
+    if (s > applied_ + window_) return Refuse(pull, absl::StrCat("too far ahead of applied step ", applied_));
+    Slot& slot = SlotOf(header.lane, s);
+    if (slot.push) return absl::OkStatus();  // repeated after its push
+    if (slot.answered) return Repeat(slot, pull);
+    if (slot.pull) return absl::OkStatus();  // repeated, still waiting
+    if (header.view >= s || header.view + 1 + staleness_ < s) {
+      return Refuse(pull, absl::StrCat("view ", header.view, " is impossible at staleness ", staleness_));
+    }
+    if (header.view < applied_) {
+      return Refuse(pull, absl::StrCat("view ", header.view, " is gone, step ", applied_, " is applied"));
+    }
+    const bool now = header.view == applied_;
+    slot.pull = std::move(pull);
+    if (!now) return absl::OkStatus();
+    HEARTH_RETURN_IF_ERROR(Answer(&slot));
+    return Advance();
+  }
+
+  // The waiting pull of `slot`, whose view is applied.
+  absl::Status Answer(Slot* slot) {
+    Decoded pull = std::move(*slot->pull);
+    slot->pull.reset();
+    HEARTH_RETURN_IF_ERROR(CheckView(pull));
+    const Header& header = pull.view.header;
+    HEARTH_ASSIGN_OR_RETURN(Bytes reply, MakeReply(pull));
+    if (keep_replies_) slot->reply = reply.Clone();
+    slot->answered = true;
+    Lane& lane = lanes_[header.lane];
+    lane.highest = std::max(lane.highest, header.step);
+    while (lane.run < applied_ + window_ && SlotOf(header.lane, lane.run + 1).answered) ++lane.run;
+    return reply_(pull.message.from, std::move(reply));
+  }
+
+  absl::Status Repeat(const Slot& slot, const Decoded& pull) {
+    if (!slot.reply.empty()) return reply_(pull.message.from, slot.reply.Clone());
+    HEARTH_ASSIGN_OR_RETURN(Bytes reply, MakeReply(pull));
+    return reply_(pull.message.from, std::move(reply));
+  }
+
+  absl::StatusOr<Bytes> MakeReply(const Decoded& pull) {
+    const bool read_only = pull.view.header.kind == MessageKind::kReadOnlyPull;
+    Header header;
+    header.kind = read_only ? MessageKind::kReadOnlyReply : MessageKind::kPullReply;
+    header.lane = pull.view.header.lane;
+    header.step = pull.view.header.step;
+    header.view = pull.view.header.view;
+    header.epoch = pull.view.header.epoch;
+    std::vector<Section> sections;
+    for (const Section& asked : pull.view.sections) {
+      Section section;
+      section.table = asked.table;
+      section.dim = asked.dim;
+      section.count = asked.count;
+      sections.push_back(section);
+    }
+    std::vector<float*> values;
+    Bytes reply = EncodeMessageInPlace(header, sections, &values);
+    // Expiry is judged with the step that the rows are for: the pull's own, or the cut that is evaluated.
+    const uint64_t step = read_only ? header.view : header.step;
+    for (size_t i = 0; i < sections.size(); ++i) {
+      const Section& asked = pull.view.sections[i];
+      if (asked.count == 0) continue;
+      auto occurrences = read_only ? absl::Span<const uint32_t>() : asked.occurrences;
+      HEARTH_RETURN_IF_ERROR(tables_[asked.table - 1]->Pull(step, asked.signs, occurrences, values[i]));
+    }
+    return reply;
+  }
+
+  absl::Status HandleReadOnlyPull(Decoded pull) {
+    HEARTH_RETURN_IF_ERROR(CheckSections(pull));
+    const uint64_t view = pull.view.header.view;
+    if (options_.read_only && view != applied_) return Refuse(pull, absl::StrCat("this server has step ", applied_, " alone"));
+    if (view < applied_) return absl::OkStatus();  // repeated after its answer: no step is applied during an evaluation
+    if (view > applied_) {
+      // An endpoint waits for one read-only pull at a time, so its newest replaces an older one.
+      auto key = std::make_pair(pull.message.from.rank, pull.message.from.port);
+      read_only_waiting_.insert_or_assign(key, std::move(pull));
+      return absl::OkStatus();
+    }
+    HEARTH_ASSIGN_OR_RETURN(Bytes reply, MakeReply(pull));
+    return reply_(pull.message.from, std::move(reply));
+  }
+
+  // ---- Pushes and the clock
+
+  absl::Status HandlePush(Decoded push) {
+    HEARTH_RETURN_IF_ERROR(CheckClock(push));
+    HEARTH_RETURN_IF_ERROR(CheckSections(push));
+    const Header header = push.view.header;
+    const Address from = push.message.from;
+    const uint64_t s = header.step;
+    if (s > applied_) {
+      if (s > applied_ + window_) return Refuse(push, absl::StrCat("too far ahead of applied step ", applied_));
+      Slot& slot = SlotOf(header.lane, s);
+      if (!slot.push) {
+        if (!slot.answered) return Refuse(push, "its pull was never answered");
+        HEARTH_RETURN_IF_ERROR(CheckTerms(push));
+        slot.reply = Bytes();
+        slot.push = std::move(push);
+      }
+    }
+    Header ack;
+    ack.kind = MessageKind::kPushAck;
+    ack.lane = header.lane;
+    ack.step = s;
+    HEARTH_RETURN_IF_ERROR(reply_(from, EncodeMessage(ack, {})));
+    return Advance();
+  }
+
+  // Applies what the rules allow, answering after each step what waited for it.
+  absl::Status Advance() {
+    while (MayApply(applied_ + 1)) {
+      const bool cut = FirstCut(applied_ + 1) == applied_ + 1;
+      HEARTH_RETURN_IF_ERROR(Apply(applied_ + 1));
+      if (cut) {
+        last_cut_ = applied_;
+        HEARTH_RETURN_IF_ERROR(at_cut_(applied_));
+      }
+      HEARTH_RETURN_IF_ERROR(AnswerWaiting());
+    }
+    return absl::OkStatus();
+  }
+
+  // Conditions (a) and (c) of protocol.md §2; (b) by counting up. What (c) keeps open is exactly the pulls whose view is j − 1.
+  bool MayApply(uint64_t j) const {
+    if (terms_[j % window_].pushes < lanes_.size()) return false;
+    uint64_t reach = j + staleness_;
+    if (options_.rules.cut_in_condition_c) reach = std::min(reach, FirstCut(j));
+    for (const Lane& lane : lanes_) {
+      if ((options_.rules.unbroken_run ? lane.run : lane.highest) < reach) return false;
+    }
+    return true;
+  }
+
+  absl::Status Apply(uint64_t j) {
+    const StepTerms terms = terms_[j % window_];
+    // A cut once announced is announced by every push until it is reached.
+    if (announced_cut_ >= j && (terms.next_cut == 0 || terms.next_cut > announced_cut_)) {
+      return absl::DataLossError(absl::StrCat("pushes of step ", j, " announce cut ", terms.next_cut, ", earlier ones announced ",
+                                              announced_cut_, ": a worker has a bug"));
+    }
+    announced_cut_ = terms.next_cut;
+    if (!terms.skip) {
+      for (auto& parts : parts_) parts.clear();
+      for (uint32_t lane = 0; lane < lanes_.size(); ++lane) {
+        for (const Section& section : SlotOf(lane, j).push->view.sections) {
+          if (section.count == 0) continue;
+          parts_[section.table - 1].push_back({section.signs, section.occurrences, section.values});
+        }
+      }
+      for (size_t i = 0; i < tables_.size(); ++i) HEARTH_RETURN_IF_ERROR(tables_[i]->Push(j, terms.n, parts_[i]));
+    }
+    for (uint32_t lane = 0; lane < lanes_.size(); ++lane) SlotOf(lane, j) = Slot();
+    terms_[j % window_] = StepTerms();
+    applied_ = j;
+    return absl::OkStatus();
+  }
+
+  absl::Status AnswerWaiting() {
+    // Views of pulls beyond applied_ + 1 + k lie ahead.
+    for (uint64_t s = applied_ + 1; s <= applied_ + 1 + staleness_; ++s) {
+      for (uint32_t lane = 0; lane < lanes_.size(); ++lane) {
+        Slot& slot = SlotOf(lane, s);
+        if (slot.pull && slot.pull->view.header.view == applied_) HEARTH_RETURN_IF_ERROR(Answer(&slot));
+      }
+    }
+    for (auto it = read_only_waiting_.begin(); it != read_only_waiting_.end();) {
+      if (it->second.view.header.view > applied_) {
+        ++it;
+        continue;
+      }
+      Decoded pull = std::move(it->second);
+      it = read_only_waiting_.erase(it);
+      HEARTH_RETURN_IF_ERROR(HandleReadOnlyPull(std::move(pull)));
+    }
+    return absl::OkStatus();
+  }
+
+  // The first cut >= j, as far as the pushes of j say; UINT64_MAX: none known. REQUIRES: the pushes of j are here.
+  uint64_t FirstCut(uint64_t j) const {
+    uint64_t cut = FirstPlannedCut(j);
+    uint64_t announced = terms_[j % window_].next_cut;
+    return announced == 0 ? cut : std::min(cut, announced);
+  }
+  uint64_t FirstPlannedCut(uint64_t j) const {
+    return every_steps_ == 0 ? UINT64_MAX : (j + every_steps_ - 1) / every_steps_ * every_steps_;
+  }
+
+  absl::Status HandlePrefetch(Decoded hint) {
+    HEARTH_RETURN_IF_ERROR(CheckSections(hint));
+    const size_t bytes = hint.message.payload.size();
+    if (hint.view.header.step <= applied_ || prefetch_bytes_ + bytes > kPrefetchBytesMax) return absl::OkStatus();
+    prefetch_bytes_ += bytes;
+    prefetches_.push_back(std::move(hint));
+    return absl::OkStatus();
+  }
+
+  // ---- Checks. Each returns DataLoss with the sender, and what it sent.
+
+  absl::Status Refuse(const Decoded& decoded, absl::string_view cause) const {
+    const Header& header = decoded.view.header;
+    return absl::DataLossError(absl::StrCat(NameOf(header.kind), " (kind ", static_cast<int>(header.kind), ") from rank ",
+                                            decoded.message.from.rank, ", lane ", header.lane, ", step ", header.step, ": ",
+                                            cause));
+  }
+
+  absl::Status CheckClock(const Decoded& decoded) const {
+    if (options_.read_only) return Refuse(decoded, "this server is read-only");
+    if (decoded.view.header.lane >= lanes_.size()) {
+      return Refuse(decoded, absl::StrCat("the job has ", lanes_.size(), " lanes"));
+    }
+    if (decoded.view.header.step == 0) return Refuse(decoded, "steps begin at 1");
+    return absl::OkStatus();
+  }
+
+  // With the view applied, every cut that could lie between it and the pull's step is known (but for a second one right behind).
+  absl::Status CheckView(const Decoded& pull) const {
+    const Header& header = pull.view.header;
+    uint64_t next_cut = FirstPlannedCut(applied_ + 1);
+    if (announced_cut_ > applied_) next_cut = std::min(next_cut, announced_cut_);
+    const bool exact = header.view + 1 + staleness_ == header.step || header.view == last_cut_;
+    if (exact && header.step <= next_cut) return absl::OkStatus();
+    return Refuse(pull, absl::StrCat("view ", header.view, " is not this step's: last cut ", last_cut_, ", next cut ",
+                                     next_cut == UINT64_MAX ? 0 : next_cut, ", staleness ", staleness_));
+  }
+
+  absl::Status CheckSections(const Decoded& decoded) {
+    const MessageKind kind = decoded.view.header.kind;
+    const bool counted = kind == MessageKind::kPull || kind == MessageKind::kPush;
+    seen_.assign(tables_.size(), false);
+    for (const Section& section : decoded.view.sections) {
+      if (section.table == 0 || section.table > tables_.size()) {
+        return Refuse(decoded, absl::StrCat("table ", section.table, " is not in the job"));
+      }
+      const auto table = [&] { return absl::StrCat("table ", options_.job.table(section.table - 1).name(), ": "); };
+      if (seen_[section.table - 1]) return Refuse(decoded, absl::StrCat(table(), "twice"));
+      seen_[section.table - 1] = true;
+      const uint32_t dim = options_.job.table(section.table - 1).dim();
+      if (section.dim != dim) return Refuse(decoded, absl::StrCat(table(), "dim ", section.dim, ", the job says ", dim));
+      if (section.count == 0) continue;
+      if (section.signs.size() != section.count) return Refuse(decoded, absl::StrCat(table(), "no signs"));
+      if (counted && section.occurrences.size() != section.count) {
+        return Refuse(decoded, absl::StrCat(table(), "no occurrences"));
+      }
+      if (kind == MessageKind::kPush && section.values.size() != size_t{section.count} * dim) {
+        return Refuse(decoded, absl::StrCat(table(), "no gradients"));
+      }
+      if (std::find(section.occurrences.begin(), section.occurrences.end(), 0u) != section.occurrences.end()) {
+        return Refuse(decoded, absl::StrCat(table(), "a sign that does not occur"));
+      }
+      // Signs ascend, so the ends speak for all.
+      if (TableOf(section.signs.front()) != section.table || TableOf(section.signs.back()) != section.table) {
+        return Refuse(decoded, absl::StrCat(table(), "signs of another table"));
+      }
+      if (map_.servers() == 1) continue;
+      for (Sign sign : section.signs) {
+        if (map_.ServerOf(sign) != options_.server) {
+          return Refuse(decoded, absl::StrCat(table(), "sign ", sign, " belongs to server ", map_.ServerOf(sign), ", this is ",
+                                              options_.server));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // The reduction gave every lane the same n, next cut and skip. Takes the push into the step's count.
+  absl::Status CheckTerms(const Decoded& push) {
+    const Header& header = push.view.header;
+    const bool skip = (header.flags & kFlagSkip) != 0;
+    if (header.next_cut != 0 && header.next_cut < header.step) {
+      return Refuse(push, absl::StrCat("next cut ", header.next_cut, " lies behind"));
+    }
+    if (header.n == 0 && !skip) {
+      for (const Section& section : push.view.sections) {
+        if (section.count > 0) return Refuse(push, "gradients of a step without records");
+      }
+    }
+    StepTerms& terms = terms_[header.step % window_];
+    if (terms.pushes > 0 && (terms.n != header.n || terms.next_cut != header.next_cut || terms.skip != skip)) {
+      return Refuse(push, absl::StrCat("n ", header.n, ", next cut ", header.next_cut, ", skip ", skip,
+                                       " differ from another lane's n ", terms.n, ", next cut ", terms.next_cut, ", skip ",
+                                       terms.skip));
+    }
+    terms = {terms.pushes + 1, header.n, header.next_cut, skip};
+    return absl::OkStatus();
+  }
+
+  // REQUIRES: applied_ < step <= applied_ + window_.
+  Slot& SlotOf(uint32_t lane, uint64_t step) { return slots_[lane * window_ + step % window_]; }
+
+  const ShardOptions options_;
+  const uint64_t staleness_;    // k
+  const uint64_t every_steps_;  // planned cuts; 0: none
+  // Answered pulls, hence pushes, reach applied + k + 1; each push frees one permit, so pulls reach k + 1 further.
+  const uint64_t window_;
+  const bool keep_replies_;
+  const ShardMap map_;
+  KvStore* const store_;
+  const Reply reply_;
+  const AtCut at_cut_;
+
+  std::vector<std::unique_ptr<EmbeddingTable>> tables_;  // [table number - 1]
+  uint64_t applied_;
+  uint64_t last_cut_;           // <= applied_
+  uint64_t announced_cut_ = 0;  // by the pushes of applied_; 0: none
+  std::vector<Lane> lanes_;
+  std::vector<Slot> slots_;       // [lanes, window_]: a ring of steps for each lane
+  std::vector<StepTerms> terms_;  // [window_]
+  std::map<std::pair<int, int>, Decoded> read_only_waiting_;  // by sender
+  std::deque<Decoded> prefetches_;
+  size_t prefetch_bytes_ = 0;
+  std::vector<std::vector<PushPart>> parts_;  // scratch of Apply
+  std::vector<bool> seen_;                    // scratch of CheckSections
+};
+
+void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
+  stats->clear();
+  std::vector<uint64_t> weights;
+  double weight_sum = 0;
+  for (size_t i = 0; i < tables_.size(); ++i) {
+    const Table& config = options_.job.table(i);
+    const EmbeddingTableStats from = tables_[i]->stats();
+    TableStats to;
+    to.set_name(config.name());
+    to.set_rows(from.rows);
+    to.set_rows_in_memory(from.rows_in_memory);
+    to.set_rows_spilled(from.rows_spilled);
+    to.set_rows_expired(from.rows_expired);
+    to.set_rows_admitted(from.rows_admitted);
+    to.set_gradients_dropped(from.gradients_dropped);
+    to.set_rows_non_finite(from.rows_non_finite);
+    to.set_memory_hits(from.memory_hits);
+    to.set_memory_misses(from.memory_misses);
+    to.set_bytes_memory(from.bytes_memory);
+    stats->push_back(std::move(to));
+    const uint64_t row_floats = config.dim() + StateFloatsOf(config.optimizer(), config.dim());
+    weights.push_back(from.rows * (sizeof(RowMeta) + sizeof(float) * row_floats));
+    weight_sum += static_cast<double>(weights.back());
+  }
+  const double disk_bytes = static_cast<double>(store_->DiskBytes());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    double share = weight_sum > 0 ? static_cast<double>(weights[i]) / weight_sum : 0;
+    (*stats)[i].set_bytes_disk(static_cast<uint64_t>(disk_bytes * share));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const ShardOptions& options, KvStore* store, Reply reply,
+                                                   AtCut at_cut) {
+  HEARTH_CHECK(options.servers >= 1 && options.server < options.servers, "server ", options.server, " of ", options.servers);
+  if (options.lanes == 0) return absl::InvalidArgumentError("training.lanes: 0; a job has at least one lane");
+  auto shard = std::make_unique<ShardImpl>(options, store, std::move(reply), std::move(at_cut));
+  HEARTH_RETURN_IF_ERROR(shard->OpenTables());
+  return std::unique_ptr<Shard>(std::move(shard));
+}
+
+}  // namespace hearth

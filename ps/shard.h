@@ -1,6 +1,9 @@
 // A server's tables and its step clock: answers pulls, holds pushes and applies steps in the one order that
 // protocol.md §2 allows. Pure with respect to time and network: bytes in, bytes out, so it is tested without either.
 //
+// Cuts are the multiples of snapshot.every_steps, the step it starts from, and whatever a push's next_cut announces: pushes
+// f … S carry S, so when all pushes of j are here the first cut >= j is known as far as condition (c) can ask.
+//
 // The rules it keeps (each has a test that fails without it):
 //  - the pull of step s is answered when exactly view(s) is applied;
 //  - step j is applied once (a) every lane's push of j is here, (b) j − 1 is applied, (c) each lane's unbroken run of
@@ -50,14 +53,16 @@ class Shard {
   static absl::StatusOr<std::unique_ptr<Shard>> Open(const ShardOptions& options, KvStore* store, Reply reply, AtCut at_cut);
   virtual ~Shard() = default;
 
-  // Pull, push, prefetch and read-only pull. DataLoss on a malformed message: the server stops (a peer has a bug).
-  virtual absl::Status Handle(const Message& message) = 0;
+  // Pull, push, prefetch and read-only pull. Takes the message: a push stays in its own bytes until its step is applied.
+  // DataLoss on a malformed message, or one that the protocol does not allow now: the server stops (a peer has a bug).
+  virtual absl::Status Handle(Message message) = 0;
   // A bounded slice of upkeep, for when the mailbox is empty: first waiting prefetches, then Maintain. True: more to do.
   virtual absl::StatusOr<bool> Idle() = 0;
   virtual uint64_t applied_step() const = 0;
 
-  // Rows of all tables into the store (for AtCut); fills `report` with stats and the hash sum.
+  // Rows of all tables into the store (for AtCut); fills `report` with step, stats and the hash sum.
   virtual absl::Status Snapshot(uint64_t step, ServerAtCut* report) = 0;
+  // One a table, in the job's order. bytes_disk is the store's size, dealt by the tables' rows and widths.
   virtual void FillStats(std::vector<TableStats>* stats) const = 0;
 };
 

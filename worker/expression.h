@@ -1,6 +1,8 @@
 // Expressions over a record's columns: labels, masks, filters, derived numbers.
-//   or := and ("||" and)*   and := not ("&&" not)*   comparison == != < <= > >=   sum + -   product * / %   unary - !
-//   atoms: numbers, 'strings', columns, (…), functions min max abs log1p floor if(c, a, b) missing(column)
+//   or := and ("||" and)*   and := comparison ("&&" comparison)*   comparison := sum [(== != < <= > >=) sum]
+//   sum := product ((+ -) product)*   product := unary ((* / %) unary)*   unary := (! -) unary | atom
+//   atoms: numbers, 'strings', columns (`odd names` in back-ticks; table.column is a side table's), (…),
+//   functions min max abs log1p floor if(c, a, b) missing(column)
 // A column reads as a number where it is compared or computed with, as text where compared with a string. A missing or
 // non-numeric column makes a number NaN; a comparison with NaN is 0, so a label of a missing column is 0: mask with !missing(x).
 #pragma once
@@ -30,6 +32,7 @@ class Expression {
   static absl::StatusOr<std::vector<std::string>> ColumnsOf(absl::string_view text);
 
   struct Node;
+
  private:
   std::shared_ptr<const Node> root_;  // immutable
 };

@@ -1,1 +1,499 @@
-// placeholder until the room is written
+#include "scripts/hearth/launch.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/manifest.h"
+#include "common/status.h"
+#include "scripts/hearth/inspect.h"
+#include "scripts/hearth/output_file.h"
+#include "scripts/hearth/supervise.h"
+
+namespace hearth {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kRunJsonBytesMax = 64u << 20;
+constexpr int kBackOffMost = 30;  // times the first one
+
+void Say(const std::string& line) { std::fprintf(stderr, "hearth: %s\n", line.c_str()); }
+
+int Complain(const absl::Status& status) {
+  Say(std::string(status.message()));
+  return ExitCodeOf(status);
+}
+
+// --- before anything is started ---
+
+void FindMissing(const Job& job, const std::string& field, const std::string& path, std::vector<std::string>* missing) {
+  const std::string resolved = ResolvePath(job, path);
+  if (!PathExists(resolved)) missing->push_back(absl::StrCat(field, ": ", resolved, ": no such file"));
+}
+
+// The files that the job names, all missing ones at once. Columns are checked by those who read.
+absl::Status CheckInputs(const Job& job) {
+  std::vector<std::string> missing;
+  for (int i = 0; i < job.log_size(); ++i) {
+    const std::string field = absl::StrCat("log[", i, "]");
+    for (const std::string& path : job.log(i).path()) FindMissing(job, field + ".path", path, &missing);
+    if (!job.log(i).directory().empty()) FindMissing(job, field + ".directory", job.log(i).directory(), &missing);
+  }
+  for (int i = 0; i < job.side_table_size(); ++i) {
+    FindMissing(job, absl::StrCat("side_table[", i, "].path"), job.side_table(i).path(), &missing);
+  }
+  for (int i = 0; i < job.split_size(); ++i) {
+    for (const std::string& path : job.split(i).log().path()) {
+      FindMissing(job, absl::StrCat("split[", i, "].log.path"), path, &missing);
+    }
+  }
+  if (missing.empty()) return absl::OkStatus();
+  return absl::NotFoundError(
+      absl::StrCat(absl::StrJoin(missing, "\n"), "\nput them there, or point the job at them: --set data_dir=…"));
+}
+
+absl::Status CheckPrograms(const Programs& programs) {
+  for (const char* name : {"hearth-scheduler", "hearth-ps", "hearth-worker"}) {
+    const std::string path = JoinPath(programs.folder, name);
+    if (access(path.c_str(), X_OK) != 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(path, ": ", std::strerror(errno), "; build all of Hearth first: scripts/build"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides) {
+  HEARTH_ASSIGN_OR_RETURN(Job job, LoadJob(path, overrides));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), path));
+  return job;
+}
+
+// An open run folder, locked against other front commands until it is destroyed or the process ends.
+class RunFolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<RunFolder>> Open(const std::string& path, bool fresh);
+  ~RunFolder() { close(lock_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  RunFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
+  const std::string path_;
+  const int lock_;
+};
+
+absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const std::string& path, bool fresh) {
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(path));
+  std::error_code error;
+  const std::string canonical = std::filesystem::canonical(path, error).string();
+  if (error) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.message()));
+  const std::string lock_path = JoinPath(canonical, "lock");
+  const int lock = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (lock < 0) return absl::UnavailableError(absl::StrCat(lock_path, ": ", std::strerror(errno)));
+  std::unique_ptr<RunFolder> folder(new RunFolder(canonical, lock));
+  if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(canonical, ": another hearth is running in it; wait for it, stop it, or give another --out"));
+  }
+  if (fresh) {
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(canonical));
+    for (const std::string& name : names) {
+      if (name == "lock") continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat(canonical, ": holds \"", name,
+                       "\"; --fresh needs an empty folder: give another --out, remove it, "
+                       "or leave --fresh out to go on from its newest snapshot"));
+    }
+  }
+  return folder;
+}
+
+// A run that has committed something but of which nothing verifies must not silently begin anew.
+absl::Status RefuseIfAllCorrupt(const std::string& snapshots, const SnapshotChoice& choice) {
+  if (!choice.folder.empty() || !PathExists(snapshots)) return absl::OkStatus();
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(snapshots));
+  for (const std::string& name : names) {
+    if (!PathExists(JoinPath(JoinPath(snapshots, name), "MANIFEST"))) continue;
+    return absl::DataLossError(absl::StrCat(snapshots, ": no snapshot verifies:\n",
+                                            absl::StrJoin(choice.passed_over, "\n"),
+                                            "\nbring one back from a copy, or train into another --out"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckWorkers(const Job& job, int workers, bool resumed) {
+  if (static_cast<uint32_t>(workers) <= job.training().lanes()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("--np-worker ", workers, ": the job has ", job.training().lanes(), " lanes",
+                   resumed ? ", fixed at its first start" : "", ", and a worker needs one; give --np-worker ",
+                   job.training().lanes(),
+                   " or fewer, or start anew in another --out with --set training.lanes=", workers, " or more"));
+}
+
+// Same job as the snapshot's? Takes its lanes where the job says none.
+absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
+  HEARTH_ASSIGN_OR_RETURN(const Job saved, ParseJob(snapshot.manifest.job(), JoinPath(snapshot.folder, "MANIFEST")));
+  if (!job->training().has_lanes()) job->mutable_training()->set_lanes(snapshot.manifest.lanes());
+  const std::vector<std::string> differences = JobDifferences(*job, saved);
+  if (differences.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(snapshot.folder, ": is of another job; they differ (this job != the saved one) in\n",
+                   absl::StrJoin(differences, "\n"), "\nset these fields back, or train into another --out"));
+}
+
+// --- running ---
+
+std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job) {
+  return {
+      {"OMP_NUM_THREADS", absl::StrCat(job.training().threads())},
+      {"OMP_WAIT_POLICY", "passive"},
+      // Large blocks come and go with each batch: keep them, first touch is what costs.
+      {"MALLOC_MMAP_THRESHOLD_", "33554432"},
+      {"MALLOC_TRIM_THRESHOLD_", "536870912"},
+      {"MALLOC_TOP_PAD_", "16777216"},
+  };
+}
+
+Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const std::string& hostfile,
+                      const std::vector<std::string>& scheduler_flags, const Job& job, const std::string& folder) {
+  Command command;
+  command.environment = RankEnvironment(job);
+  std::vector<std::string> exported;
+  if (!hostfile.empty()) {
+    for (const auto& [name, value] : command.environment) exported.insert(exported.end(), {"-x", name});
+  }
+  command.argv = MpirunArguments(programs, counts, hostfile, scheduler_flags, folder);
+  // Options of the whole job stand before the first context's -np.
+  const auto first = std::find(command.argv.begin(), command.argv.end(), "-np");
+  command.argv.insert(first, exported.begin(), exported.end());
+  for (const auto& [name, value] : {std::pair<const char*, const char*>{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+                                    {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                                    {"OMPI_MCA_mpi_yield_when_idle", "1"},
+                                    {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}}) {
+    if (std::getenv(name) == nullptr) command.environment.push_back({name, value});
+  }
+  return command;
+}
+
+bool SaysRunning(const std::string& out) {
+  const absl::StatusOr<std::string> text = ReadFile(JoinPath(out, "run.json"), kRunJsonBytesMax);
+  if (!text.ok()) return true;  // not even begun
+  const Json json = Json::parse(*text, nullptr, false);
+  return !json.is_object() || json.value("status", "running") == "running";
+}
+
+// Runs the roles until the job has an exit code that stands. `reason` says why, for run.json.
+int RunToEnd(const TrainOptions& options, const Job& job, const std::string& folder, Supervisor* supervisor,
+             std::string* reason) {
+  int64_t back_off_us = options.back_off_us;
+  for (int restarts = 0;; ++restarts) {
+    const RoleCounts counts = {options.servers, options.workers};
+    const std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
+    const absl::StatusOr<Supervisor::End> end =
+        supervisor->Run(MpirunCommand(options.programs, counts, options.hostfile, flags, job, folder));
+    if (!end.ok()) {
+      *reason = absl::StrCat(std::string(end.status().message()), "; install Open MPI: scripts/setup");
+      return kExitConfig;
+    }
+    const bool swept = supervisor->EndRolesOf(folder);
+    const int code = end->code;
+    *reason = DescribeEnd(code);
+    if (supervisor->stop_signal() != 0) {
+      *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
+      return 128 + supervisor->stop_signal();
+    }
+    if (IsFinalExit(code)) return code;
+    if (supervisor->save_asked()) {
+      *reason = absl::StrCat("asked to save; a rank ended before it had (", DescribeEnd(code),
+                             "); the newest snapshot stands");
+      return kExitSaved;
+    }
+    if (!swept) {
+      *reason = absl::StrCat(DescribeEnd(code), ", and ranks of it cannot be ended");
+      return code;
+    }
+    if (restarts >= options.restarts_max) {
+      *reason = absl::StrCat(DescribeEnd(code), "; restarted ", restarts, " times, --max-restarts");
+      return code;
+    }
+    Say(absl::StrFormat("the job ended with %s; restart %d of %d from the newest snapshot in %.1f s", DescribeEnd(code),
+                        restarts + 1, options.restarts_max, back_off_us / 1e6));
+    supervisor->Pause(back_off_us);
+    back_off_us = std::min(back_off_us * 2, options.back_off_us * kBackOffMost);
+    if (supervisor->stop_signal() != 0) {
+      *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
+      return 128 + supervisor->stop_signal();
+    }
+    if (supervisor->save_asked()) {
+      *reason = "asked to save between two starts; the newest snapshot stands";
+      return kExitSaved;
+    }
+  }
+}
+
+// The effective job, with its lanes, and the folder ready for the roles.
+absl::StatusOr<Job> PrepareRun(const TrainOptions& options, const RunFolder& folder, Job job) {
+  const std::string snapshots = JoinPath(folder.path(), "snapshots");
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshots));
+  HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
+  HEARTH_RETURN_IF_ERROR(RefuseIfAllCorrupt(snapshots, choice));
+  for (const std::string& line : choice.passed_over) Say(absl::StrCat("passed over: ", line));
+  if (!choice.folder.empty()) {
+    HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot(choice, &job));
+    Say(absl::StrCat("resuming from ", choice.folder));
+  } else if (!job.training().has_lanes()) {
+    job.mutable_training()->set_lanes(static_cast<uint32_t>(options.workers));
+  }
+  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, !choice.folder.empty()));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job));  // again: lanes are known now
+  for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder.path(), name)));
+  }
+  HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder.path(), "job.txtpb"), PrintJob(job)));
+  return job;
+}
+
+// --- eval ---
+
+// A folder under TMPDIR that goes with its owner.
+class TemporaryFolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Create() {
+    const char* root = std::getenv("TMPDIR");
+    std::string path = JoinPath(root != nullptr && *root != 0 ? root : "/tmp", "hearth-eval-XXXXXX");
+    if (mkdtemp(path.data()) == nullptr) return absl::UnavailableError(absl::StrCat(path, ": ", std::strerror(errno)));
+    return std::unique_ptr<TemporaryFolder>(new TemporaryFolder(std::filesystem::canonical(path).string()));
+  }
+  ~TemporaryFolder() { RemoveTree(path_).IgnoreError(); }
+  const std::string& path() const { return path_; }
+
+ private:
+  explicit TemporaryFolder(std::string path) : path_(std::move(path)) {}
+  const std::string path_;
+};
+
+// The job's only split becomes `eval`: the given files, read as the job reads its first split, or its last log.
+Job WithEvalSplit(const EvalOptions& options, Job job) {
+  Split split = job.split_size() > 0 ? job.split(0) : Split();
+  if (job.split_size() == 0) *split.mutable_log() = job.log(job.log_size() - 1);
+  Log* log = split.mutable_log();
+  for (const auto clear : {&Log::clear_path, &Log::clear_directory, &Log::clear_shuffle, &Log::clear_batch_size})
+    (log->*clear)();
+  log->set_name("eval");
+  for (const std::string& file : options.logs)
+    log->add_path(std::filesystem::absolute(file).lexically_normal().string());
+  split.set_name("eval");
+  split.set_predictions(!options.predictions.empty());
+  job.clear_split();
+  *job.add_split() = split;
+  job.mutable_metrics()->set_tensorboard(false);
+  return job;
+}
+
+absl::Status CheckEvalInputs(const Job& job) {
+  Job needed = job;  // the training logs are not read
+  needed.clear_log();
+  return CheckInputs(needed);
+}
+
+absl::Status PrintEvaluation(const std::string& folder) {
+  HEARTH_ASSIGN_OR_RETURN(const std::string text, ReadFile(JoinPath(folder, "run.json"), kRunJsonBytesMax));
+  const Json run = Json::parse(text, nullptr, false);
+  if (!run.is_object() || !run.contains("tasks")) return absl::InternalError("run.json: has no tasks");
+  std::printf("%-20s %10s %10s %9s %9s %9s %9s %11s\n", "task", "samples", "positives", "AUC", "GAUC", "users",
+              "log loss", "calibration");
+  for (const auto& [task, splits] : run["tasks"].items()) {
+    if (!splits.contains("eval")) continue;
+    const Json& figures = splits["eval"];
+    const auto number = [&figures](const char* key) {
+      return figures.contains(key) && figures[key].is_number() ? absl::StrFormat("%.5f", figures[key].get<double>())
+                                                               : std::string("-");
+    };
+    const auto count = [&figures](const char* key) {
+      return figures.contains(key) && figures[key].is_number() ? absl::StrCat(figures[key].get<uint64_t>())
+                                                               : std::string("-");
+    };
+    std::printf("%-20s %10s %10s %9s %9s %9s %9s %11s\n", task.c_str(), count("samples").c_str(),
+                count("positives").c_str(), number("auc").c_str(), number("gauc").c_str(), count("gauc_users").c_str(),
+                number("log_loss").c_str(), number("calibration").c_str());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeliverPredictions(const std::string& folder, const std::string& to) {
+  const std::string from = JoinPath(folder, "predictions/eval.tsv.zst");
+  if (!absl::EndsWith(to, ".zst")) return DecompressZstd(from, to);
+  std::error_code error;  // the two may lie on different file systems
+  std::filesystem::copy_file(from, to + ".tmp", std::filesystem::copy_options::overwrite_existing, error);
+  if (error) return absl::ResourceExhaustedError(absl::StrCat(to, ": ", error.message()));
+  return RenamePath(to + ".tmp", to);
+}
+
+absl::StatusOr<Job> PrepareEval(const EvalOptions& options, const std::string& snapshot, const std::string& folder) {
+  HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
+  HEARTH_ASSIGN_OR_RETURN(SnapshotChoice choice, ([&]() -> absl::StatusOr<SnapshotChoice> {
+                            SnapshotChoice one;
+                            one.folder = snapshot;
+                            HEARTH_ASSIGN_OR_RETURN(one.manifest, ReadManifest(snapshot));
+                            return one;
+                          }()));
+  HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot(choice, &job));
+  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, true));
+  job = WithEvalSplit(options, job);
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job));
+  HEARTH_RETURN_IF_ERROR(CheckEvalInputs(job));
+  for (const char* name : {"logs", "snapshots", "tb", "dead-letter", "predictions", "live"}) {
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder, name)));
+  }
+  HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "job.txtpb"), PrintJob(job)));
+  return job;
+}
+
+absl::Status CheckPredictionsTarget(const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  const std::string folder = std::filesystem::absolute(path).parent_path().string();
+  if (!PathExists(folder))
+    return absl::NotFoundError(absl::StrCat("--predictions ", path, ": there is no folder ", folder));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Programs ProgramsBesideThis() {
+  std::error_code error;
+  return {std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string()};
+}
+
+bool IsFinalExit(int code) {
+  switch (code) {
+    case kExitOk:
+    case kExitSaved:
+    case kExitUsage:
+    case kExitBadData:
+    case kExitNoInput:
+    case kExitIo:
+    case kExitConfig:
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCounts& counts,
+                                         const std::string& hostfile, const std::vector<std::string>& scheduler_flags,
+                                         const std::string& folder) {
+  std::vector<std::string> argv = {programs.mpirun, "--quiet", "--oversubscribe", "--bind-to", "none"};
+  if (!hostfile.empty()) argv.insert(argv.end(), {"--hostfile", hostfile});
+  const std::vector<std::string> sizes = {"--ps", absl::StrCat(counts.servers), "--worker",
+                                          absl::StrCat(counts.workers)};
+  const auto add_role = [&](const char* name, int ranks, const std::vector<std::string>& flags) {
+    if (argv[argv.size() - 1] == folder) argv.push_back(":");
+    argv.insert(argv.end(), {"-np", absl::StrCat(ranks), JoinPath(programs.folder, name)});
+    argv.insert(argv.end(), sizes.begin(), sizes.end());
+    argv.insert(argv.end(), flags.begin(), flags.end());
+    argv.push_back(folder);
+  };
+  add_role("hearth-scheduler", 1, scheduler_flags);
+  add_role("hearth-ps", counts.servers, {});
+  add_role("hearth-worker", counts.workers, {});
+  return argv;
+}
+
+absl::Status WriteRunEnd(const std::string& out, const std::string& job_name, const std::string& status, int code,
+                         const std::string& reason) {
+  const std::string path = JoinPath(out, "run.json");
+  Json run = {{"schema", 1}, {"job", job_name}};
+  const absl::StatusOr<std::string> text = ReadFile(path, kRunJsonBytesMax);
+  if (text.ok()) {
+    Json read = Json::parse(*text, nullptr, false);
+    if (read.is_object()) run = std::move(read);
+  }
+  run["status"] = status;
+  run["exit"] = {{"code", code}, {"reason", reason}};
+  return WriteFileAtomically(path, run.dump(1) + "\n");
+}
+
+absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text) {
+  HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
+  if (!job.training().has_lanes()) job.mutable_training()->set_lanes(static_cast<uint32_t>(options.workers));
+  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, false));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job));
+  *text = PrintJob(job);
+  return absl::OkStatus();
+}
+
+int Train(const TrainOptions& options) {
+  absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
+  if (!job.ok()) return Complain(job.status());
+  if (const absl::Status status = CheckInputs(*job); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckPrograms(options.programs); !status.ok()) return Complain(status);
+  if (!options.hostfile.empty() && !PathExists(options.hostfile)) {
+    return Complain(absl::NotFoundError(absl::StrCat("--hostfile ", options.hostfile, ": no such file")));
+  }
+  Supervisor supervisor;
+  absl::StatusOr<std::unique_ptr<RunFolder>> folder = RunFolder::Open(options.out, options.fresh);
+  if (!folder.ok()) return Complain(folder.status());
+  const std::string& path = (*folder)->path();
+  if (!supervisor.EndRolesOf(path)) {
+    return Complain(
+        absl::InternalError(absl::StrCat(path, ": ranks of an earlier run are still there and cannot be ended")));
+  }
+  job = PrepareRun(options, **folder, *job);
+  if (!job.ok()) return Complain(job.status());
+
+  std::string reason;
+  const int code = RunToEnd(options, *job, path, &supervisor, &reason);
+  if (code == kExitOk) return code;
+  Say(absl::StrCat(reason, "; see ", JoinPath(path, "run.json"), " and ", JoinPath(path, "logs")));
+  // The scheduler writes how a run ended, unless it was the one that died.
+  if (!IsFinalExit(code) || SaysRunning(path)) {
+    const absl::Status status = WriteRunEnd(path, job->name(), code == kExitSaved ? "saved" : "failed", code, reason);
+    if (!status.ok()) Say(std::string(status.message()));
+  }
+  return code;
+}
+
+int Evaluate(const EvalOptions& options) {
+  const absl::StatusOr<std::string> snapshot = FindSnapshotFolder(options.snapshot);
+  if (!snapshot.ok()) return Complain(snapshot.status());
+  if (const absl::Status status = CheckPredictionsTarget(options.predictions); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckPrograms(options.programs); !status.ok()) return Complain(status);
+  Supervisor supervisor;
+  const absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = TemporaryFolder::Create();
+  if (!folder.ok()) return Complain(folder.status());
+  const std::string& path = (*folder)->path();
+  const absl::StatusOr<Job> job = PrepareEval(options, *snapshot, path);
+  if (!job.ok()) return Complain(job.status());
+
+  const RoleCounts counts = {options.servers, options.workers};
+  const absl::StatusOr<Supervisor::End> end =
+      supervisor.Run(MpirunCommand(options.programs, counts, "", {"--evaluate", *snapshot}, *job, path));
+  if (!end.ok()) return Complain(absl::FailedPreconditionError(end.status().message()));
+  supervisor.EndRolesOf(path);
+  if (supervisor.stop_signal() != 0) return 128 + supervisor.stop_signal();
+  if (end->code != 0) {
+    Say(absl::StrCat("evaluation ended with ", DescribeEnd(end->code)));
+    return end->code;
+  }
+  absl::Status status = PrintEvaluation(path);
+  if (status.ok() && !options.predictions.empty()) status = DeliverPredictions(path, options.predictions);
+  return status.ok() ? kExitOk : Complain(status);
+}
+
+}  // namespace hearth

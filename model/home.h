@@ -1,0 +1,17 @@
+// HoME: a hierarchy of multi-gate experts over groups of tasks (home-model.md §2, and docs/ARCHITECTURE.md).
+//
+//   v ─┬─ level1.shared     ──► z_shared ─┬───────────────► level2.shared ─────┐
+//      ├─ level1.category.c ──► z_c ──────┼─┬─────────────► level2.category.c ─┼─► h_t ──► tower.t ──► logit
+//      └─ …                               └─┴─(per task)──► level2.task.t ─────┘
+#pragma once
+
+#include <memory>
+
+#include "model/multi_task_model.h"
+
+namespace hearth {
+
+std::shared_ptr<MultiTaskModel> MakeHome(const ModelSpec& spec, bool fused);
+ModelCost HomeCost(const ModelSpec& spec);
+
+}  // namespace hearth

@@ -1,0 +1,13 @@
+// Shared bottom: one expert below, a tower a task (home-model.md §5).
+#pragma once
+
+#include <memory>
+
+#include "model/multi_task_model.h"
+
+namespace hearth {
+
+std::shared_ptr<MultiTaskModel> MakeSharedBottom(const ModelSpec& spec, bool fused);
+ModelCost SharedBottomCost(const ModelSpec& spec);
+
+}  // namespace hearth

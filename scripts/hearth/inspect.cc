@@ -1,0 +1,203 @@
+#include "scripts/hearth/inspect.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/manifest.h"
+#include "common/status.h"
+#include "embedding/snapshot_reader.h"
+
+namespace hearth {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Ledger Total(const Manifest& manifest) {
+  Ledger total;
+  for (const LaneState& lane : manifest.lane()) {
+    total.set_read(total.read() + lane.ledger().read());
+    total.set_trained(total.trained() + lane.ledger().trained());
+    total.set_rejected(total.rejected() + lane.ledger().rejected());
+    total.set_filtered(total.filtered() + lane.ledger().filtered());
+  }
+  return total;
+}
+
+Json AsJson(const Ledger& ledger) {
+  return {{"read", ledger.read()},
+          {"trained", ledger.trained()},
+          {"rejected", ledger.rejected()},
+          {"filtered", ledger.filtered()}};
+}
+
+Json AsJson(const TableStats& table) {
+  return {{"rows", table.rows()},
+          {"rows_in_memory", table.rows_in_memory()},
+          {"rows_spilled", table.rows_spilled()},
+          {"rows_expired", table.rows_expired()},
+          {"rows_admitted", table.rows_admitted()},
+          {"gradients_dropped", table.gradients_dropped()},
+          {"bytes_memory", table.bytes_memory()},
+          {"bytes_disk", table.bytes_disk()}};
+}
+
+Json AsJson(const LaneState& lane) {
+  const Cursor& cursor = lane.cursor();
+  return {{"lane", cursor.lane()},
+          {"epoch", cursor.epoch()},
+          {"window", cursor.window()},
+          {"record", cursor.record()},
+          {"file", cursor.file()},
+          {"block", cursor.block()},
+          {"end_of_epoch", cursor.end_of_epoch()},
+          {"ledger", AsJson(lane.ledger())}};
+}
+
+Json AsJson(const Evaluation::Task& task) {
+  const auto number = [](bool has, double value) { return has ? Json(value) : Json(nullptr); };
+  return {{"samples", task.samples()},
+          {"positives", task.positives()},
+          {"auc", number(task.has_auc(), task.auc())},
+          {"gauc", number(task.has_gauc(), task.gauc())},
+          {"gauc_users", task.gauc_users()},
+          {"log_loss", number(task.has_log_loss(), task.log_loss())},
+          {"calibration", number(task.has_calibration(), task.calibration())}};
+}
+
+Json AsJson(const std::string& folder, const Manifest& manifest, const std::string& job_name) {
+  uint64_t bytes = 0;
+  for (const FileEntry& file : manifest.file()) bytes += file.bytes();
+  Json json;
+  json["schema"] = 1;
+  json["snapshot"] = folder;
+  json["step"] = manifest.step();
+  json["job"] = job_name;
+  json["job_finished"] = manifest.job_finished();
+  json["commit"] = manifest.commit();
+  json["lanes"] = manifest.lanes();
+  json["shards"] = manifest.shards();
+  json["servers"] = manifest.servers();
+  json["model_hash"] = absl::StrFormat("%016x", manifest.model_hash());
+  json["rows_hash"] = absl::StrFormat("%016x", manifest.rows_hash());
+  json["dense_hash"] = absl::StrFormat("%016x", manifest.dense_hash());
+  json["dense_parameters"] = manifest.dense_parameters();
+  json["files"] = manifest.file_size();
+  json["bytes"] = bytes;
+  json["samples"] = AsJson(Total(manifest));
+  json["tables"] = Json::object();
+  for (const TableStats& table : manifest.table()) json["tables"][table.name()] = AsJson(table);
+  json["lane_states"] = Json::array();
+  for (const LaneState& lane : manifest.lane()) json["lane_states"].push_back(AsJson(lane));
+  json["log_files"] = Json::array();
+  for (const LogFile& file : manifest.log_file()) {
+    json["log_files"].push_back({{"number", file.number()}, {"path", file.path()}, {"bytes", file.bytes()}});
+  }
+  json["evaluations"] = Json::object();
+  for (const Evaluation& evaluation : manifest.evaluation()) {
+    Json split = {{"step", evaluation.step()}, {"tasks", Json::object()}};
+    for (const Evaluation::Task& task : evaluation.task()) split["tasks"][task.name()] = AsJson(task);
+    json["evaluations"][evaluation.split()] = split;
+  }
+  return json;
+}
+
+std::string Figure(bool has, double value) { return has ? absl::StrFormat("%.5f", value) : std::string("-"); }
+
+std::string AsText(const std::string& folder, const Manifest& manifest, const std::string& job_name) {
+  const Ledger total = Total(manifest);
+  std::string text;
+  absl::StrAppendFormat(&text, "snapshot    %s\nstep        %d%s\njob         %s (commit %s)\nmodel hash  %016x\n",
+                        folder, manifest.step(), manifest.job_finished() ? " (job finished)" : "", job_name,
+                        manifest.commit(), manifest.model_hash());
+  absl::StrAppendFormat(&text, "lanes       %d; shards %d on %d servers; dense parameters %d\n", manifest.lanes(),
+                        manifest.shards(), manifest.servers(), manifest.dense_parameters());
+  absl::StrAppendFormat(&text, "samples     read %d = trained %d + rejected %d + filtered %d\n", total.read(),
+                        total.trained(), total.rejected(), total.filtered());
+  absl::StrAppendFormat(&text, "\n%-20s %12s %12s %12s %14s %14s\n", "table", "rows", "in memory", "spilled",
+                        "bytes memory", "bytes disk");
+  for (const TableStats& table : manifest.table()) {
+    absl::StrAppendFormat(&text, "%-20s %12d %12d %12d %14d %14d\n", table.name(), table.rows(), table.rows_in_memory(),
+                          table.rows_spilled(), table.bytes_memory(), table.bytes_disk());
+  }
+  absl::StrAppendFormat(&text, "\n%-6s %6s %8s %10s %6s %8s %12s\n", "lane", "epoch", "window", "record", "file",
+                        "block", "read");
+  for (const LaneState& lane : manifest.lane()) {
+    const Cursor& cursor = lane.cursor();
+    absl::StrAppendFormat(&text, "%-6d %6d %8d %10d %6d %8d %12d%s\n", cursor.lane(), cursor.epoch(), cursor.window(),
+                          cursor.record(), cursor.file(), cursor.block(), lane.ledger().read(),
+                          cursor.end_of_epoch() ? "  end of epoch" : "");
+  }
+  for (const Evaluation& evaluation : manifest.evaluation()) {
+    absl::StrAppendFormat(&text, "\n%-20s %10s %10s %9s %9s %9s %11s   (split %s at step %d)\n", "task", "samples",
+                          "positives", "AUC", "GAUC", "log loss", "calibration", evaluation.split(), evaluation.step());
+    for (const Evaluation::Task& task : evaluation.task()) {
+      absl::StrAppendFormat(&text, "%-20s %10d %10d %9s %9s %9s %11s\n", task.name(), task.samples(), task.positives(),
+                            Figure(task.has_auc(), task.auc()), Figure(task.has_gauc(), task.gauc()),
+                            Figure(task.has_log_loss(), task.log_loss()),
+                            Figure(task.has_calibration(), task.calibration()));
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path) {
+  std::error_code error;
+  const std::string folder = std::filesystem::canonical(path, error).string();
+  if (error)
+    return absl::NotFoundError(absl::StrCat(path, ": ", error.message(), "; give a snapshot's or a run's folder"));
+  if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
+  const std::string snapshots = PathExists(JoinPath(folder, "snapshots")) ? JoinPath(folder, "snapshots") : folder;
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(snapshots));
+  std::vector<uint64_t> steps;
+  for (const std::string& name : names) {
+    uint64_t step = 0;
+    if (absl::SimpleAtoi(name, &step) && PathExists(JoinPath(JoinPath(snapshots, name), "MANIFEST")))
+      steps.push_back(step);
+  }
+  std::sort(steps.rbegin(), steps.rend());
+  absl::Status newest;
+  for (const uint64_t step : steps) {
+    const std::string candidate = JoinPath(snapshots, absl::StrCat(step));
+    const absl::StatusOr<Manifest> manifest = ReadManifest(candidate);
+    if (manifest.ok()) return candidate;
+    if (newest.ok()) newest = manifest.status();
+  }
+  if (!newest.ok()) return newest;
+  uint64_t step = 0;
+  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
+    return absl::DataLossError(
+        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
+  }
+  return absl::NotFoundError(
+      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
+}
+
+absl::StatusOr<std::string> InspectSnapshot(const std::string& path, bool json) {
+  HEARTH_ASSIGN_OR_RETURN(const std::string folder, FindSnapshotFolder(path));
+  HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
+  if (json) return AsJson(folder, manifest, job.name()).dump(1) + "\n";
+  return AsText(folder, manifest, job.name());
+}
+
+absl::StatusOr<std::string> VerifySnapshotAt(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(const std::string folder, FindSnapshotFolder(path));
+  HEARTH_RETURN_IF_ERROR(VerifySnapshot(folder));
+  HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
+  uint64_t bytes = 0, rows = 0;
+  for (const FileEntry& file : manifest.file()) bytes += file.bytes();
+  for (const TableStats& table : manifest.table()) rows += table.rows();
+  return absl::StrFormat("%s: whole: step %d, %d files, %d bytes, %d rows, model hash %016x\n", folder, manifest.step(),
+                         manifest.file_size(), bytes, rows, manifest.model_hash());
+}
+
+}  // namespace hearth

@@ -1,0 +1,71 @@
+// `hearth train` and `hearth eval`: check everything that can be checked before anything is started, start the roles
+// under mpirun, and see the job through: restarts, signals, exit codes (docs/OPERATIONS.md).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace hearth {
+
+// Where the programs are. Tests put their own there.
+struct Programs {
+  std::string folder;  // of hearth-scheduler, hearth-ps, hearth-worker
+  std::string mpirun = "mpirun";
+};
+// The folder of this executable.
+Programs ProgramsBesideThis();
+
+struct TrainOptions {
+  Programs programs;
+  std::string job;
+  std::string out;
+  std::vector<std::string> overrides;  // --set path=value
+  int servers = 1;
+  int workers = 1;
+  std::string hostfile;
+  int restarts_max = 3;
+  bool fresh = false;
+  int64_t back_off_us = 1000000;  // before the first restart; doubles, up to 30 times as much
+};
+
+// Prints the effective job: defaults written out, lanes filled in.
+absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text);
+
+// Trains `job` in the folder `out`, from its newest snapshot where it has one. Returns the exit code; what went wrong
+// is told on stderr. Codes 64, 65, 66, 74 and 78 are final; after anything else that is not 0 or 75 the roles are
+// started again from the newest snapshot, at most restarts_max times.
+int Train(const TrainOptions& options);
+
+struct EvalOptions {
+  Programs programs;
+  std::string job;
+  std::vector<std::string> overrides;
+  std::string snapshot;  // a snapshot's folder, or a run's (its newest)
+  std::vector<std::string> logs;
+  std::string predictions;  // empty: none; zstd where the name ends in .zst
+  int servers = 1;
+  int workers = 1;
+};
+// Evaluates a snapshot on other logs through servers of its own, in a folder of its own: the run's is only read. Prints
+// a table on stdout.
+int Evaluate(const EvalOptions& options);
+
+// What `Train` runs. For tests.
+struct RoleCounts {
+  int servers = 1;
+  int workers = 1;
+};
+std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCounts& counts,
+                                         const std::string& hostfile, const std::vector<std::string>& scheduler_flags,
+                                         const std::string& folder);
+
+// Whether a job that ended so would end so again.
+bool IsFinalExit(int code);
+
+// Sets status, exit code and reason in `out`/run.json, keeping the rest; makes one where there is none.
+absl::Status WriteRunEnd(const std::string& out, const std::string& job_name, const std::string& status, int code,
+                         const std::string& reason);
+
+}  // namespace hearth
