@@ -66,6 +66,7 @@ absl::StatusOr<ProtoMessage*> ElementOf(ProtoMessage* message, const FieldDescri
   const int size = reflection->FieldSize(*message, field);
   int index = -1;
   if (!absl::SimpleAtoi(key, &index)) {
+    index = -1;  // SimpleAtoi leaves a 0 behind
     const FieldDescriptor* name = field->message_type()->FindFieldByName("name");
     for (int i = 0; name != nullptr && i < size && index < 0; ++i) {
       const ProtoMessage& element = reflection->GetRepeatedMessage(*message, field, i);

@@ -17,15 +17,17 @@
 namespace hearth {
 namespace {
 
-// Idle, the loop polls for so long after the last thing that happened, giving its core away between polls; then it sleeps
-// in steps that double from the first to the last.
+// After the last thing that happened the loop polls for a while, giving its core away between polls; then it sleeps
+// between polls, each time for a fraction of the time since, so that what comes next is late by that fraction at most.
+// With something under way, which progresses only while it is polled, it polls much longer (a time at which even a slow
+// link has moved the bytes) and sleeps less: an exchange may wait for a peer that computes, perhaps on this very core.
 constexpr int64_t kIdlePollUs = 50;
-constexpr int64_t kIdleSleepFirstUs = 20;
-constexpr int64_t kIdleSleepLastUs = 200;
-// With something under way, which progresses only while it is polled, it polls much longer and then sleeps little: an
-// exchange may wait for a peer that is still computing, perhaps on this very core.
+constexpr int64_t kIdleSleepUsMax = 500;
 constexpr int64_t kBusyPollUs = 2000;
-constexpr int64_t kBusySleepUs = 50;
+constexpr int64_t kBusyBytesPerUs = 1000;
+constexpr int64_t kBusySleepUsMax = 100;
+constexpr int64_t kSleepUsMin = 20;
+constexpr int64_t kSleepFraction = 32;
 constexpr int64_t kAbortGraceUs = 2'000'000;
 constexpr int kArrivalsPerTurnMax = 64;
 constexpr int kExchangeTag = 0;
@@ -113,20 +115,19 @@ class MpiRuntime::Loop {
   // Until all ranks have stopped.
   void Run() {
     int64_t active_us = state_->env->NowUs();
-    int64_t sleep_us = kIdleSleepFirstUs;
     while (!finished_) {
       if (Turn()) {
         active_us = state_->env->NowUs();
-        sleep_us = kIdleSleepFirstUs;
         continue;
       }
       const bool busy = !sends_.empty() || !receives_.empty() || exchange_ != nullptr;
       const int64_t now_us = state_->env->NowUs();
-      if (now_us - active_us < (busy ? kBusyPollUs : kIdlePollUs)) {
+      const int64_t idle_us = now_us - active_us;
+      if (idle_us < (busy ? kBusyPollUs + BytesUnderWay() / kBusyBytesPerUs : kIdlePollUs)) {
         sched_yield();
       } else {
-        state_->wake->WaitUntil(now_us + (busy ? std::min(sleep_us, kBusySleepUs) : sleep_us));
-        sleep_us = std::min(2 * sleep_us, kIdleSleepLastUs);
+        const int64_t sleep_us_max = busy ? kBusySleepUsMax : kIdleSleepUsMax;
+        state_->wake->WaitUntil(now_us + std::clamp(idle_us / kSleepFraction, kSleepUsMin, sleep_us_max));
       }
     }
   }
@@ -306,6 +307,17 @@ class MpiRuntime::Loop {
     while (AcceptArrivals() || !receives_.empty()) CompleteReceives();
     finished_ = true;
     return true;
+  }
+
+  int64_t BytesUnderWay() const {
+    size_t bytes = 0;
+    for (const Bytes& payload : sent_) bytes += payload.size();
+    for (const Receive& receive : receives_) bytes += receive.payload.size();
+    if (exchange_ != nullptr) {
+      for (const SendBuffer& send : exchange_->sends) bytes += send.bytes.size();
+      for (const ReceiveBuffer& receive : exchange_->receives) bytes += receive.bytes.size();
+    }
+    return static_cast<int64_t>(bytes);
   }
 
   // Returns how many completed; indices_ says which.

@@ -1,7 +1,7 @@
 // The one place that knows MPI. One communication thread a process owns the library (MPI_THREAD_FUNNELED: it calls
 // MPI_Init and MPI_Finalize itself); everyone else talks to it. Open MPI has no progress thread of its own, so the one
-// loop progresses messages and the reduction's exchange together. It never spins for long: idle it sleeps in steps that
-// grow to 200 µs, woken at once by a local Send.
+// loop progresses messages and the reduction's exchange together. It never spins for long: idle it sleeps between looks, up
+// to half a millisecond each time, woken at once by a local Send or Exchange.
 #pragma once
 
 #include <cstdint>

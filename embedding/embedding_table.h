@@ -5,7 +5,8 @@
 //
 //  - A pull changes nothing but the tier a row is in.
 //  - Rows are born, counted, stamped and trained in Push, which applies one whole step.
-//  - A value depends on (seed, sign, the applied steps), never on arrival, on tiers, on upkeep or on the number of servers.
+//  - A value depends on (seed, sign, the applied steps), never on arrival, on tiers, on upkeep or on the number of
+//  servers.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,9 @@ struct RowMeta {
   uint32_t updates = 0;    // optimizer updates so far (Adam's t)
 };
 static_assert(sizeof(RowMeta) == 16);
-constexpr uint32_t kRowAdmitted = 1;  // without it a record is a counter alone and its value ends after the meta
+// Without it a record is a counter alone and its value ends after the meta. Flags below 256 are the record's and saved;
+// the others are the memory tier's own.
+constexpr uint32_t kRowAdmitted = 1;
 
 // Floats of optimizer state behind the weights: SGD 0, ADAGRAD dim, ROWWISE_ADAGRAD 1, ADAM 2·dim.
 uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim);
@@ -48,23 +51,23 @@ struct PushPart {
 };
 
 struct EmbeddingTableStats {
-  uint64_t rows = 0;             // live admitted rows at the last Snapshot (exact there), an upper bound between
+  uint64_t rows = 0;  // live admitted rows at the last Snapshot (exact there), an upper bound between
   uint64_t rows_in_memory = 0;
-  uint64_t rows_spilled = 0;     // rows that left the memory tier for the store, so far
+  uint64_t rows_spilled = 0;  // leavings of the memory tier for the store, so far
   uint64_t rows_expired = 0;
   uint64_t rows_admitted = 0;
   uint64_t gradients_dropped = 0;  // occurrences of signs below the admission threshold
   uint64_t rows_non_finite = 0;    // updates refused because their result was not finite
-  uint64_t memory_hits = 0;        // signs of pulls
-  uint64_t memory_misses = 0;
+  uint64_t memory_hits = 0;        // signs of pulls: in the memory tier,
+  uint64_t memory_misses = 0;      // or not (in the store, or without a record)
   uint64_t bytes_memory = 0;
 };
 
 // One thread. `store` may be shared by the tables of a server (signs carry the table) and outlives them.
 class EmbeddingTable {
  public:
-  // Takes up what the store holds of this table (restore = the store already has the rows). InvalidArgument on options that
-  // FaultsOf would refuse. Allocates at most what memory_rows_max rows need, in steps as it fills.
+  // Takes up what the store holds of this table (restore = the store already has the rows). InvalidArgument on options
+  // that FaultsOf would refuse. Allocates at most what memory_rows_max rows need, in steps as it fills.
   static absl::StatusOr<std::unique_ptr<EmbeddingTable>> Open(const TableOptions& options, KvStore* store);
   virtual ~EmbeddingTable() = default;
 
@@ -74,29 +77,37 @@ class EmbeddingTable {
   virtual absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                             float* rows) = 0;
 
-  // Applies step `step`: `parts` in lane order, n = records of the step over all lanes (the divisor; n >= 1 unless no part has
-  // a sign). REQUIRES: steps ascend. g = (sum of the lanes' gradients in lane order) / n, then the optimizer, then last_step.
+  // Applies step `step`: `parts` in lane order, n = records of the step over all lanes (the divisor; n >= 1 unless no
+  // part has a sign). REQUIRES: steps ascend. g = (sum of the lanes' gradients in lane order) / n, then the optimizer,
+  // then last_step. Lanes without the sign are left out of its sum. BLOOM: a sign without a row counts in its logical
+  // shard's filter, signs in ascending order; a row is born with the filter's estimate as its count. A row whose result
+  // would not be finite keeps weights, state and updates (a row born in this step: its initial ones) and is counted in
+  // rows_non_finite; count and last_step move, because the sign was seen. On an error of the store the step is applied
+  // in part: the caller stops and starts again from a snapshot.
   virtual absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) = 0;
 
-  // Brings rows into memory ahead of their pull: one batched read. Never evicts a row touched in the last two steps for it.
+  // Brings rows into memory ahead of their pull: one batched read. Never evicts a row touched in the last two steps for
+  // it.
   virtual absl::Status Prefetch(absl::Span<const Sign> signs) = 0;
 
-  // A bounded slice of upkeep (at most about rows_max rows looked at): spill, evict, give expired space back. True when there
-  // is more to do. Never changes a value.
+  // A bounded slice of upkeep (at most about rows_max rows looked at): spill, evict, give expired space back. True when
+  // there is more to do. Never changes a value.
   virtual absl::StatusOr<bool> Maintain(uint64_t step, uint64_t rows_max) = 0;
 
-  // Makes the store hold every row as of `step`, deletes what is expired at `step`, and sums the live rows' hashes (admission
-  // counters included; docs/FORMATS.md "Model hash"). The caller then calls KvStore::Checkpoint.
+  // Makes the store hold every row as of `step`, deletes what is expired at `step`, and sums the live rows' hashes
+  // (admission counters included; docs/FORMATS.md "Model hash"). The caller then calls KvStore::Checkpoint.
   virtual absl::StatusOr<uint64_t> Snapshot(uint64_t step) = 0;
 
   virtual EmbeddingTableStats stats() const = 0;
 };
 
 // What every row's share of the model hash is: XXH3-64 of (table u32, sign u64, count u32, last_step u32, flags u32,
-// updates u32, weights and state floats), little-endian, in this order. Counting filters: (table, shard, bytes). Summed mod 2^64.
+// updates u32, weights and state floats), little-endian, in this order. Counting filters: (table, shard, bytes). Summed
+// mod 2^64.
 uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> weights_and_state);
 
-// A new row's weight i: uniform in [−init, init) from Mix64(seed, sign, i). The tests' and the golden trainer's reference too.
+// A new row's weight i: uniform in [−init, init) from Mix64(seed, sign, i). The tests' and the golden trainer's
+// reference too.
 float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform);
 
 }  // namespace hearth

@@ -1,5 +1,5 @@
-// Seam 2: holds opaque values by (logical shard, sign), durably from Checkpoint to Checkpoint, with a point-in-time copy.
-// Between checkpoints nothing is promised across a crash: the snapshot is the unit of durability.
+// Seam 2: holds opaque values by (logical shard, sign), durably from Checkpoint to Checkpoint, with a point-in-time
+// copy. Between checkpoints nothing is promised across a crash: the snapshot is the unit of durability.
 #pragma once
 
 #include <cstdint>
@@ -36,12 +36,14 @@ class KvStore {
   // values->at(i) is the value of keys[i]; found->at(i) says whether there is one. Keys in any order.
   virtual absl::Status MultiGet(absl::Span<const KvKey> keys, std::vector<std::string>* values,
                                 std::vector<bool>* found) = 0;
-  // Applies all of a batch or, on error, an unspecified part that no Checkpoint will contain half of. ResourceExhausted when
-  // the disk is full or the cap is reached: the store stays readable.
+  // Applies all of a batch or, on error, an unspecified part that no Checkpoint will contain half of. ResourceExhausted
+  // when the disk is full or the cap is reached: the store stays readable.
   virtual absl::Status Write(absl::Span<const KvWrite> writes) = 0;
-  // Visits keys in [first, last) in order as of now; `visit` returns false to stop. Writing meanwhile is allowed and not seen.
+  // Visits keys in [first, last) in order as of now; `visit` returns false to stop. Writing meanwhile is allowed and
+  // not seen.
   virtual absl::Status Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) = 0;
-  // A point-in-time copy of everything written so far in the new folder `path`, by hard links where the file system allows.
+  // A point-in-time copy of everything written so far in the new folder `path`, by hard links where the file system
+  // allows.
   virtual absl::Status Checkpoint(const std::string& path) = 0;
   virtual uint64_t DiskBytes() = 0;
 };

@@ -1,5 +1,6 @@
 #include "embedding/lifecycle.h"
 
+#define XXH_INLINE_ALL  // a hash state on the stack needs its definition
 #include <xxhash.h>
 
 #include <algorithm>
@@ -12,7 +13,8 @@ namespace hearth {
 namespace {
 
 constexpr uint32_t kScoreSpanSteps = 1024;
-// Streams of their own beside the shard map's and the index's use of Mix64. Stable for ever: snapshots hold the counters.
+// Streams of their own beside the shard map's and the index's use of Mix64. Stable for ever: snapshots hold the
+// counters.
 constexpr uint64_t kFirstSalt = 0x6a09e667f3bcc908ull;
 constexpr uint64_t kStrideSalt = 0xbb67ae8584caa73bull;
 
@@ -63,7 +65,8 @@ void CountingBloom::Add(Sign sign, uint32_t occurrences) {
   for (uint32_t hash = 0; hash < hashes_; ++hash) {
     const uint64_t position = Position(sign, hash);
     if (Get(position) >= value) continue;
-    std::memcpy(bytes_.data() + position * counter_bytes_, &value, counter_bytes_);  // little-endian: the low byte first
+    std::memcpy(bytes_.data() + position * counter_bytes_, &value,
+                counter_bytes_);  // little-endian: the low byte first
     chunk_changed_[position * counter_bytes_ / kChunkBytes] = true;
   }
 }

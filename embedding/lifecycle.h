@@ -1,4 +1,5 @@
-// When a record is born, which leaves memory first, and when it is gone. protocol.md of the design, "What an apply does".
+// When a record is born, which leaves memory first, and when it is gone. protocol.md of the design, "What an apply
+// does".
 #pragma once
 
 #include <cstdint>
@@ -22,14 +23,16 @@ inline uint32_t AddSaturating(uint32_t a, uint32_t b) {
   return sum > std::numeric_limits<uint32_t>::max() ? std::numeric_limits<uint32_t>::max() : static_cast<uint32_t>(sum);
 }
 
-// The lowest score leaves the memory tier. LRU: the last step. LFU: the count. LRU_LFU: the last step in spans of 1024 steps,
-// within a span the count (HierarchicalKV's epoch LFU): what was frequent once still leaves when it is not seen any more.
+// The lowest score leaves the memory tier. LRU: the last step. LFU: the count. LRU_LFU: the last step in spans of 1024
+// steps, within a span the count (HierarchicalKV's epoch LFU): what was frequent once still leaves when it is not seen
+// any more.
 uint64_t ScoreOf(Table::Score score, const RowMeta& meta);
 
-// Counts occurrences of signs in a fixed number of counters (a counting Bloom filter with conservative update). An estimate
-// is never below the true count while that fits a counter; a sign never seen is estimated above 0 with probability at
-// most about (1 − e^(−k·n/m))^k after n distinct signs in m counters with k hashes. Counters are one byte wide where count_min
-// fits one, else four, and stop at their largest value. The result depends on the order of Adds: keep it fixed.
+// Counts occurrences of signs in a fixed number of counters (a counting Bloom filter with conservative update). An
+// estimate is never below the true count while that fits a counter; a sign never seen is estimated above 0 with
+// probability at most about (1 − e^(−k·n/m))^k after n distinct signs in m counters with k hashes. Counters are one
+// byte wide where count_min fits one, else four, and stop at their largest value. The result depends on the order of
+// Adds: keep it fixed.
 class CountingBloom {
  public:
   static constexpr uint64_t kChunkBytes = uint64_t{64} << 10;

@@ -9,7 +9,8 @@
 
 namespace hearth {
 
-// A reserved range of addresses whose memory is taken from its start on, as it is needed, in huge pages where it is large.
+// A reserved range of addresses whose memory is taken from its start on, as it is needed, in huge pages where it is
+// large.
 class Region {
  public:
   Region() = default;

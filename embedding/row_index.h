@@ -11,9 +11,9 @@
 
 namespace hearth {
 
-// A bucket holds five signs with their slots, and how many signs went past it because it was full: a look-up goes on to the
-// next bucket only while that is not 0, so removing leaves nothing behind. Look-ups are split (HashOf, Prefetch, Find) so that a
-// caller can have many in flight.
+// A bucket holds five signs with their slots, and how many signs went past it because it was full: a look-up goes on to
+// the next bucket only while that is not 0, so removing leaves nothing behind. Look-ups are split (HashOf, Prefetch,
+// Find) so that a caller can have many in flight.
 class RowIndex {
  public:
   static constexpr uint32_t kNone = 0xffffffffu;

@@ -1,4 +1,5 @@
-// Reads committed snapshots: DIR/snapshots/<step>/MANIFEST and what it lists. For resume, inspect, verify, eval, export.
+// Reads committed snapshots: DIR/snapshots/<step>/MANIFEST and what it lists. For resume, inspect, verify, eval,
+// export.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +16,12 @@
 
 namespace hearth {
 
-// Everything that FindNewestSnapshot (common/manifest.h) checks, every RocksDB block, and that the hash of all rows equals the
-// MANIFEST's. DataLoss names the file.
+// Everything that FindNewestSnapshot (common/manifest.h) checks, every RocksDB block, and that the hash of all rows
+// equals the MANIFEST's. DataLoss names the file.
 absl::Status VerifySnapshot(const std::string& folder);
 
-// Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (server, logical shard, sign) order, bounded memory.
+// Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (server, logical shard, sign) order,
+// bounded memory.
 using RowVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::Span<const float> weights_and_state)>;
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
                        const RowVisitor& visit);

@@ -2,7 +2,8 @@
 //   SGD              w −= lr·g
 //   ADAGRAD          a += g²;  w −= lr·g / (√a + ε)                          a starts at initial_accumulator
 //   ROWWISE_ADAGRAD  a += mean_i g_i²;  w −= g · (lr / (√a + ε))               one a per row
-//   ADAM             m = β1·m + (1−β1)·g;  v = β2·v + (1−β2)·g²;  w −= lr·(m/(1−β1^t)) / (√(v/(1−β2^t)) + ε),  t = the row's own count
+//   ADAM             m = β1·m + (1−β1)·g;  v = β2·v + (1−β2)·g²;  w −= lr·(m/(1−β1^t)) / (√(v/(1−β2^t)) + ε),  t = the
+//   row's own count
 #pragma once
 
 #include <cstdint>

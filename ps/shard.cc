@@ -175,7 +175,7 @@ class ShardImpl : public Shard {
     }
     const bool now = header.view == applied_;
     slot.pull = std::move(pull);
-    if (!now) return absl::OkStatus();
+    if (!now) return CheckWaiting(*slot.pull);
     HEARTH_RETURN_IF_ERROR(Answer(&slot));
     return Advance();
   }
@@ -325,7 +325,8 @@ class ShardImpl : public Shard {
     for (uint64_t s = applied_ + 1; s <= applied_ + 1 + staleness_; ++s) {
       for (uint32_t lane = 0; lane < lanes_.size(); ++lane) {
         Slot& slot = SlotOf(lane, s);
-        if (slot.pull && slot.pull->view.header.view == applied_) HEARTH_RETURN_IF_ERROR(Answer(&slot));
+        if (!slot.pull) continue;
+        HEARTH_RETURN_IF_ERROR(slot.pull->view.header.view == applied_ ? Answer(&slot) : CheckWaiting(*slot.pull));
       }
     }
     for (auto it = read_only_waiting_.begin(); it != read_only_waiting_.end();) {
@@ -348,6 +349,12 @@ class ShardImpl : public Shard {
   }
   uint64_t FirstPlannedCut(uint64_t j) const {
     return every_steps_ == 0 ? UINT64_MAX : (j + every_steps_ - 1) / every_steps_ * every_steps_;
+  }
+
+  // The first cut after applied_, as far as applied pushes said.
+  uint64_t NextKnownCut() const {
+    const uint64_t planned = FirstPlannedCut(applied_ + 1);
+    return announced_cut_ > applied_ ? std::min(planned, announced_cut_) : planned;
   }
 
   absl::Status HandlePrefetch(Decoded hint) {
@@ -380,12 +387,21 @@ class ShardImpl : public Shard {
   // With the view applied, every cut that could lie between it and the pull's step is known (but for a second one right behind).
   absl::Status CheckView(const Decoded& pull) const {
     const Header& header = pull.view.header;
-    uint64_t next_cut = FirstPlannedCut(applied_ + 1);
-    if (announced_cut_ > applied_) next_cut = std::min(next_cut, announced_cut_);
+    const uint64_t next_cut = NextKnownCut();
     const bool exact = header.view + 1 + staleness_ == header.step || header.view == last_cut_;
     if (exact && header.step <= next_cut) return absl::OkStatus();
     return Refuse(pull, absl::StrCat("view ", header.view, " is not this step's: last cut ", last_cut_, ", next cut ",
                                      next_cut == UINT64_MAX ? 0 : next_cut, ", staleness ", staleness_));
+  }
+
+  // A pull that would wait for ever: it passes over the tables as they are, for a cut that nobody announced. (Behind a cut the
+  // next one is not known yet.)
+  absl::Status CheckWaiting(const Decoded& pull) const {
+    const Header& header = pull.view.header;
+    if (header.step > applied_ + 1 + staleness_ || last_cut_ == applied_ || NextKnownCut() <= header.view) {
+      return absl::OkStatus();
+    }
+    return Refuse(pull, absl::StrCat("view ", header.view, " is not this step's: no such cut, staleness ", staleness_));
   }
 
   absl::Status CheckSections(const Decoded& decoded) {

@@ -1,1 +1,561 @@
-// placeholder until the room is written
+#include "scheduler/scheduler.h"
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/status.h"
+#include "common/version.h"
+#include "common/wire.h"
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kSignalPollUs = 100'000;
+constexpr uint32_t kManifestSchema = 1;
+
+Bytes EncodeControl(const Control& control) {
+  Header header;
+  header.kind = MessageKind::kControl;
+  const std::string body = control.SerializeAsString();
+  return EncodeOpaque(header, {body.data(), body.size()});
+}
+
+absl::StatusOr<Control> DecodeControl(const Message& message) {
+  HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message.payload.span()));
+  if (header.kind != MessageKind::kControl) {
+    return absl::InternalError(
+        absl::StrCat("a message of kind ", static_cast<int>(header.kind), " came to the scheduler"));
+  }
+  const absl::Span<const char> body = OpaqueBody(message.payload.span());
+  Control control;
+  if (!control.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
+    return absl::InternalError("a control message does not parse");
+  }
+  return control;
+}
+
+// Decides what a snapshot's rows and dense parameters mean; the rest is no matter when it is only evaluated.
+bool ConcernsModel(const std::string& difference) {
+  for (const char* field : {"task", "slot", "dense", "table", "model", "side_table", "training.shards"}) {
+    if (absl::StartsWith(difference, field)) return true;
+  }
+  return false;
+}
+
+std::vector<std::string> SplitNames(const Job& job) {
+  std::vector<std::string> names;
+  for (const Split& split : job.split()) names.push_back(split.name());
+  return names;
+}
+
+}  // namespace
+
+Scheduler::Scheduler(SchedulerOptions options) : options_(std::move(options)), job_hash_(JobHash(options_.job)) {
+  HEARTH_CHECK(options_.transport->size() == static_cast<int>(1 + options_.servers + options_.workers));
+}
+
+Scheduler::~Scheduler() = default;
+
+absl::StatusOr<int> Scheduler::Run() {
+  mailbox_ = options_.transport->Open(kPortScheduler);
+  absl::Status status = Prepare();
+  if (status.ok()) status = Loop();
+  if (status.ok()) return *exit_code_;
+  if (report_ != nullptr) {
+    report_->EndLine();
+    const absl::Status written = report_->Write("failed", ExitCodeOf(status), std::string(status.message()));
+    if (!written.ok()) spdlog::error("run_json cause={}", std::string(written.message()));
+  }
+  return status;
+}
+
+// --- before any message ---
+
+absl::Status Scheduler::Prepare() {
+  const bool evaluate = !options_.evaluate_snapshot.empty();
+  if (evaluate && options_.job.split_size() == 0) {
+    return absl::InvalidArgumentError("split: the job names none, so there is nothing to evaluate; add a split");
+  }
+  HEARTH_RETURN_IF_ERROR(ChooseSnapshot());
+  const Manifest* const manifest = start_.folder.empty() ? nullptr : &start_.manifest;
+  Training* const training = options_.job.mutable_training();
+  if (!training->has_lanes()) training->set_lanes(manifest != nullptr ? manifest->lanes() : options_.workers);
+  if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(CheckSameJob(*manifest));
+  const uint32_t lanes = manifest != nullptr ? manifest->lanes() : training->lanes();
+
+  RunReport::Options report;
+  report.job = options_.job;
+  report.dir = options_.dir;
+  report.servers = options_.servers;
+  report.workers = options_.workers;
+  report.lanes = lanes;
+  report.restarts = options_.restarts;
+  for (const Log& log : options_.job.log()) report.tails = report.tails || !log.directory().empty();
+  report.output = options_.output;
+  report_ = std::make_unique<RunReport>(report);
+  if (manifest != nullptr) report_->Resume(*manifest);
+
+  std::vector<LaneState> restored;
+  std::vector<LogFile> files;
+  if (manifest != nullptr) {
+    restored.assign(manifest->lane().begin(), manifest->lane().end());
+    files.assign(manifest->log_file().begin(), manifest->log_file().end());
+    evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
+    dense_parameters_ = manifest->dense_parameters();
+  }
+  HEARTH_ASSIGN_OR_RETURN(leases_, LeaseTable::Make(lanes, options_.workers, restored));
+  if (evaluate) {
+    leases_->AppendFiles(files, true);  // none of them is read
+    return absl::OkStatus();
+  }
+  HEARTH_RETURN_IF_ERROR(TidySnapshots());
+  if (manifest != nullptr && NothingIsLeft()) {
+    finished_before_ = true;
+    return absl::OkStatus();
+  }
+  const bool closed = manifest != nullptr && manifest->log_list_closed();
+  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, options_.env->NowUs()));
+  leases_->AppendFiles(source_->files(), source_->closed());
+
+  SnapshotCoordinator::Options coordinator;
+  coordinator.servers = options_.servers;
+  coordinator.workers = options_.workers;
+  coordinator.lanes = lanes;
+  coordinator.splits = SplitNames(options_.job);
+  if (manifest != nullptr) {
+    coordinator.task_metrics.assign(manifest->task_metric().begin(), manifest->task_metric().end());
+    coordinator.after_step = manifest->step();
+  }
+  coordinator_ = std::make_unique<SnapshotCoordinator>(coordinator);
+  return absl::OkStatus();
+}
+
+std::string Scheduler::SnapshotsFolder() const { return JoinPath(options_.dir, "snapshots"); }
+
+absl::Status Scheduler::ChooseSnapshot() {
+  if (options_.evaluate_snapshot.empty()) {
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(SnapshotsFolder()));
+    HEARTH_ASSIGN_OR_RETURN(start_, FindNewestSnapshot(SnapshotsFolder()));
+    return absl::OkStatus();
+  }
+  start_.folder = options_.evaluate_snapshot;
+  HEARTH_ASSIGN_OR_RETURN(start_.manifest, ReadManifest(start_.folder));
+  return VerifyFiles(start_.folder, start_.manifest);
+}
+
+absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
+  const std::string path = JoinPath(start_.folder, "MANIFEST");
+  HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
+  std::vector<std::string> differences;
+  for (const std::string& difference : JobDifferences(before, options_.job)) {
+    if (options_.evaluate_snapshot.empty() || ConcernsModel(difference)) differences.push_back(difference);
+  }
+  if (differences.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot != job):\n  ",
+                                                    absl::StrJoin(differences, "\n  "),
+                                                    "\nset these back, or choose another folder with --out"));
+}
+
+// What is not a valid snapshot makes way for the steps that will be saved again. A folder without a MANIFEST was never
+// committed and is removed; a committed one that no longer verifies is set aside: somebody may want to look at it.
+absl::Status Scheduler::TidySnapshots() {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(SnapshotsFolder()));
+  std::vector<std::string> uncommitted;
+  std::vector<std::string> corrupt;
+  for (const std::string& name : names) {
+    uint64_t step;
+    if (!absl::SimpleAtoi(name, &step) || absl::StrCat(step) != name) continue;
+    const std::string folder = JoinPath(SnapshotsFolder(), name);
+    if (!PathExists(JoinPath(folder, "MANIFEST"))) {
+      uncommitted.push_back(folder);
+    } else if (start_.folder.empty() || step > start_.manifest.step()) {
+      corrupt.push_back(folder);
+    } else {
+      committed_.push_back(step);
+    }
+  }
+  std::sort(committed_.begin(), committed_.end());
+  if (start_.folder.empty() && !corrupt.empty()) {
+    return absl::DataLossError(absl::StrCat(SnapshotsFolder(), ": no snapshot verifies:\n  ",
+                                            absl::StrJoin(start_.passed_over, "\n  "),
+                                            "\nput the files back, or train with --fresh into another folder"));
+  }
+  for (const std::string& folder : uncommitted) {
+    spdlog::info("snapshot_removed folder={} cause=\"has no MANIFEST\"", folder);
+    HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
+  }
+  if (!corrupt.empty()) {
+    for (const std::string& line : start_.passed_over) spdlog::warn("snapshot_passed_over {}", line);
+  }
+  for (const std::string& folder : corrupt) {
+    const std::string aside = folder + ".corrupt";
+    spdlog::warn("snapshot_set_aside folder={} as={} resumed_from={}", folder, aside, start_.folder);
+    HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
+    HEARTH_RETURN_IF_ERROR(RenamePath(folder, aside));
+  }
+  return absl::OkStatus();
+}
+
+// By the job as it is now: a finished one goes on where its end was moved, to more epochs or a later last step.
+bool Scheduler::NothingIsLeft() const {
+  const Training& training = options_.job.training();
+  const uint64_t step = start_.manifest.step();
+  if (training.steps_max() > 0 && step >= training.steps_max()) return true;
+  return leases_->AtEpochEnd(step) && leases_->epoch() >= training.epochs();
+}
+
+// --- the loop ---
+
+absl::Status Scheduler::Loop() {
+  while (!exit_code_.has_value()) {
+    HEARTH_RETURN_IF_ERROR(PollOutside());
+    const int64_t now_us = options_.env->NowUs();
+    const std::optional<Message> message = mailbox_->Receive(NextDeadlineUs(now_us));
+    if (message.has_value()) {
+      HEARTH_RETURN_IF_ERROR(Handle(*message));
+    }
+  }
+  return absl::OkStatus();
+}
+
+int64_t Scheduler::NextDeadlineUs(int64_t now_us) const {
+  const int64_t source_us = source_ != nullptr ? source_->next_poll_us() : kNever;
+  return std::min({now_us + kSignalPollUs, source_us, report_->next_show_us()});
+}
+
+// What does not come as a message: the signal, new files, the time to show progress.
+absl::Status Scheduler::PollOutside() {
+  const int64_t now_us = options_.env->NowUs();
+  if (!stop_asked_ && options_.stop_asked && options_.stop_asked()) {
+    stop_asked_ = true;
+    spdlog::info("stop_asked phase={}", static_cast<int>(phase_));
+  }
+  const bool trains = phase_ == Phase::kRunning && options_.evaluate_snapshot.empty();
+  if (stop_asked_ && !stop_sent_ && trains) {
+    Control control;
+    control.mutable_ask_cut()->set_stop(true);
+    HEARTH_RETURN_IF_ERROR(SendToWorkers(control));
+    stop_sent_ = true;
+  }
+  if (source_ != nullptr && now_us >= source_->next_poll_us()) {
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<LogFile> files, source_->Poll(now_us));
+    if (!files.empty() || source_->closed()) {
+      leases_->AppendFiles(files, source_->closed());
+      Control control;
+      for (const LogFile& file : files) {
+        spdlog::info("file_listed number={} path={} bytes={}", file.number(), file.path(), file.bytes());
+        *control.mutable_files_appended()->add_log_file() = file;
+      }
+      control.mutable_files_appended()->set_log_list_closed(source_->closed());
+      report_->set_files_behind(leases_->FilesBehind());
+      // Before their start workers get the whole list with it.
+      if (phase_ == Phase::kRunning || phase_ == Phase::kWorkersStart) HEARTH_RETURN_IF_ERROR(SendToWorkers(control));
+    }
+  }
+  report_->Show(now_us);
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Handle(const Message& message) {
+  const int rank = message.from.rank;
+  if (rank < 1 || rank >= options_.transport->size()) {
+    return absl::InternalError(absl::StrCat("a message from rank ", rank, ", which is no rank of this job"));
+  }
+  const uint32_t index =
+      static_cast<uint32_t>(IsServer(rank) ? rank - 1 : rank - 1 - static_cast<int>(options_.servers));
+  const std::string who = absl::StrCat(IsServer(rank) ? "ps-" : "worker-", index);
+  absl::StatusOr<Control> decoded = DecodeControl(message);
+  if (!decoded.ok()) return Annotate(decoded.status(), who);
+  const Control& control = *decoded;
+  const auto unexpected = [&] {
+    return absl::InternalError(absl::StrCat(who, ": sent control message ", static_cast<int>(control.kind_case()),
+                                            " in phase ", static_cast<int>(phase_), ", where none is due"));
+  };
+  if (control.has_from_role() && control.from_role() != (IsServer(rank) ? "ps" : "worker")) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "rank ", rank, " is a ", control.from_role(), " where ", who,
+        " was due; start one scheduler, then all servers, then all workers, with the same --ps and --worker"));
+  }
+  const bool trains = coordinator_ != nullptr && !finished_before_;
+  switch (control.kind_case()) {
+    case Control::kHello:
+      return Annotate(HandleHello(rank, control.hello()), who);
+    case Control::kServerReady:
+      if (!IsServer(rank)) return unexpected();
+      return HandleServerReady(index, control.server_ready());
+    case Control::kWorkerReady:
+      if (IsServer(rank)) return unexpected();
+      return HandleWorkerReady(index, control.worker_ready());
+    case Control::kProgress:
+      if (IsServer(rank)) return unexpected();
+      return trains ? HandleProgress(index, control.progress()) : absl::OkStatus();
+    case Control::kServerAtCut:
+      if (!IsServer(rank) || !trains) return unexpected();
+      report_->OnServer(control.server_at_cut(), index);
+      HEARTH_RETURN_IF_ERROR(coordinator_->AddServer(index, control.server_at_cut()));
+      return CommitWholeCuts();
+    case Control::kWorkerAtCut:
+      if (IsServer(rank) || !trains) return unexpected();
+      return HandleWorkerAtCut(index, control.worker_at_cut());
+    case Control::kEvaluation:
+      if (IsServer(rank)) return unexpected();
+      return HandleEvaluation(control.evaluation());
+    case Control::kFailed:
+      HandleFailed(who, control.failed());
+      return absl::OkStatus();
+    case Control::kStartServer:
+    case Control::kStartWorker:
+    case Control::kFilesAppended:
+    case Control::kAskCut:
+    case Control::kGoodbye:
+    case Control::kGo:
+    case Control::KIND_NOT_SET:
+      return unexpected();
+  }
+  return unexpected();
+}
+
+absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
+  if (!hello_.insert(rank).second) return absl::OkStatus();  // a message may come twice
+  if (hello.has_job_hash() && hello.job_hash() != job_hash_) {
+    return absl::FailedPreconditionError(
+        "read another job.txtpb than the scheduler; is the run's folder the same on every machine?");
+  }
+  const bool all_here = hello_.size() == options_.servers + options_.workers;
+  if (finished_before_) {
+    if (!all_here) return absl::OkStatus();
+    if (options_.output.table != nullptr) {
+      *options_.output.table << "The job was finished before, at step " << start_.manifest.step()
+                             << "; there was nothing left to do.\n";
+    }
+    return Leave("finished", kExitOk, "");
+  }
+  if (IsServer(rank)) {
+    Control control;
+    StartServer* const start = control.mutable_start_server();
+    start->set_step(start_.folder.empty() ? 0 : start_.manifest.step());
+    start->set_snapshot(start_.folder);
+    start->set_restored_servers(start_.folder.empty() ? 0 : start_.manifest.servers());
+    start->set_read_only(!options_.evaluate_snapshot.empty());
+    HEARTH_RETURN_IF_ERROR(SendToServer(static_cast<uint32_t>(rank - 1), control));
+  }
+  return all_here ? StartWorkers() : absl::OkStatus();
+}
+
+absl::Status Scheduler::HandleServerReady(uint32_t server, const ServerReady& ready) {
+  if (!servers_ready_.insert(server).second) return absl::OkStatus();
+  spdlog::info("server_ready index={} rows={}", server, ready.rows());
+  return StartWorkers();
+}
+
+// Once all servers are ready and everybody is here.
+absl::Status Scheduler::StartWorkers() {
+  if (phase_ != Phase::kServersStart || servers_ready_.size() < options_.servers ||
+      hello_.size() < options_.servers + options_.workers) {
+    return absl::OkStatus();
+  }
+  phase_ = Phase::kWorkersStart;
+  for (uint32_t worker = 0; worker < options_.workers; ++worker) {
+    Control control;
+    StartWorker* const start = control.mutable_start_worker();
+    start->set_step(start_.folder.empty() ? 0 : start_.manifest.step());
+    start->set_lanes(leases_->lanes());
+    for (LaneState& lane : leases_->LeasesOf(worker)) *start->add_lane() = std::move(lane);
+    for (const LogFile& file : leases_->files()) *start->add_log_file() = file;
+    start->set_log_list_closed(leases_->files_closed());
+    start->set_snapshot(start_.folder);
+    start->set_evaluate_only(!options_.evaluate_snapshot.empty());
+    start->set_epoch(leases_->epoch());
+    HEARTH_RETURN_IF_ERROR(SendToWorker(worker, std::move(control)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::HandleWorkerReady(uint32_t worker, const WorkerReady& ready) {
+  if (!workers_ready_.insert(worker).second) return absl::OkStatus();
+  dense_parameters_ = ready.dense_parameters();
+  report_->set_dense_parameters(dense_parameters_);
+  if (ready.has_dense_hash()) {
+    if (!dense_hash_.has_value()) dense_hash_ = ready.dense_hash();
+    if (*dense_hash_ != ready.dense_hash()) {
+      return absl::InternalError(
+          absl::StrCat("worker-", worker, ": starts with other dense parameters than another worker"));
+    }
+    if (!start_.folder.empty() && ready.dense_hash() != start_.manifest.dense_hash()) {
+      return absl::DataLossError(absl::StrCat("worker-", worker, ": its dense parameters are not those of ",
+                                              start_.folder, " (dense_hash differs); resume from another snapshot"));
+    }
+  }
+  return MaybeGo();
+}
+
+// Once all workers are ready and there is a snapshot to come back to.
+absl::Status Scheduler::MaybeGo() {
+  const bool has_snapshot = !start_.folder.empty() || !committed_.empty();
+  if (phase_ != Phase::kWorkersStart || workers_ready_.size() < options_.workers || !has_snapshot)
+    return absl::OkStatus();
+  phase_ = Phase::kRunning;
+  if (!options_.evaluate_snapshot.empty()) return absl::OkStatus();  // workers began when they were ready
+  std::vector<Ledger> ledgers(options_.workers);
+  for (uint32_t worker = 0; worker < options_.workers; ++worker) {
+    for (const LaneState& lane : leases_->LeasesOf(worker)) AddLedger(lane.ledger(), &ledgers[worker]);
+  }
+  report_->Start(ledgers, options_.env->NowUs());
+  Control control;
+  control.mutable_go();
+  spdlog::info("go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
+  HEARTH_RETURN_IF_ERROR(report_->Write("running", 0, ""));
+  return SendToWorkers(control);
+}
+
+absl::Status Scheduler::HandleProgress(uint32_t worker, const Progress& progress) {
+  HEARTH_RETURN_IF_ERROR(coordinator_->AddMetrics(worker, {progress.task().begin(), progress.task().end()}));
+  return report_->OnProgress(worker, progress, options_.env->NowUs());
+}
+
+// Workers judge the same at every step; this is the last door before a commit.
+absl::Status Scheduler::CheckBadRecords() const {
+  const Limits& limits = options_.job.limits();
+  const uint64_t bad = leases_->BadRecords();
+  const uint64_t read = leases_->TotalLedger().read();
+  if (bad < std::max<uint64_t>(1, limits.bad_records_min()) ||
+      static_cast<double>(bad) <= limits.bad_records_max_fraction() * static_cast<double>(read)) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat(
+      bad, " of ", read, " records are bad, more than limits.bad_records_max_fraction = ",
+      limits.bad_records_max_fraction(), "; each one is listed with its reason in ",
+      JoinPath(options_.dir, "dead-letter"), "; mend the log or the job, or raise the limit"));
+}
+
+absl::Status Scheduler::HandleWorkerAtCut(uint32_t worker, const WorkerAtCut& part) {
+  const int64_t now_us = options_.env->NowUs();
+  HEARTH_ASSIGN_OR_RETURN(const bool reached, coordinator_->AddWorker(worker, part));
+  if (part.has_progress()) HEARTH_RETURN_IF_ERROR(report_->OnProgress(worker, part.progress(), now_us));
+  if (reached) report_->CutReached(part.step(), now_us);
+  return CommitWholeCuts();
+}
+
+absl::Status Scheduler::HandleEvaluation(const Evaluation& evaluation) {
+  if (coordinator_ != nullptr) {
+    HEARTH_RETURN_IF_ERROR(coordinator_->AddEvaluation(evaluation));
+    return CommitWholeCuts();
+  }
+  const std::vector<std::string> splits = SplitNames(options_.job);
+  if (std::find(splits.begin(), splits.end(), evaluation.split()) == splits.end() ||
+      evaluation.step() != start_.manifest.step()) {
+    return absl::InternalError(absl::StrCat("an evaluation of \"", evaluation.split(), "\" at step ", evaluation.step(),
+                                            ", which was not asked for"));
+  }
+  evaluated_[evaluation.split()] = evaluation;
+  if (evaluated_.size() < splits.size()) return absl::OkStatus();
+  std::vector<Evaluation> evaluations;
+  for (const std::string& split : splits) evaluations.push_back(evaluated_[split]);
+  HEARTH_RETURN_IF_ERROR(report_->Evaluated(evaluations));
+  return Leave("finished", kExitOk, "");
+}
+
+void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
+  const int code = failed.exit_code() != 0 ? failed.exit_code() : static_cast<int>(kExitInternal);
+  const std::string reason = absl::StrCat(who, ": ", failed.reason());
+  report_->EndLine();
+  spdlog::error("failed role={} code={} reason=\"{}\"", who, code, failed.reason());
+  const absl::Status written = report_->Write("failed", code, reason);
+  if (!written.ok()) spdlog::error("run_json cause={}", std::string(written.message()));
+  exit_code_ = code;
+}
+
+absl::Status Scheduler::CommitWholeCuts() {
+  while (!exit_code_.has_value()) {
+    std::optional<SnapshotCoordinator::Cut> cut = coordinator_->TakeWhole();
+    if (!cut.has_value()) break;
+    HEARTH_RETURN_IF_ERROR(Commit(*std::move(cut)));
+  }
+  report_->SetEvaluating(coordinator_->evaluating(), options_.env->NowUs());
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
+  Manifest& manifest = cut.manifest;
+  HEARTH_RETURN_IF_ERROR(leases_->Advance({manifest.lane().begin(), manifest.lane().end()}));
+  HEARTH_RETURN_IF_ERROR(CheckBadRecords());
+  for (const Evaluation& evaluation : manifest.evaluation()) {
+    const auto same = [&](const Evaluation& known) { return known.split() == evaluation.split(); };
+    evaluations_.erase(std::remove_if(evaluations_.begin(), evaluations_.end(), same), evaluations_.end());
+    evaluations_.push_back(evaluation);
+  }
+  manifest.clear_evaluation();
+  for (const Evaluation& evaluation : evaluations_) *manifest.add_evaluation() = evaluation;
+  manifest.set_schema(kManifestSchema);
+  manifest.set_job(PrintJob(options_.job));
+  manifest.set_shards(options_.job.training().shards());
+  for (const LogFile& file : leases_->files()) *manifest.add_log_file() = file;
+  manifest.set_log_list_closed(leases_->files_closed());
+  manifest.set_dense_parameters(dense_parameters_);
+  manifest.set_commit(BuildCommit());
+
+  const int64_t begin_us = options_.env->NowUs();
+  HEARTH_RETURN_IF_ERROR(CommitManifest(JoinPath(SnapshotsFolder(), absl::StrCat(manifest.step())), manifest));
+  committed_.push_back(manifest.step());
+  spdlog::info("committed step={} model_hash={:016x} files={} epoch_ended={} stopping={} seconds={:.3f}",
+               manifest.step(), manifest.model_hash(), manifest.file_size(), cut.epoch_ended, cut.stopping,
+               static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
+  HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
+  report_->set_files_behind(leases_->FilesBehind());
+  HEARTH_RETURN_IF_ERROR(report_->Committed(manifest));
+  if (manifest.job_finished()) return Leave("finished", kExitOk, "");
+  if (cut.stopping) return Leave("saved", kExitSaved, "stopped by a signal; start again to go on");
+  return MaybeGo();
+}
+
+absl::Status Scheduler::RemoveOldSnapshots() {
+  const size_t keep = std::max<size_t>(1, options_.job.snapshot().keep());
+  while (committed_.size() > keep) {
+    const std::string folder = JoinPath(SnapshotsFolder(), absl::StrCat(committed_.front()));
+    // The MANIFEST first: a folder that is half removed does not look like a snapshot.
+    HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(folder, "MANIFEST")));
+    HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
+    committed_.erase(committed_.begin());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Leave(const std::string& status, int exit_code, const std::string& reason) {
+  phase_ = Phase::kLeaving;
+  if (!finished_before_ || !report_->says_finished()) HEARTH_RETURN_IF_ERROR(report_->Write(status, exit_code, reason));
+  report_->PrintTable();
+  spdlog::info("leaving status={} code={} reason=\"{}\"", status, exit_code, reason);
+  Control control;
+  control.mutable_goodbye()->set_exit_code(exit_code);
+  control.mutable_goodbye()->set_reason(reason.empty() ? status : reason);
+  for (uint32_t server = 0; server < options_.servers; ++server) HEARTH_RETURN_IF_ERROR(SendToServer(server, control));
+  HEARTH_RETURN_IF_ERROR(SendToWorkers(control));
+  exit_code_ = exit_code;
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::SendToServer(uint32_t server, Control control) {
+  return Send({static_cast<int>(1 + server), kPortServer}, std::move(control));
+}
+
+absl::Status Scheduler::SendToWorker(uint32_t worker, Control control) {
+  return Send({static_cast<int>(1 + options_.servers + worker), kPortControl}, std::move(control));
+}
+
+absl::Status Scheduler::SendToWorkers(const Control& control) {
+  for (uint32_t worker = 0; worker < options_.workers; ++worker) HEARTH_RETURN_IF_ERROR(SendToWorker(worker, control));
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Send(Address to, Control control) {
+  control.set_from_role("scheduler");
+  control.set_from_index(0);
+  return options_.transport->Send(kPortScheduler, to, EncodeControl(control));
+}
+
+}  // namespace hearth

@@ -1,5 +1,5 @@
-// Delimited text: bytes → records → fields. Fields may be quoted with "; "" inside quotes is one quote. A quote that does
-// not begin a field is an ordinary character. Empty lines are not records. Lines may end in \n or \r\n.
+// Delimited text: bytes → records → fields. Fields may be quoted with "; "" inside quotes is one quote. A quote that
+// does not begin a field is an ordinary character. Empty lines are not records. Lines may end in \n or \r\n.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +16,9 @@ namespace hearth {
 
 // Where a record lies in a text that someone keeps.
 struct RecordText {
-  uint64_t offset = 0;  // of its first byte in the file (in its decompressed text)
-  size_t begin = 0;     // in the kept text
-  size_t size = 0;      // without the line's end
+  uint64_t offset = 0;    // of its first byte in the file (in its decompressed text)
+  size_t begin = 0;       // in the kept text
+  size_t size = 0;        // without the line's end
   bool too_long = false;  // longer than record_bytes_max: none of it is kept
 };
 
@@ -35,15 +35,16 @@ class RecordSplitter {
 
   // Skips to the byte after the next newline.
   absl::Status SkipLine();
-  // The next record; false at the end, or where it would start at or past `start_limit`. Its text is appended to `kept`;
-  // nullptr: only stepped over.
+  // The next record; false at the end, or where it would start at or past `start_limit`. Its text is appended to
+  // `kept`; nullptr: only stepped over.
   absl::StatusOr<bool> Next(std::string* kept, RecordText* record,
                             uint64_t start_limit = std::numeric_limits<uint64_t>::max());
   // Of the first byte not yet handed out.
   uint64_t offset() const { return offset_; }
 
  private:
-  // Where in a record the scan for its end stands; AfterQuote: behind a quote that closes the field, unless another follows.
+  // Where in a record the scan for its end stands; AfterQuote: behind a quote that closes the field, unless another
+  // follows.
   enum class Place { kFieldStart, kUnquoted, kQuoted, kAfterQuote };
 
   absl::StatusOr<bool> Fill();
@@ -58,12 +59,13 @@ class RecordSplitter {
   Place place_ = Place::kFieldStart;  // multiline
 };
 
-// Splits one record into fields. Views point into `record`, or into `scratch` where "" had to be undone; both live as long as
-// the fields are used. Empty: fine; else the reason why the record is bad.
+// Splits one record into fields. Views point into `record`, or into `scratch` where "" had to be undone; both live as
+// long as the fields are used. Empty: fine; else the reason why the record is bad.
 absl::string_view SplitFields(absl::string_view record, char delimiter, std::vector<absl::string_view>* fields,
                               std::string* scratch);
 
-// The one character that `Log.delimiter` or `SideTable.delimiter` means ("\\t" is a tab); InvalidArgument names `where`.
+// The one character that `Log.delimiter` or `SideTable.delimiter` means ("\\t" is a tab); InvalidArgument names
+// `where`.
 absl::StatusOr<char> DelimiterOf(const std::string& text, absl::string_view where);
 
 // A first record without a byte order mark.

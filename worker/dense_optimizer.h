@@ -22,6 +22,7 @@ class DenseUpdater {
 
  private:
   DenseOptimizer config_;
+  int64_t size_ = 0;
   std::vector<float> m_, v_;
   int64_t t_ = 0;
 };

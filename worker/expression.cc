@@ -16,9 +16,33 @@ namespace {
 constexpr int kDepthMax = 200;  // of nesting, so that a hostile expression cannot exhaust the stack
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-enum class Op { kNumber, kText, kColumn, kNegate, kNot, kAdd, kSubtract, kMultiply, kDivide, kModulo,
-                kEqual, kNotEqual, kLess, kLessOrEqual, kGreater, kGreaterOrEqual, kAnd, kOr,
-                kMin, kMax, kAbs, kLog1p, kFloor, kIf, kMissing };
+enum class Op {
+  kNumber,
+  kText,
+  kColumn,
+  kNegate,
+  kNot,
+  kAdd,
+  kSubtract,
+  kMultiply,
+  kDivide,
+  kModulo,
+  kEqual,
+  kNotEqual,
+  kLess,
+  kLessOrEqual,
+  kGreater,
+  kGreaterOrEqual,
+  kAnd,
+  kOr,
+  kMin,
+  kMax,
+  kAbs,
+  kLog1p,
+  kFloor,
+  kIf,
+  kMissing
+};
 
 bool Truth(double value) { return value != 0 && value == value; }
 
@@ -49,8 +73,8 @@ bool IsComparison(Op op) { return op >= Op::kEqual && op <= Op::kGreaterOrEqual;
 struct Expression::Node {
   Op op = Op::kNumber;
   double number = 0;
-  std::string text;  // kText
-  int column = 0;    // kColumn, kMissing
+  std::string text;      // kText
+  int column = 0;        // kColumn, kMissing
   bool as_text = false;  // a comparison of texts
   std::vector<std::unique_ptr<const Node>> operands;
 };
@@ -133,15 +157,15 @@ struct Function {
   Op op;
   int operands;
 };
-constexpr Function kFunctions[] = {{"min", Op::kMin, 2},     {"max", Op::kMax, 2},     {"abs", Op::kAbs, 1},
-                                   {"log1p", Op::kLog1p, 1}, {"floor", Op::kFloor, 1}, {"if", Op::kIf, 3},
+constexpr Function kFunctions[] = {{"min", Op::kMin, 2},        {"max", Op::kMax, 2},     {"abs", Op::kAbs, 1},
+                                   {"log1p", Op::kLog1p, 1},    {"floor", Op::kFloor, 1}, {"if", Op::kIf, 3},
                                    {"missing", Op::kMissing, 1}};
 
 struct Symbol {
   absl::string_view text;  // longer ones first
   Op op;
 };
-constexpr Symbol kComparisons[] = {{"==", Op::kEqual},       {"!=", Op::kNotEqual}, {"<=", Op::kLessOrEqual},
+constexpr Symbol kComparisons[] = {{"==", Op::kEqual},          {"!=", Op::kNotEqual}, {"<=", Op::kLessOrEqual},
                                    {">=", Op::kGreaterOrEqual}, {"<", Op::kLess},      {">", Op::kGreater}};
 constexpr Symbol kSums[] = {{"+", Op::kAdd}, {"-", Op::kSubtract}};
 constexpr Symbol kProducts[] = {{"*", Op::kMultiply}, {"/", Op::kDivide}, {"%", Op::kModulo}};
@@ -161,8 +185,7 @@ class Parser {
 
  private:
   absl::Status ErrorAt(size_t at, absl::string_view cause) const {
-    return absl::InvalidArgumentError(
-        absl::StrCat("expression \"", text_, "\", position ", at + 1, ": ", cause));
+    return absl::InvalidArgumentError(absl::StrCat("expression \"", text_, "\", position ", at + 1, ": ", cause));
   }
   absl::Status Error(absl::string_view expected) const {
     return ErrorAt(at_, absl::StrCat("expected ", expected, ", found ",
@@ -355,8 +378,8 @@ class Parser {
       if (known.name == name) function = &known;
     }
     if (function == nullptr) {
-      return ErrorAt(start, absl::StrCat("there is no function \"", name,
-                                         "\"; there are min max abs log1p floor if missing"));
+      return ErrorAt(start,
+                     absl::StrCat("there is no function \"", name, "\"; there are min max abs log1p floor if missing"));
     }
     return Call(*function);
   }

@@ -4,7 +4,8 @@
 //   atoms: numbers, 'strings', columns (`odd names` in back-ticks; table.column is a side table's), (…),
 //   functions min max abs log1p floor if(c, a, b) missing(column)
 // A column reads as a number where it is compared or computed with, as text where compared with a string. A missing or
-// non-numeric column makes a number NaN; a comparison with NaN is 0, so a label of a missing column is 0: mask with !missing(x).
+// non-numeric column makes a number NaN; a comparison with NaN is 0, so a label of a missing column is 0: mask with
+// !missing(x).
 #pragma once
 
 #include <functional>
@@ -20,13 +21,17 @@ namespace hearth {
 
 class Expression {
  public:
-  // Maps a column's name to its index in the fields that Evaluate gets; negative: unknown (an error that names the column).
+  // Maps a column's name to its index in the fields that Evaluate gets; negative: unknown (an error that names the
+  // column).
   using Columns = std::function<int(absl::string_view name)>;
   // InvalidArgument with the position and what was expected.
   static absl::StatusOr<Expression> Parse(absl::string_view text, const Columns& columns);
   // fields[i] is the text of column i, empty where missing. Pure.
   double Evaluate(absl::Span<const absl::string_view> fields) const;
-  bool True(absl::Span<const absl::string_view> fields) const { double v = Evaluate(fields); return v != 0 && v == v; }
+  bool True(absl::Span<const absl::string_view> fields) const {
+    double v = Evaluate(fields);
+    return v != 0 && v == v;
+  }
 
   // The names of the columns that an expression reads, in order of appearance.
   static absl::StatusOr<std::vector<std::string>> ColumnsOf(absl::string_view text);

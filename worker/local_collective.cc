@@ -1,6 +1,7 @@
+#include <algorithm>
 #include <cstring>
-#include <mutex>
 
+#include "common/rendezvous.h"
 #include "common/status.h"
 #include "worker/collective.h"
 #include "worker/lane_sum.h"
@@ -19,7 +20,7 @@ struct LocalCollectiveHub::State {
 
   class Member : public Collective {
    public:
-    Member(State* hub, Env* env, int worker) : hub_(hub), worker_(worker), woken_(env->NewEvent()) {}
+    Member(State* hub, int worker) : hub_(hub), worker_(worker) {}
     int worker() const override { return worker_; }
     int workers() const override { return static_cast<int>(hub_->members.size()); }
     absl::Status SumParts(int lanes, absl::Span<const Part> parts, absl::Span<float> sum_out,
@@ -28,46 +29,22 @@ struct LocalCollectiveHub::State {
     absl::Status Barrier() override;
 
    private:
-    friend struct State;
+    void Meet() { hub_->rendezvous.Meet(worker_); }
     absl::Status CheckOffers() const;
     void AddSlice();
     void CopyTails(absl::Span<char> tails_out) const;
 
     State* const hub_;
     const int worker_;
-    const std::unique_ptr<Event> woken_;
     Offer offer_;  // read by the others after one Meet and before the next
   };
 
-  // Returns when every member has called it as often as this one.
-  void Meet(Member* member);
-
+  State(Env* env, int workers) : rendezvous(env, workers) {
+    for (int worker = 0; worker < workers; ++worker) members.push_back(std::make_unique<Member>(this, worker));
+  }
+  Rendezvous rendezvous;
   std::vector<std::unique_ptr<Member>> members;
-  std::mutex mutex;
-  int arrived = 0;      // guarded by mutex
-  uint64_t meeting = 0;  // guarded by mutex; number of complete meetings
 };
-
-void LocalCollectiveHub::State::Meet(Member* member) {
-  uint64_t own;
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    own = meeting;
-    if (++arrived == static_cast<int>(members.size())) {
-      arrived = 0;
-      ++meeting;
-      for (const auto& other : members) {
-        if (other.get() != member) other->woken_->Notify();
-      }
-      return;
-    }
-  }
-  while (true) {
-    member->woken_->WaitUntil(kNever);
-    std::lock_guard<std::mutex> lock(mutex);
-    if (meeting != own) return;
-  }
-}
 
 absl::Status LocalCollectiveHub::State::Member::SumParts(int lanes, absl::Span<const Part> parts,
                                                          absl::Span<float> sum_out, absl::Span<char> tails_out) {
@@ -76,13 +53,13 @@ absl::Status LocalCollectiveHub::State::Member::SumParts(int lanes, absl::Span<c
   offer_.parts = parts;
   offer_.sum_out = sum_out;
   offer_.tail_bytes = lanes > 0 ? tails_out.size() / static_cast<size_t>(lanes) : 0;
-  hub_->Meet(this);
+  Meet();
   const absl::Status status = CheckOffers();  // all see the same offers: all go on, or none does
   if (status.ok()) {
     AddSlice();
     CopyTails(tails_out);
   }
-  hub_->Meet(this);
+  Meet();
   return status;
 }
 
@@ -131,7 +108,7 @@ absl::Status LocalCollectiveHub::State::Member::Broadcast(int root, absl::Span<c
   HEARTH_CHECK(root >= 0 && root < workers(), "broadcast from worker ", root);
   offer_ = {};
   offer_.broadcast = bytes;
-  hub_->Meet(this);
+  Meet();
   const absl::Span<char> source = hub_->members[static_cast<size_t>(root)]->offer_.broadcast;
   absl::Status status;
   if (source.size() != bytes.size()) {
@@ -140,21 +117,16 @@ absl::Status LocalCollectiveHub::State::Member::Broadcast(int root, absl::Span<c
   } else if (root != worker_ && !bytes.empty()) {
     std::memcpy(bytes.data(), source.data(), bytes.size());
   }
-  hub_->Meet(this);
+  Meet();
   return status;
 }
 
 absl::Status LocalCollectiveHub::State::Member::Barrier() {
-  hub_->Meet(this);
+  Meet();
   return absl::OkStatus();
 }
 
-LocalCollectiveHub::LocalCollectiveHub(Env* env, int workers) : state_(std::make_unique<State>()) {
-  HEARTH_CHECK(workers > 0);
-  for (int worker = 0; worker < workers; ++worker) {
-    state_->members.push_back(std::make_unique<State::Member>(state_.get(), env, worker));
-  }
-}
+LocalCollectiveHub::LocalCollectiveHub(Env* env, int workers) : state_(std::make_unique<State>(env, workers)) {}
 
 LocalCollectiveHub::~LocalCollectiveHub() = default;
 

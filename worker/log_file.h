@@ -1,5 +1,6 @@
-// One listed file of a log as blocks of records (protocol.md §1). Plain text: block b is the records that start in bytes
-// [b·piece_bytes, (b+1)·piece_bytes). Compressed, or with records over several lines: records [b·R, (b+1)·R). The header is no record.
+// One listed file of a log as blocks of records (protocol.md §1). Plain text: block b is the records that start in
+// bytes [b·piece_bytes, (b+1)·piece_bytes). Compressed, or with records over several lines: records [b·R, (b+1)·R). The
+// header is no record.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ class LogFileReader {
     bool header = true;
     uint64_t piece_bytes = 0;
     uint64_t records_per_block = 0;  // R
-    // Blocks are read in any order and blocks() is asked for: what is compressed is decompressed once, into `spool`, which outlives the
-    // reader and may hold other files too.
+    // Blocks are read in any order and blocks() is asked for: what is compressed is decompressed once, into `spool`,
+    // which outlives the reader and may hold other files too.
     Spool* spool = nullptr;
   };
   // `path`: where the listed file lies. DataLoss where its length or digest differs from the list's.

@@ -14,7 +14,9 @@ namespace hearth {
 // ---- The clock
 
 StepClock::StepClock(const Options& options)
-    : options_(options), epoch_(options.epoch), epoch_ends_at_(options.epoch_ends_at) {
+    : options_(options),
+      epoch_(options.epoch),
+      epoch_ends_at_(options.epoch_ends_at >= options.step ? options.epoch_ends_at : 0) {
   HEARTH_CHECK(epoch_ends_at_ <= options.step + options.staleness, "epoch ends at ", epoch_ends_at_, ", start is ",
                options.step);
   cuts_.push_back(options.step);
@@ -27,7 +29,7 @@ Decision StepClock::Decide(uint64_t step, const StepVerdict& verdict) {
   const uint64_t cut = step + options_.staleness;
   // Lanes stay at their end until the epoch's cut; those steps say nothing new.
   const bool ending_already = epoch_ends_at_ != 0 && step <= epoch_ends_at_;
-  decision.epoch_ends = verdict.all_at_end && step > options_.step && !ending_already;
+  decision.epoch_ends = verdict.all_at_end && !ending_already;
   const uint64_t stop_at = StopAt();
   decision.stop = verdict.stop && (stop_at == 0 || stop_at > cut);
   // A cut that was asked for before and is still to come answers this one too.
@@ -127,16 +129,16 @@ void ListTables(Batch* batch, RowsOf rows, std::vector<TableRows>* tables) {
 // ---- The threads
 
 struct Pipeline::State {
-  using Read = absl::StatusOr<std::unique_ptr<Batch>>;
-  using Pulled = absl::StatusOr<std::unique_ptr<StepBatch>>;
+  using BatchRead = absl::StatusOr<std::unique_ptr<Batch>>;
+  using StepPulled = absl::StatusOr<std::unique_ptr<StepBatch>>;
   struct Lane {
     Lane(Env* env, size_t capacity) : queue(env, capacity) {}
     std::unique_ptr<LaneReader> reader;  // read thread
-    BoundedQueue<Read> queue;            // read → pull; a null batch: the reader has no more
+    BoundedQueue<BatchRead> queue;            // read → pull; a null batch: the reader has no more
     Cursor cursor;                       // pull thread: end of the last batch handed out
     bool at_end = false;                 // pull thread
   };
-  struct Push {
+  struct PushJob {
     std::unique_ptr<StepBatch> batch;
     uint64_t records = 0;
     bool skip = false;
@@ -163,8 +165,8 @@ struct Pipeline::State {
 
   std::vector<std::unique_ptr<Lane>> lanes;
   const std::unique_ptr<Event> room;  // the read thread waits on it: a batch was taken, or all ends
-  BoundedQueue<Pulled> pulled;        // pull → trainer
-  BoundedQueue<Push> pushes;          // trainer → push
+  BoundedQueue<StepPulled> pulled;        // pull → trainer
+  BoundedQueue<PushJob> pushes;          // trainer → push
   BoundedQueue<Decision> permits;     // push → pull
   std::atomic<bool> closing{false};
   std::atomic<int64_t> push_us{0};
@@ -231,7 +233,7 @@ void Pipeline::State::CloseAll() {
 absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::Next() {
   State* s = state_.get();
   const int64_t begin_us = s->env->NowUs();
-  std::optional<State::Pulled> next = s->pulled.Pop();
+  std::optional<State::StepPulled> next = s->pulled.Pop();
   const int64_t waited_us = s->env->NowUs() - begin_us;
   if (!next.has_value()) {
     if (s->pushes.closed()) HEARTH_RETURN_IF_ERROR(s->push_status);
@@ -251,7 +253,7 @@ absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::Next() {
 absl::StatusOr<CutState> Pipeline::Finish(std::unique_ptr<StepBatch> step, const StepVerdict& verdict) {
   State* s = state_.get();
   const uint64_t number = step->step;
-  State::Push push;
+  State::PushJob push;
   push.decision = s->clock.Decide(number, verdict);
   push.batch = std::move(step);
   push.records = verdict.records;
@@ -262,7 +264,7 @@ absl::StatusOr<CutState> Pipeline::Finish(std::unique_ptr<StepBatch> step, const
   state.epoch_ended = s->clock.EpochEndsAt(number);
   state.job_finished = s->clock.FinishedAt(number);
   state.stopping = s->clock.StopAt() == number;
-  state.epoch_ends_at = s->clock.epoch_ends_at();
+  state.epoch_ends_at = s->clock.epoch_ends_at() >= number ? s->clock.epoch_ends_at() : 0;
   if (!s->pushes.Push(std::move(push))) {
     HEARTH_RETURN_IF_ERROR(s->push_status);
     return absl::InternalError(absl::StrCat("step ", number, " finished after the pipeline's end"));
@@ -293,7 +295,7 @@ void Pipeline::State::Read() {
     bool moved = false;
     for (size_t i = 0; i < lanes.size() && !closing; ++i) {
       if (ended[i] || lanes[i]->queue.size() >= std::max<size_t>(1, options.read_ahead_batches_max)) continue;
-      State::Read batch = lanes[i]->reader->Next();
+      BatchRead batch = lanes[i]->reader->Next();
       if (!batch.ok() || *batch == nullptr) {
         ended[i] = true;
         --open;
@@ -354,7 +356,7 @@ absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::State::Assemble(uint64_t st
 absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool new_epoch, uint32_t epoch) {
   if (new_epoch) lane->at_end = false;
   if (lane->at_end) return AtEnd(*lane, epoch);
-  std::optional<State::Read> read = lane->queue.Pop();
+  std::optional<BatchRead> read = lane->queue.Pop();
   room->Notify();
   if (!read.has_value()) return std::unique_ptr<Batch>();
   HEARTH_RETURN_IF_ERROR(read->status());
@@ -414,7 +416,7 @@ absl::Status Pipeline::State::PushSteps() {
   int64_t due_us = kNever;
   while (true) {
     const bool closed = pushes.closed();  // before Pop: what was queued ahead of Close is still taken
-    std::optional<Push> push = pushes.Pop(due_us);
+    std::optional<PushJob> push = pushes.Pop(due_us);
     if (!push.has_value() && closed) break;
     const int64_t begin_us = env->NowUs();
     if (push.has_value()) {

@@ -50,7 +50,7 @@ class StepClock {
     uint32_t epochs = 1;
     uint64_t step = 0;            // the cut that everything starts from
     uint32_t epoch = 0;           // of that cut's own step, 0-based
-    uint64_t epoch_ends_at = 0;   // LaneState.epoch_ends_at of that cut
+    uint64_t epoch_ends_at = 0;   // LaneState.epoch_ends_at of that cut; REQUIRES: <= step + staleness
   };
   explicit StepClock(const Options& options);
 
@@ -59,7 +59,7 @@ class StepClock {
   // Takes in what another clock decided.
   void Take(const Decision& decision);
 
-  // max(step − 1 − k, last cut before step). REQUIRES: step − k − 1 is decided, or not after the start.
+  // max(step − 1 − k, last cut before step). REQUIRES: step − k − 1 is decided, or not after the start; step itself is not.
   uint64_t View(uint64_t step) const;
   // First cut >= step that is known; 0: none.
   uint64_t NextCut(uint64_t step) const;
@@ -97,7 +97,7 @@ struct CutState {
   bool epoch_ended = false;
   bool job_finished = false;
   bool stopping = false;         // the run ends here
-  uint64_t epoch_ends_at = 0;    // for LaneState
+  uint64_t epoch_ends_at = 0;    // LaneState.epoch_ends_at
 };
 
 // The batch's signs as the clients want them, by table, ascending.

@@ -15,9 +15,9 @@ namespace hearth {
 
 namespace {
 
-constexpr int kLogBuckets = 1024;                  // floor(log2(1 + |x|)) of a finite double is at most this
+constexpr int kLogBuckets = 1024;  // floor(log2(1 + |x|)) of a finite double is at most this
 constexpr double kExactIntegerMax = 0x1.0p53;
-constexpr uint64_t kMissingRawId = kIdMask;        // so a raw id may not be this one
+constexpr uint64_t kMissingRawId = kIdMask;  // so a raw id may not be this one
 
 // How an expression's value is written as an id: integers without a point.
 absl::string_view NumberText(double value, char (&buffer)[40]) {
@@ -150,7 +150,8 @@ class PlanCompiler {
       if (position < 0 && DeclaredAbsent(key)) position = absent_;
       if (position < 0) {
         Fault(absl::StrCat("join of \"", name, "\""),
-              absl::StrCat("the log has no key column \"", key, "\"; set side_table.log_key, or list it in absent_column"));
+              absl::StrCat("the log has no key column \"", key,
+                           "\"; set side_table.log_key, or list it in absent_column"));
         continue;
       }
       plan_->joins_.push_back({loaded->second.get(), position, {}});
@@ -174,7 +175,8 @@ class PlanCompiler {
     for (RecordPlan::JoinPlan& join : plan_->joins_) {
       int column = join.table->ColumnOf(name);
       const std::string prefix = join.table->name() + ".";
-      if (column < 0 && name.substr(0, prefix.size()) == prefix) column = join.table->ColumnOf(name.substr(prefix.size()));
+      if (column < 0 && name.substr(0, prefix.size()) == prefix)
+        column = join.table->ColumnOf(name.substr(prefix.size()));
       if (column < 0) continue;
       holders.push_back(join.table->name());
       if (position < 0) position = SidePosition(&join, column);
@@ -251,8 +253,8 @@ class PlanCompiler {
 
   void AddTask(const Task& task) {
     RecordPlan::TaskPlan plan;
-    plan.known = log_.known_task().empty() || std::find(log_.known_task().begin(), log_.known_task().end(),
-                                                        task.name()) != log_.known_task().end();
+    plan.known = log_.known_task().empty() ||
+                 std::find(log_.known_task().begin(), log_.known_task().end(), task.name()) != log_.known_task().end();
     if (plan.known) {
       plan.label = Parse(absl::StrCat("label of task \"", task.name(), "\""), task.label());
       plan.has_mask = !task.mask().empty();
@@ -394,7 +396,8 @@ void RecordPlan::Fill(Workspace* workspace, BatchBuilder* builder) const {
   const absl::Span<const absl::string_view> fields = workspace->fields;
   for (const SlotPlan& slot : slots_) AddSlot(slot, fields, builder);
   workspace->dense.clear();
-  for (const DensePlan& dense : dense_) workspace->dense.push_back(Transformed(dense.config, dense.value.Evaluate(fields)));
+  for (const DensePlan& dense : dense_)
+    workspace->dense.push_back(Transformed(dense.config, dense.value.Evaluate(fields)));
   builder->AddDense(workspace->dense);
   workspace->labels.clear();
   workspace->mask.clear();

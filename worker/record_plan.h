@@ -24,9 +24,9 @@ class RecordPlan {
  public:
   // columns: of the log's file. tables: those that log.join names, and they outlive the plan. user_column: empty: none.
   // nullptr where something is wrong; then *faults has one line more for each: log, what reads which column, remedy.
-  static std::unique_ptr<const RecordPlan> Compile(const Job& job, const Log& log, absl::Span<const std::string> columns,
-                                                   const AttributeTables& tables, const std::string& user_column,
-                                                   std::vector<std::string>* faults);
+  static std::unique_ptr<const RecordPlan> Compile(const Job& job, const Log& log,
+                                                   absl::Span<const std::string> columns, const AttributeTables& tables,
+                                                   const std::string& user_column, std::vector<std::string>* faults);
   ~RecordPlan();
 
   enum class Verdict { kValid, kFiltered, kBad };

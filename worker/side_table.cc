@@ -52,13 +52,14 @@ absl::Status AttributeTable::Read(const Job& job, const SideTable& table) {
     absl::string_view cause = SplitFields(line, options.delimiter, &fields, &scratch);
     if (text.too_long) cause = "the record is longer than limits.record_bytes_max";
     const bool is_header = columns_.empty();
-    if (cause.empty() && !is_header && fields.size() != columns_.size()) cause = "has another number of fields than the header";
+    if (cause.empty() && !is_header && fields.size() != columns_.size())
+      cause = "has another number of fields than the header";
     if (!cause.empty()) {
       return absl::DataLossError(
           absl::StrCat(where, ": ", path, ": byte ", text.offset, ": ", cause, "; correct this row"));
     }
     if (is_header) {
-      columns_.assign(fields.begin(), fields.end());
+      for (const absl::string_view field : fields) columns_.emplace_back(field);
       key = ColumnOf(table.key());
       if (key < 0) {
         return absl::InvalidArgumentError(absl::StrCat(where, ".key: ", path, " has no column \"", table.key(),

@@ -17,8 +17,8 @@ namespace hearth {
 // Immutable after Load; threads may share it.
 class AttributeTable {
  public:
-  // Reads job.side_table(…) whole. NotFound names the path; InvalidArgument where the key column is missing or there are more than
-  // rows_max rows; DataLoss where a row is bad or a key comes twice.
+  // Reads job.side_table(…) whole. NotFound names the path; InvalidArgument where the key column is missing or there
+  // are more than rows_max rows; DataLoss where a row is bad or a key comes twice.
   static absl::StatusOr<std::unique_ptr<const AttributeTable>> Load(const Job& job, const SideTable& table);
 
   const std::string& name() const { return name_; }

@@ -1,0 +1,105 @@
+// hearth-worker --ps P --worker W DIR: one training process of a job (docs/ARCHITECTURE.md, "A run, message by message").
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/mpi_runtime.h"
+#include "common/proto/control.pb.h"
+#include "common/status.h"
+#include "common/version.h"
+#include "common/wire.h"
+#include "worker/mpi_collective.h"
+#include "worker/worker.h"
+
+#include <CLI/CLI.hpp>
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kFailedGraceUs = 2'000'000;  // the scheduler ends the job within it
+
+struct Arguments {
+  int servers = 1;
+  int workers = 1;
+  std::string dir;
+};
+
+absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
+  Transport* transport = runtime->transport();
+  WorkerOptions options;
+  options.env = Env::Real();
+  options.transport = transport;
+  options.ranks = {arguments.servers, arguments.workers};
+  options.index = transport->rank() - options.ranks.worker(0);
+  options.dir = arguments.dir;
+  if (transport->size() != options.ranks.size() || options.index < 0 || options.index >= arguments.workers) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "rank ", transport->rank(), " of ", transport->size(), " is no worker of a job with --ps ", arguments.servers,
+        " --worker ", arguments.workers, "; start the scheduler first, then the servers, then the workers"));
+  }
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(arguments.dir, "logs")));
+  HEARTH_RETURN_IF_ERROR(StartLogging(absl::StrCat("worker-", options.index),
+                                      JoinPath(arguments.dir, absl::StrCat("logs/worker-", options.index, ".log"))));
+  HEARTH_ASSIGN_OR_RETURN(options.job, LoadJob(JoinPath(arguments.dir, "job.txtpb"), {}));
+  HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
+  const std::unique_ptr<Collective> collective =
+      MakeMpiCollective(runtime, options.ranks.worker(0), options.index, arguments.workers);
+  options.collective = collective.get();
+  // Left alive on an error: its threads may wait for peers, and the process is about to be ended as a whole.
+  auto worker = std::make_unique<Worker>(options);
+  const absl::Status status = worker->Run();
+  if (!status.ok()) static_cast<void>(worker.release());
+  return status;
+}
+
+// Tells the scheduler, which ends the job with this code; ends it here when the scheduler does not.
+[[noreturn]] void Fail(const absl::Status& status, MpiRuntime* runtime) {
+  const int code = ExitCodeOf(status);
+  std::fprintf(stderr, "hearth-worker: %s\n", std::string(status.message()).c_str());
+  FlushLogging();
+  Control control;
+  control.set_from_role("worker");
+  control.mutable_failed()->set_exit_code(code);
+  control.mutable_failed()->set_reason(std::string(status.message()));
+  Header header;
+  header.kind = MessageKind::kControl;
+  const std::string body = control.SerializeAsString();
+  const absl::Status sent = runtime->transport()->Send(kPortControl, {0, kPortScheduler}, EncodeOpaque(header, body));
+  if (sent.ok()) Env::Real()->NewEvent()->WaitUntil(Env::Real()->NowUs() + kFailedGraceUs);
+  runtime->Abort(code);
+}
+
+int Main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("Trains the lanes of one worker of a Hearth job. Started by `hearth train`.", "hearth-worker");
+  app.set_version_flag("--version", BuildCommit());
+  app.add_option("--ps", arguments.servers, "number of parameter servers")->required()->check(CLI::PositiveNumber);
+  app.add_option("--worker", arguments.workers, "number of workers")->required()->check(CLI::PositiveNumber);
+  app.add_option("DIR", arguments.dir, "folder of the run")->required();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? kExitOk : kExitUsage;
+  }
+  std::signal(SIGUSR1, SIG_IGN);  // mpirun forwards it to all ranks; the scheduler acts on it
+  absl::StatusOr<std::unique_ptr<MpiRuntime>> runtime = MpiRuntime::Start(Env::Real());
+  if (!runtime.ok()) {
+    std::fprintf(stderr, "hearth-worker: %s\n", std::string(runtime.status().message()).c_str());
+    return ExitCodeOf(runtime.status());
+  }
+  const absl::Status status = Train(arguments, runtime->get());
+  if (!status.ok()) Fail(status, runtime->get());
+  FlushLogging();
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace hearth
+
+int main(int argc, char** argv) { return hearth::Main(argc, argv); }

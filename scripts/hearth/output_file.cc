@@ -27,7 +27,7 @@ absl::Status ErrnoStatus(const std::string& path, int error) {
 }  // namespace
 
 struct OutputFile::Compressor {
-  Compressor() : stream(ZSTD_createCCtx()), out(ZSTD_CStreamOutSize()) {
+  Compressor() : stream(ZSTD_createCCtx()), out(ZSTD_CStreamOutSize(), '\0') {
     ZSTD_CCtx_setParameter(stream, ZSTD_c_compressionLevel, kZstdLevel);
     ZSTD_CCtx_setParameter(stream, ZSTD_c_checksumFlag, 1);
   }

@@ -27,7 +27,7 @@ constexpr char kSmallJob[] = R"(
 Job SmallJob() { return ParseJob(kSmallJob, "small").value(); }
 
 std::string WriteJob(const std::string& name, const std::string& text) {
-  const std::string folder = JoinPath(testing::TempDir(), "config_test");
+  const std::string folder = JoinPath(testing::TempDir(), "hearth_config_test");
   EXPECT_TRUE(MakeDirectories(folder).ok());
   const std::string path = JoinPath(folder, name);
   EXPECT_TRUE(WriteFileAtomically(path, text).ok());

@@ -1,0 +1,277 @@
+#include "embedding/rocksdb_store.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/status.h"
+#include "rocksdb/cache.h"
+#include "rocksdb/db.h"
+#include "rocksdb/filter_policy.h"
+#include "rocksdb/options.h"
+#include "rocksdb/sst_file_manager.h"
+#include "rocksdb/table.h"
+#include "rocksdb/utilities/checkpoint.h"
+#include "rocksdb/write_batch.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kKeyBytes = 12;
+constexpr size_t kBatchBytesMax = size_t{1} << 20;
+constexpr uint64_t kReadAheadBytes = uint64_t{2} << 20;
+constexpr int kBloomBitsPerKey = 10;
+constexpr int kOpenFilesMax = 4096;
+
+// shard then sign, both big-endian: the order of bytes is the order of keys.
+void EncodeKey(KvKey key, char* out) {
+  for (int i = 0; i < 4; ++i) out[i] = static_cast<char>(key.shard >> (24 - 8 * i));
+  for (int i = 0; i < 8; ++i) out[4 + i] = static_cast<char>(key.sign >> (56 - 8 * i));
+}
+
+KvKey DecodeKey(const rocksdb::Slice& bytes) {
+  KvKey key;
+  for (int i = 0; i < 4; ++i) key.shard = key.shard << 8 | static_cast<uint8_t>(bytes[i]);
+  for (int i = 0; i < 8; ++i) key.sign = key.sign << 8 | static_cast<uint8_t>(bytes[4 + i]);
+  return key;
+}
+
+absl::Status ToStatus(const rocksdb::Status& status, const std::string& path, absl::string_view doing) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string cause = absl::StrCat(path, ": ", doing, ": ", status.ToString());
+  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::SubCode::kSpaceLimit) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        cause, "; free disk space or raise snapshot.disk_bytes_max, then resume from the newest snapshot"));
+  }
+  // A file that a RocksDB MANIFEST names and the folder lacks comes as "IO error: No such file": damage, not a bad
+  // disk.
+  if (status.IsCorruption() || status.subcode() == rocksdb::Status::SubCode::kPathNotFound) {
+    return absl::DataLossError(absl::StrCat(cause, "; the store is damaged: use an older snapshot"));
+  }
+  return absl::UnavailableError(absl::StrCat(cause, "; check the disk and the folder's permissions"));
+}
+
+// RocksDB's warnings go where all others go; without a logger of ours it would write a LOG file into a checkpoint.
+class WarningLogger final : public rocksdb::Logger {
+ public:
+  WarningLogger() : rocksdb::Logger(rocksdb::InfoLogLevel::ERROR_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    char line[512];
+    std::vsnprintf(line, sizeof(line), format, arguments);
+    spdlog::warn("event=rocksdb message=\"{}\"", line);
+  }
+};
+
+rocksdb::Options MakeOptions(const RocksDbOptions& options) {
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = rocksdb::NewLRUCache(options.block_cache_bytes);
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(kBloomBitsPerKey));
+  table.cache_index_and_filter_blocks = true;  // bounded by the cache like everything else
+  table.cache_index_and_filter_blocks_with_high_priority = true;
+  table.pin_l0_filter_and_index_blocks_in_cache = true;
+  table.format_version = 5;
+  rocksdb::Options result;
+  result.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  result.compression = rocksdb::kNoCompression;  // trained floats do not compress
+  result.write_buffer_size = options.write_buffer_bytes;
+  result.level_compaction_dynamic_level_bytes = true;
+  result.max_background_jobs = 2;
+  result.max_open_files = kOpenFilesMax;
+  result.avoid_flush_during_shutdown = true;  // what no checkpoint holds does not outlive the process
+  result.max_bgerror_resume_count = 0;        // an error stays one until the process starts again
+  result.info_log = std::make_shared<WarningLogger>();
+  return result;
+}
+
+class RocksDbStore final : public KvStore {
+ public:
+  RocksDbStore(std::string path, RocksDbOptions options, bool read_only)
+      : path_(std::move(path)), options_(options), read_only_(read_only) {}
+
+  absl::Status Open();
+
+  absl::Status MultiGet(absl::Span<const KvKey> keys, std::vector<std::string>* values,
+                        std::vector<bool>* found) override;
+  absl::Status Write(absl::Span<const KvWrite> writes) override;
+  absl::Status Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) override;
+  absl::Status Checkpoint(const std::string& path) override;
+  uint64_t DiskBytes() override;
+
+  absl::Status VerifyBlocks() { return ToStatus(db_->VerifyChecksum(), path_, "verifying block checksums"); }
+
+ private:
+  uint64_t UnflushedBytes() const;
+  // Debian's RocksDB aborts the process on a really full disk: refuse while there is room for what is already promised.
+  absl::Status CheckSpace(uint64_t bytes);
+  absl::Status WriteBatch(rocksdb::WriteBatch* batch);
+
+  const std::string path_;
+  const RocksDbOptions options_;
+  const bool read_only_;
+  std::shared_ptr<rocksdb::SstFileManager> files_;
+  std::unique_ptr<rocksdb::DB> db_;
+};
+
+absl::Status RocksDbStore::Open() {
+  rocksdb::Options options = MakeOptions(options_);
+  rocksdb::DB* db = nullptr;
+  if (read_only_) {
+    if (!PathExists(JoinPath(path_, "CURRENT"))) {
+      return absl::DataLossError(absl::StrCat(path_, ": holds no store (no file CURRENT); use an older snapshot"));
+    }
+    const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(options, path_, &db);
+    db_.reset(db);
+    return ToStatus(status, path_, "opening read-only");
+  }
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(path_));
+  rocksdb::Status made;
+  files_.reset(rocksdb::NewSstFileManager(rocksdb::Env::Default(), options.info_log, "", 0, true, &made));
+  HEARTH_RETURN_IF_ERROR(ToStatus(made, path_, "opening"));
+  if (options_.disk_bytes_max > 0) files_->SetMaxAllowedSpaceUsage(options_.disk_bytes_max);
+  options.sst_file_manager = files_;
+  options.create_if_missing = true;
+  const rocksdb::Status status = rocksdb::DB::Open(options, path_, &db);
+  db_.reset(db);
+  return ToStatus(status, path_, "opening");
+}
+
+absl::Status RocksDbStore::MultiGet(absl::Span<const KvKey> keys, std::vector<std::string>* values,
+                                    std::vector<bool>* found) {
+  const size_t count = keys.size();
+  values->resize(count);
+  found->assign(count, false);
+  if (count == 0) return absl::OkStatus();
+  std::vector<uint32_t> order(count);
+  for (size_t i = 0; i < count; ++i) order[i] = static_cast<uint32_t>(i);
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return keys[a] < keys[b]; });
+  std::vector<char> bytes(count * kKeyBytes);
+  std::vector<rocksdb::Slice> slices(count);
+  for (size_t j = 0; j < count; ++j) {
+    EncodeKey(keys[order[j]], bytes.data() + j * kKeyBytes);
+    slices[j] = rocksdb::Slice(bytes.data() + j * kKeyBytes, kKeyBytes);
+  }
+  std::vector<rocksdb::PinnableSlice> results(count);
+  std::vector<rocksdb::Status> statuses(count);
+  db_->MultiGet(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), count, slices.data(), results.data(),
+                statuses.data(), true);
+  for (size_t j = 0; j < count; ++j) {
+    if (statuses[j].IsNotFound()) continue;
+    HEARTH_RETURN_IF_ERROR(ToStatus(statuses[j], path_, "reading"));
+    (*values)[order[j]].assign(results[j].data(), results[j].size());
+    (*found)[order[j]] = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::Write(absl::Span<const KvWrite> writes) {
+  if (read_only_) return absl::FailedPreconditionError(absl::StrCat(path_, ": is open for reading alone"));
+  rocksdb::WriteBatch batch;
+  char key[kKeyBytes];
+  for (const KvWrite& write : writes) {
+    EncodeKey(write.key, key);
+    const rocksdb::Slice slice(key, kKeyBytes);
+    HEARTH_RETURN_IF_ERROR(ToStatus(
+        write.remove ? batch.Delete(slice) : batch.Put(slice, rocksdb::Slice(write.value.data(), write.value.size())),
+        path_, "writing"));
+    if (batch.GetDataSize() >= kBatchBytesMax) HEARTH_RETURN_IF_ERROR(WriteBatch(&batch));
+  }
+  return batch.Count() == 0 ? absl::OkStatus() : WriteBatch(&batch);
+}
+
+absl::Status RocksDbStore::WriteBatch(rocksdb::WriteBatch* batch) {
+  HEARTH_RETURN_IF_ERROR(CheckSpace(batch->GetDataSize()));
+  rocksdb::WriteOptions options;
+  options.disableWAL = true;
+  const rocksdb::Status status = db_->Write(options, batch);  // a failed flush or compaction shows here too
+  batch->Clear();
+  return ToStatus(status, path_, "writing");
+}
+
+uint64_t RocksDbStore::UnflushedBytes() const {
+  uint64_t bytes = 0;
+  db_->GetIntProperty(rocksdb::DB::Properties::kCurSizeAllMemTables, &bytes);
+  return bytes;
+}
+
+absl::Status RocksDbStore::CheckSpace(uint64_t bytes) {
+  const uint64_t pending = UnflushedBytes() + bytes;
+  if (options_.disk_bytes_max > 0 && DiskBytes() + pending > options_.disk_bytes_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        path_, ": ", DiskBytes(), " bytes on disk and ", pending, " to be written exceed the cap of ",
+        options_.disk_bytes_max, " bytes; raise snapshot.disk_bytes_max or let rows expire (expire_after_steps)"));
+  }
+  if (options_.disk_free_bytes_min > 0) {
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t free, DiskFreeBytes(path_));
+    if (free < options_.disk_free_bytes_min + pending) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          path_, ": ", free, " bytes are free on this disk, ", pending, " are to be written and ",
+          options_.disk_free_bytes_min, " must stay free (snapshot.disk_free_bytes_min); free disk space"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) {
+  char from[kKeyBytes], to[kKeyBytes];
+  EncodeKey(first, from);
+  EncodeKey(last, to);
+  const rocksdb::Slice end(to, kKeyBytes);
+  rocksdb::ReadOptions options;
+  options.iterate_upper_bound = &end;
+  options.fill_cache = false;  // a scan must not drive the hot blocks out
+  options.readahead_size = kReadAheadBytes;
+  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options));
+  for (it->Seek(rocksdb::Slice(from, kKeyBytes)); it->Valid(); it->Next()) {
+    if (it->key().size() != kKeyBytes) {
+      return absl::DataLossError(absl::StrCat(path_, ": a key of ", it->key().size(), " bytes; not a store of Hearth"));
+    }
+    if (!visit(DecodeKey(it->key()), absl::string_view(it->value().data(), it->value().size()))) break;
+  }
+  return ToStatus(it->status(), path_, "scanning");
+}
+
+absl::Status RocksDbStore::Checkpoint(const std::string& path) {
+  if (read_only_) return absl::FailedPreconditionError(absl::StrCat(path_, ": is open for reading alone"));
+  if (PathExists(path)) return absl::FailedPreconditionError(absl::StrCat(path, ": exists already; remove it first"));
+  HEARTH_RETURN_IF_ERROR(CheckSpace(0));
+  rocksdb::Checkpoint* made = nullptr;
+  HEARTH_RETURN_IF_ERROR(ToStatus(rocksdb::Checkpoint::Create(db_.get(), &made), path_, "making a checkpoint"));
+  const std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);
+  // 0: always flushes first; without a WAL the rows in the write buffer are nowhere else.
+  return ToStatus(checkpoint->CreateCheckpoint(path, 0), path, "making a checkpoint");
+}
+
+uint64_t RocksDbStore::DiskBytes() {
+  if (files_ != nullptr) return files_->GetTotalSize();
+  uint64_t bytes = 0;
+  db_->GetIntProperty(rocksdb::DB::Properties::kTotalSstFilesSize, &bytes);
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& path, const RocksDbOptions& options) {
+  auto store = std::make_unique<RocksDbStore>(path, options, false);
+  HEARTH_RETURN_IF_ERROR(store->Open());
+  return store;
+}
+
+absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStoreReadOnly(const std::string& path) {
+  auto store = std::make_unique<RocksDbStore>(path, RocksDbOptions(), true);
+  HEARTH_RETURN_IF_ERROR(store->Open());
+  return store;
+}
+
+absl::Status VerifyRocksDbStore(const std::string& path) {
+  RocksDbStore store(path, RocksDbOptions(), true);
+  HEARTH_RETURN_IF_ERROR(store.Open());
+  return store.VerifyBlocks();
+}
+
+}  // namespace hearth

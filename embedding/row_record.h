@@ -1,0 +1,44 @@
+// A record as the store holds it, and where it lies there (docs/FORMATS.md "Rows in RocksDB").
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "embedding/embedding_table.h"
+#include "embedding/kv_store.h"
+#include "embedding/sign.h"
+
+namespace hearth {
+
+struct KvRange {  // [first, last)
+  KvKey first;
+  KvKey last;
+};
+
+inline KvKey KeyOf(Sign sign, uint32_t shards) { return {LogicalShardOf(sign, shards), sign}; }
+// A table's records in one logical shard.
+inline KvRange RecordsOf(TableNumber table, uint32_t shard) {
+  const KvKey last = table < kTablesMax ? KvKey{shard, MakeSign(table + 1, 0)} : KvKey{shard + 1, 0};
+  return {{shard, MakeSign(table, 0)}, last};
+}
+// A table's counting filter in one logical shard: one key a chunk, below every sign.
+constexpr int kFilterChunkBits = 40;
+static_assert(kFilterChunkBits + 12 == kIdBits);
+inline KvKey FilterChunkKey(TableNumber table, uint32_t shard, uint64_t chunk) {
+  return {shard, uint64_t{table} << kFilterChunkBits | chunk};
+}
+inline KvRange FilterChunksOf(TableNumber table, uint32_t shard) {
+  return {FilterChunkKey(table, shard, 0), FilterChunkKey(table + 1, shard, 0)};
+}
+inline uint64_t FilterChunkOf(KvKey key) { return key.sign & ((uint64_t{1} << kFilterChunkBits) - 1); }
+
+// DataLoss unless `value` is a record of `floats` weights and state, or a counter alone.
+absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t floats, RowMeta* meta);
+inline const char* FloatsOf(absl::string_view value) { return value.data() + sizeof(RowMeta); }  // unaligned
+inline bool IsAdmitted(const RowMeta& meta) { return (meta.flags & kRowAdmitted) != 0; }
+
+// RowHash of a record as it is stored.
+uint64_t RecordHash(Sign sign, absl::string_view value);
+
+}  // namespace hearth

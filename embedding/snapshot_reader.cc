@@ -1,0 +1,171 @@
+#include "embedding/snapshot_reader.h"
+
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "embedding/kv_store.h"
+#include "embedding/lifecycle.h"
+#include "embedding/rocksdb_store.h"
+#include "embedding/row_record.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kRestoreBatchBytes = size_t{1} << 20;
+
+std::string ServerFolder(const std::string& folder, uint32_t server) {
+  return JoinPath(folder, absl::StrCat("ps-", server));
+}
+
+uint64_t FloatsOfTable(const Table& table) {
+  return table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())};
+}
+
+absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) {
+  if (manifest.servers() >= 1 && manifest.shards() >= 1) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(folder, ": MANIFEST names ", manifest.servers(), " servers and ",
+                                          manifest.shards(), " logical shards; use another snapshot"));
+}
+
+// Visits each live record, counters too, of one table on one server, as it is stored.
+using RecordVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::string_view value)>;
+absl::Status VisitRecords(KvStore* store, const Manifest& manifest, const Table& config, TableNumber table,
+                          uint32_t server, const RecordVisitor& visit) {
+  const uint64_t floats = FloatsOfTable(config);
+  for (uint32_t shard = server; shard < manifest.shards(); shard += manifest.servers()) {
+    const KvRange range = RecordsOf(table, shard);
+    absl::Status status;
+    HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
+      RowMeta meta;
+      status = DecodeMeta(key.sign, value, floats, &meta);
+      if (status.ok() && !IsExpired(meta, config.expire_after_steps(), manifest.step())) {
+        status = visit(key.sign, meta, value);
+      }
+      return status.ok();
+    }));
+    HEARTH_RETURN_IF_ERROR(status);
+  }
+  return absl::OkStatus();
+}
+
+// The counting filters' share of the rows hash.
+absl::Status AddFilters(KvStore* store, const Manifest& manifest, const Table& config, TableNumber table,
+                        uint32_t server, uint64_t* hash) {
+  for (uint32_t shard = server; shard < manifest.shards(); shard += manifest.servers()) {
+    const KvRange range = FilterChunksOf(table, shard);
+    std::unique_ptr<CountingBloom> filter;
+    bool fits = true;
+    HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
+      if (filter == nullptr) filter = std::make_unique<CountingBloom>(config.admission());
+      fits = filter->LoadChunk(FilterChunkOf(key), value);
+      return fits;
+    }));
+    if (!fits) {
+      return absl::DataLossError(absl::StrCat("counting filter of table \"", config.name(), "\", logical shard ", shard,
+                                              ": does not fit the job's bloom_counters"));
+    }
+    if (filter != nullptr) *hash += filter->Hash(table, shard);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> RowsHashOf(const std::string& folder, const Manifest& manifest, const Job& job) {
+  uint64_t hash = 0;
+  for (uint32_t server = 0; server < manifest.servers(); ++server) {
+    HEARTH_ASSIGN_OR_RETURN(const auto store, OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
+    for (int t = 0; t < job.table_size(); ++t) {
+      const TableNumber table = static_cast<TableNumber>(t) + 1;
+      absl::Status status = VisitRecords(store.get(), manifest, job.table(t), table, server,
+                                         [&](Sign sign, const RowMeta&, absl::string_view value) {
+                                           hash += RecordHash(sign, value);
+                                           return absl::OkStatus();
+                                         });
+      if (status.ok()) status = AddFilters(store.get(), manifest, job.table(t), table, server, &hash);
+      if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
+    }
+  }
+  return hash;
+}
+
+}  // namespace
+
+absl::Status VerifySnapshot(const std::string& folder) {
+  HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
+  HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
+  HEARTH_RETURN_IF_ERROR(VerifyFiles(folder, manifest));
+  for (uint32_t server = 0; server < manifest.servers(); ++server) {
+    HEARTH_RETURN_IF_ERROR(VerifyRocksDbStore(ServerFolder(folder, server)));
+  }
+  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, RowsHashOf(folder, manifest, job));
+  if (hash != manifest.rows_hash()) {
+    return absl::DataLossError(absl::StrCat(folder, ": the rows hash to ", absl::Hex(hash, absl::kZeroPad16),
+                                            ", MANIFEST says ", absl::Hex(manifest.rows_hash(), absl::kZeroPad16),
+                                            "; use an older snapshot"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
+                       const RowVisitor& visit) {
+  HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
+  HEARTH_CHECK(table >= 1 && table <= static_cast<TableNumber>(job.table_size()));
+  const Table& config = job.table(static_cast<int>(table) - 1);
+  std::vector<float> floats(FloatsOfTable(config));  // values in a store lie unaligned
+  for (uint32_t server = 0; server < manifest.servers(); ++server) {
+    const std::string path = ServerFolder(folder, server);
+    HEARTH_ASSIGN_OR_RETURN(const auto store, OpenRocksDbStoreReadOnly(path));
+    const absl::Status status = VisitRecords(
+        store.get(), manifest, config, table, server, [&](Sign sign, const RowMeta& meta, absl::string_view value) {
+          if (!IsAdmitted(meta)) return absl::OkStatus();  // a counter, no row yet
+          std::memcpy(floats.data(), FloatsOf(value), floats.size() * sizeof(float));
+          return visit(sign, meta, floats);
+        });
+    if (!status.ok()) return Annotate(status, path);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
+                           const std::function<bool(uint32_t shard)>& owns, KvStore* store) {
+  HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
+  for (uint32_t server = 0; server < manifest.servers(); ++server) {
+    std::unique_ptr<KvStore> saved;  // opened only where something of it is wanted
+    std::string values;
+    std::vector<std::pair<KvKey, size_t>> batch;  // key and length of its value
+    absl::Status status;
+    const auto write = [&] {
+      std::vector<KvWrite> writes;
+      size_t begin = 0;
+      for (const auto& [key, bytes] : batch) {
+        writes.push_back({key, absl::string_view(values).substr(begin, bytes), false});
+        begin += bytes;
+      }
+      status = store->Write(writes);
+      values.clear();
+      batch.clear();
+      return status.ok();
+    };
+    for (uint32_t shard = server; shard < manifest.shards(); shard += manifest.servers()) {
+      if (!owns(shard)) continue;
+      if (saved == nullptr) {
+        HEARTH_ASSIGN_OR_RETURN(saved, OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
+      }
+      HEARTH_RETURN_IF_ERROR(saved->Scan(KvKey{shard, 0}, KvKey{shard + 1, 0}, [&](KvKey key, absl::string_view value) {
+        values.append(value.data(), value.size());
+        batch.emplace_back(key, value.size());
+        return values.size() < kRestoreBatchBytes || write();
+      }));
+      HEARTH_RETURN_IF_ERROR(status);
+    }
+    if (!write()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace hearth

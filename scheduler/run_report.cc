@@ -1,0 +1,376 @@
+#include "scheduler/run_report.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/status.h"
+#include "common/version.h"
+#include "scheduler/lease_table.h"
+
+namespace hearth {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kRunJsonBytesMax = 16 << 20;
+constexpr size_t kPullSampleMax = 4096;
+constexpr int64_t kRedrawUs = 250'000;
+
+Json OrNull(std::optional<double> value) {
+  if (!value.has_value() || !std::isfinite(*value)) return nullptr;
+  return *value;
+}
+
+std::optional<double> Ratio(double part, double whole) {
+  if (!(whole > 0)) return std::nullopt;
+  return part / whole;
+}
+
+// Nearest rank. Nothing without values.
+std::optional<double> Quantile(std::vector<double> values, double q) {
+  if (values.empty()) return std::nullopt;
+  const size_t rank = std::min(values.size() - 1, static_cast<size_t>(q * static_cast<double>(values.size())));
+  std::nth_element(values.begin(), values.begin() + rank, values.end());
+  return values[rank];
+}
+
+uint64_t PeakRssBytes() {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+Json TableJson(const TableStats& table) {
+  Json json;
+  json["rows"] = table.rows();
+  json["rows_in_memory"] = table.rows_in_memory();
+  json["rows_spilled"] = table.rows_spilled();
+  json["rows_expired"] = table.rows_expired();
+  json["memory_hit_ratio"] =
+      OrNull(Ratio(table.memory_hits(), static_cast<double>(table.memory_hits() + table.memory_misses())));
+  json["bytes_memory"] = table.bytes_memory();
+  json["bytes_disk"] = table.bytes_disk();
+  return json;
+}
+
+Json TaskJson(const Evaluation::Task& task) {
+  Json json;
+  json["samples"] = task.samples();
+  json["positives"] = task.positives();
+  json["auc"] = task.has_auc() ? OrNull(task.auc()) : Json(nullptr);
+  json["gauc"] = task.has_gauc() ? OrNull(task.gauc()) : Json(nullptr);
+  json["gauc_users"] = task.gauc_users();
+  json["log_loss"] = task.has_log_loss() ? OrNull(task.log_loss()) : Json(nullptr);
+  json["calibration"] = task.has_calibration() ? OrNull(task.calibration()) : Json(nullptr);
+  return json;
+}
+
+std::string Cell(bool defined, double value) {
+  return defined && std::isfinite(value) ? absl::StrFormat("%.4f", value) : "-";
+}
+
+std::string LedgerLine(const Ledger& ledger) {
+  return absl::StrCat("read ", ledger.read(), " = trained ", ledger.trained(), " + rejected ", ledger.rejected(),
+                      " + filtered ", ledger.filtered());
+}
+
+}  // namespace
+
+RunReport::RunReport(Options options)
+    : options_(std::move(options)),
+      workers_(options_.workers),
+      server_rss_(options_.servers, 0),
+      random_(SeedOf(options_.job.seed(), "pull_sample")) {}
+
+void RunReport::Resume(const Manifest& manifest) {
+  manifest_ = manifest;
+  has_snapshot_ = true;
+  for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &ledger_);
+  evaluations_.assign(manifest.evaluation().begin(), manifest.evaluation().end());
+  dense_parameters_ = manifest.dense_parameters();
+
+  const std::string path = JoinPath(options_.dir, "run.json");
+  snapshots_ = 1;  // at least; the count of snapshots is all that is taken from run.json
+  const absl::StatusOr<std::string> text = ReadFile(path, kRunJsonBytesMax);
+  if (!text.ok()) return;
+  const nlohmann::json before = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!before.is_object() || !before.contains("snapshots") || !before["snapshots"].is_number_unsigned()) {
+    spdlog::warn("run_json path={}: not readable; snapshots are counted anew", path);
+    return;
+  }
+  snapshots_ = before["snapshots"].get<uint64_t>();
+  // Killed between a commit and the rewriting of run.json: that one commit is not in it yet.
+  const bool has_step = before.contains("steps") && before["steps"].is_number_unsigned();
+  if (has_step && (before["steps"].get<uint64_t>() < manifest.step() || snapshots_ == 0)) ++snapshots_;
+  says_finished_ = before.value("status", nlohmann::json()) == "finished" &&
+                   before.value("model_hash", nlohmann::json()) == absl::StrFormat("%016x", manifest.model_hash());
+}
+
+void RunReport::Start(const std::vector<Ledger>& ledgers, int64_t now_us) {
+  HEARTH_CHECK(ledgers.size() == workers_.size());
+  for (size_t w = 0; w < ledgers.size(); ++w) *workers_[w].mutable_ledger() = ledgers[w];
+  started_ = true;
+  start_us_ = now_us;
+  trained_at_start_ = LiveLedger().trained();
+  previous_ = current_ = {0, trained_at_start_};
+  const double seconds = std::max(0.1, options_.job.metrics().progress_seconds());
+  next_turn_us_ = now_us + static_cast<int64_t>(seconds * 1e6);
+  next_show_us_ = options_.output.is_terminal ? now_us + kRedrawUs : next_turn_us_;
+}
+
+absl::Status RunReport::OnProgress(uint32_t worker, const Progress& progress, int64_t now_us) {
+  HEARTH_CHECK(worker < workers_.size());
+  const std::vector<TaskMetric> tasks(progress.task().begin(), progress.task().end());
+  HEARTH_RETURN_IF_ERROR(window_.Add(tasks));
+  for (const double seconds : progress.pull_seconds()) {
+    ++pulls_;
+    if (pull_seconds_.size() < kPullSampleMax) {
+      pull_seconds_.push_back(seconds);
+    } else if (const uint64_t place = random_.Below(pulls_); place < kPullSampleMax) {
+      pull_seconds_[place] = seconds;
+    }
+  }
+  Progress* const known = &workers_[worker];
+  const uint32_t staleness = std::max(known->staleness_max_seen(), progress.staleness_max_seen());
+  const uint64_t rss = std::max(known->peak_rss_bytes(), progress.peak_rss_bytes());
+  // What a message leaves out stays as it was known.
+  known->MergeFrom(progress);
+  known->clear_task();
+  known->clear_pull_seconds();
+  known->set_staleness_max_seen(staleness);
+  known->set_peak_rss_bytes(rss);
+  if (progress.has_log_fraction() && !fraction_at_start_.has_value()) fraction_at_start_ = progress.log_fraction();
+  Show(now_us);
+  return absl::OkStatus();
+}
+
+void RunReport::OnServer(const ServerAtCut& part, uint32_t server) {
+  server_rss_[server] = std::max(server_rss_[server], part.peak_rss_bytes());
+}
+
+double RunReport::TrainingSeconds(int64_t now_us) const {
+  if (!started_) return 0;
+  const int64_t until_us = evaluating_since_us_ >= 0 ? evaluating_since_us_ : now_us;
+  return static_cast<double>(until_us - start_us_ - evaluated_us_) * 1e-6;
+}
+
+void RunReport::CutReached(uint64_t step, int64_t now_us) { seconds_at_[step] = TrainingSeconds(now_us); }
+
+void RunReport::SetEvaluating(bool evaluating, int64_t now_us) {
+  if (evaluating && evaluating_since_us_ < 0) {
+    evaluating_since_us_ = now_us;
+  } else if (!evaluating && evaluating_since_us_ >= 0) {
+    evaluated_us_ += now_us - evaluating_since_us_;
+    evaluating_since_us_ = -1;
+  }
+}
+
+Ledger RunReport::LiveLedger() const {
+  Ledger sum;
+  for (const Progress& worker : workers_) AddLedger(worker.ledger(), &sum);
+  return sum;
+}
+
+absl::Status RunReport::Committed(const Manifest& manifest) {
+  Ledger ledger;
+  for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &ledger);
+  HEARTH_RETURN_IF_ERROR(CheckLedger(ledger));
+  manifest_ = manifest;
+  manifest_.clear_log_file();
+  manifest_.clear_lane();
+  manifest_.clear_task_metric();
+  manifest_.clear_file();
+  has_snapshot_ = true;
+  ledger_ = ledger;
+  evaluations_.assign(manifest.evaluation().begin(), manifest.evaluation().end());
+  dense_parameters_ = manifest.dense_parameters();
+  ++snapshots_;
+  if (const auto found = seconds_at_.find(manifest.step()); found != seconds_at_.end()) seconds_ = found->second;
+  seconds_at_.erase(seconds_at_.begin(), seconds_at_.upper_bound(manifest.step()));
+  return Write("running", 0, "");
+}
+
+absl::Status RunReport::Evaluated(const std::vector<Evaluation>& evaluations) {
+  evaluations_ = evaluations;
+  return Write("running", 0, "");
+}
+
+absl::Status RunReport::Write(const std::string& status, int code, const std::string& reason) {
+  return WriteFileAtomically(JoinPath(options_.dir, "run.json"), ToJson(status, code, reason));
+}
+
+std::string RunReport::ToJson(const std::string& status, int code, const std::string& reason) const {
+  const Job& job = options_.job;
+  Json json;
+  json["schema"] = 1;
+  json["job"] = job.name();
+  json["status"] = status;
+  json["exit"] = {{"code", code}, {"reason", reason}};
+  json["commit"] = BuildCommit();
+  json["seed"] = job.seed();
+  json["ranks"] = {{"ps", options_.servers}, {"worker", options_.workers}};
+  json["lanes"] = options_.lanes;
+  json["staleness"] = job.training().staleness();
+  json["device"] = "cpu";
+  json["steps"] = manifest_.step();
+  json["seconds"] = seconds_;
+  json["samples_per_s"] =
+      OrNull(Ratio(static_cast<double>(ledger_.trained() - std::min(ledger_.trained(), trained_at_start_)), seconds_));
+  json["restarts"] = options_.restarts;
+  json["snapshots"] = snapshots_;
+  json["model_hash"] = has_snapshot_ ? Json(absl::StrFormat("%016x", manifest_.model_hash())) : Json(nullptr);
+  json["samples"] = {{"read", ledger_.read()},
+                     {"trained", ledger_.trained()},
+                     {"rejected", ledger_.rejected()},
+                     {"filtered", ledger_.filtered()}};
+
+  TimeShare time;
+  uint32_t staleness_max_seen = 0;
+  Json worker_rss = Json::array();
+  for (const Progress& worker : workers_) {
+    time.set_wait_input(time.wait_input() + worker.time().wait_input());
+    time.set_wait_pull(time.wait_pull() + worker.time().wait_pull());
+    time.set_forward_backward(time.forward_backward() + worker.time().forward_backward());
+    time.set_reduce(time.reduce() + worker.time().reduce());
+    time.set_push(time.push() + worker.time().push());
+    time.set_total(time.total() + worker.time().total());
+    staleness_max_seen = std::max(staleness_max_seen, worker.staleness_max_seen());
+    worker_rss.push_back(worker.peak_rss_bytes());
+  }
+  json["time_share"] = {{"wait_input", OrNull(Ratio(time.wait_input(), time.total()))},
+                        {"wait_pull", OrNull(Ratio(time.wait_pull(), time.total()))},
+                        {"forward_backward", OrNull(Ratio(time.forward_backward(), time.total()))},
+                        {"reduce", OrNull(Ratio(time.reduce(), time.total()))},
+                        {"push", OrNull(Ratio(time.push(), time.total()))}};
+  json["pull_seconds"] = {{"p50", OrNull(Quantile(pull_seconds_, 0.5))},
+                          {"p99", OrNull(Quantile(pull_seconds_, 0.99))}};
+  json["staleness_max_seen"] = staleness_max_seen;
+  json["tables"] = Json::object();
+  for (const TableStats& table : manifest_.table()) json["tables"][table.name()] = TableJson(table);
+  json["peak_rss_bytes"] = {{"scheduler", Json::array({PeakRssBytes()})}, {"ps", server_rss_}, {"worker", worker_rss}};
+  json["dense_parameters"] = dense_parameters_;
+  json["tasks"] = Json::object();
+  for (const Task& task : job.task()) json["tasks"][task.name()] = Json::object();
+  for (const Evaluation& evaluation : evaluations_) {
+    for (const Evaluation::Task& task : evaluation.task())
+      json["tasks"][task.name()][evaluation.split()] = TaskJson(task);
+  }
+  return json.dump(1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) + "\n";
+}
+
+ProgressFigures RunReport::Figures(int64_t now_us) const {
+  ProgressFigures figures;
+  double fractions = 0;
+  int told = 0;
+  for (const Progress& worker : workers_) {
+    figures.step = std::max(figures.step, worker.step());
+    if (!worker.has_log_fraction()) continue;
+    fractions += worker.log_fraction();
+    ++told;
+  }
+  const Ledger ledger = LiveLedger();
+  const double seconds = TrainingSeconds(now_us);
+  if (told > 0) {
+    figures.fraction = fractions / told;
+    const double gained = *figures.fraction - fraction_at_start_.value_or(0);
+    if (gained > 0) figures.remaining_s = seconds * std::max(0.0, 1 - *figures.fraction) / gained;
+  }
+  figures.samples_per_s = Ratio(static_cast<double>(ledger.trained() - std::min(ledger.trained(), previous_.trained)),
+                                seconds - previous_.seconds)
+                              .value_or(0);
+  const std::vector<TaskMetric> metrics = window_.Sum();
+  figures.loss = MeanLoss(metrics);
+  for (size_t t = 0; t < metrics.size() && t < static_cast<size_t>(options_.job.task_size()); ++t) {
+    figures.auc.emplace_back(options_.job.task(static_cast<int>(t)).name(), StreamingAuc(metrics[t]));
+  }
+  double hits = 0;
+  double reads = 0;
+  for (const TableStats& table : manifest_.table()) {
+    hits += static_cast<double>(table.memory_hits());
+    reads += static_cast<double>(table.memory_hits() + table.memory_misses());
+  }
+  figures.hit_ratio = Ratio(hits, reads);
+  if (options_.tails) figures.files_behind = files_behind_;
+  figures.bad_records = ledger.rejected();
+  figures.evaluating = evaluating_since_us_ >= 0;
+  return figures;
+}
+
+void RunReport::Show(int64_t now_us) {
+  if (now_us < next_show_us_) return;
+  const RunOutput& output = options_.output;
+  if (output.progress != nullptr) {
+    const std::string line =
+        FormatProgress(Figures(now_us), output.is_terminal, output.is_terminal ? output.columns : 0);
+    if (!output.is_terminal) {
+      *output.progress << line << std::endl;
+    } else {
+      *output.progress << '\r' << (output.colour ? "\x1b[36m" : "") << line << (output.colour ? "\x1b[0m" : "")
+                       << "\x1b[K" << std::flush;
+      drawing_ = true;
+    }
+  }
+  if (now_us >= next_turn_us_) TurnWindow(now_us);
+  next_show_us_ = output.is_terminal ? std::min(now_us + kRedrawUs, next_turn_us_) : next_turn_us_;
+}
+
+void RunReport::TurnWindow(int64_t now_us) {
+  window_.Turn();
+  previous_ = current_;
+  current_ = {TrainingSeconds(now_us), LiveLedger().trained()};
+  next_turn_us_ = now_us + static_cast<int64_t>(std::max(0.1, options_.job.metrics().progress_seconds()) * 1e6);
+}
+
+void RunReport::EndLine() {
+  if (!drawing_) return;
+  *options_.output.progress << std::endl;
+  drawing_ = false;
+  next_show_us_ = kNever;
+}
+
+void RunReport::PrintTable() {
+  EndLine();
+  if (options_.output.table == nullptr) return;
+  std::ostream& out = *options_.output.table;
+  out << FormatTable(evaluations_) << LedgerLine(ledger_) << "\n";
+  out << "step " << manifest_.step() << "  model hash " << absl::StrFormat("%016x", manifest_.model_hash());
+  if (seconds_ > 0) {
+    const double trained = static_cast<double>(ledger_.trained() - std::min(ledger_.trained(), trained_at_start_));
+    out << "  " << FormatCount(trained / seconds_) << " samples/s over " << FormatDuration(seconds_);
+  }
+  out << "  snapshots " << snapshots_ << "  restarts " << options_.restarts << std::endl;
+}
+
+std::string FormatTable(const std::vector<Evaluation>& evaluations) {
+  std::vector<std::vector<std::string>> rows = {
+      {"task", "split", "samples", "positives", "AUC", "GAUC", "log loss", "calibration"}};
+  for (const Evaluation& evaluation : evaluations) {
+    for (const Evaluation::Task& task : evaluation.task()) {
+      rows.push_back({task.name(), evaluation.split(), absl::StrCat(task.samples()), absl::StrCat(task.positives()),
+                      Cell(task.has_auc(), task.auc()), Cell(task.has_gauc(), task.gauc()),
+                      Cell(task.has_log_loss(), task.log_loss()), Cell(task.has_calibration(), task.calibration())});
+    }
+  }
+  if (rows.size() == 1) return "";
+  std::vector<size_t> widths(rows[0].size(), 0);
+  for (const auto& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) {
+      const std::string pad(widths[c] - row[c].size(), ' ');
+      absl::StrAppend(&text, c == 0 ? "" : "  ", c < 2 ? row[c] + pad : pad + row[c]);  // names left, figures right
+    }
+    absl::StrAppend(&text, "\n");
+  }
+  return text;
+}
+
+}  // namespace hearth

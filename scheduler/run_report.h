@@ -1,0 +1,122 @@
+// What a run leaves for people and tools: DIR/run.json (formats of docs/FORMATS.md), progress while it trains, the
+// table at its end. Knows nothing of how a run goes on; time is given, never asked for.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/env.h"
+#include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
+#include "scheduler/progress.h"
+
+namespace hearth {
+
+struct RunOutput {
+  std::ostream* table = nullptr;     // the final table; standard output
+  std::ostream* progress = nullptr;  // standard error
+  bool is_terminal = false;          // progress is one line that is drawn again and again
+  bool colour = false;
+  size_t columns = 0;  // of the terminal; 0: unknown
+};
+
+// One thread.
+class RunReport {
+ public:
+  struct Options {
+    Job job;  // effective
+    std::string dir;
+    uint32_t servers = 1;
+    uint32_t workers = 1;
+    uint32_t lanes = 1;
+    uint32_t restarts = 0;
+    bool tails = false;  // progress shows the lag
+    RunOutput output;
+  };
+  explicit RunReport(Options options);
+
+  // Goes on from a snapshot, and from what DIR/run.json says of earlier attempts. Before anything else, if at all.
+  void Resume(const Manifest& manifest);
+  // Whether run.json, as Resume found it, says that the job is finished with that snapshot's model.
+  bool says_finished() const { return says_finished_; }
+  // Training begins: `ledgers` holds each worker's totals.
+  void Start(const std::vector<Ledger>& ledgers, int64_t now_us);
+
+  void set_dense_parameters(uint64_t count) { dense_parameters_ = count; }
+  void set_files_behind(uint64_t count) { files_behind_ = count; }
+  absl::Status OnProgress(uint32_t worker, const Progress& progress, int64_t now_us);
+  void OnServer(const ServerAtCut& part, uint32_t server);
+  // All lanes are at the cut of `step`. Seconds and samples per second are those of training up to a committed cut.
+  void CutReached(uint64_t step, int64_t now_us);
+  // Evaluation is no training: its time counts for nothing.
+  void SetEvaluating(bool evaluating, int64_t now_us);
+  // Totals of all lanes as the workers last told.
+  Ledger LiveLedger() const;
+
+  // A snapshot was committed (or, in an evaluation of a snapshot, its splits were evaluated): rewrites run.json.
+  absl::Status Committed(const Manifest& manifest);
+  absl::Status Evaluated(const std::vector<Evaluation>& evaluations);
+  // Rewrites run.json. `status`: running, finished, saved, failed.
+  absl::Status Write(const std::string& status, int code, const std::string& reason);
+
+  // Shows progress when that is due.
+  void Show(int64_t now_us);
+  int64_t next_show_us() const { return next_show_us_; }
+  // Ends the line that is being drawn, and prints the table: figures of each task and split, the ledger, the model.
+  void PrintTable();
+  void EndLine();
+
+ private:
+  double TrainingSeconds(int64_t now_us) const;
+  ProgressFigures Figures(int64_t now_us) const;
+  void TurnWindow(int64_t now_us);
+  std::string ToJson(const std::string& status, int code, const std::string& reason) const;
+
+  const Options options_;
+
+  // As of the last committed snapshot.
+  Manifest manifest_;  // without log files, lanes and metrics
+  bool has_snapshot_ = false;
+  Ledger ledger_;
+  std::vector<Evaluation> evaluations_;  // newest of each split
+  double seconds_ = 0;                   // of this attempt's training
+  uint64_t trained_at_start_ = 0;
+  uint64_t snapshots_ = 0;
+  bool says_finished_ = false;
+  uint64_t dense_parameters_ = 0;
+  std::map<uint64_t, double> seconds_at_;  // cuts reached and not committed: training seconds
+
+  // As last told.
+  std::vector<Progress> workers_;  // without metrics and pull times
+  std::vector<uint64_t> server_rss_;
+  std::vector<double> pull_seconds_;  // a uniform sample of this attempt's pulls
+  uint64_t pulls_ = 0;
+  Random random_;
+  std::optional<uint64_t> files_behind_;
+
+  // Progress.
+  bool started_ = false;
+  int64_t start_us_ = 0;
+  int64_t evaluating_since_us_ = -1;  // -1: not evaluating
+  int64_t evaluated_us_ = 0;
+  std::optional<double> fraction_at_start_;
+  MetricWindow window_;
+  struct Mark {
+    double seconds = 0;
+    uint64_t trained = 0;
+  };
+  Mark previous_;  // begin of the window before
+  Mark current_;   // begin of this window
+  int64_t next_show_us_ = kNever;
+  int64_t next_turn_us_ = kNever;
+  bool drawing_ = false;  // the terminal's cursor stands behind a progress line
+};
+
+// The table alone, as PrintTable prints it.
+std::string FormatTable(const std::vector<Evaluation>& evaluations);
+
+}  // namespace hearth

@@ -1,0 +1,113 @@
+// The scheduler's process: one loop over its mailbox. Says who starts from where, commits what was cut, ends the run
+// (docs/ARCHITECTURE.md, "A run, message by message").
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/env.h"
+#include "common/manifest.h"
+#include "common/transport.h"
+#include "scheduler/lease_table.h"
+#include "scheduler/run_report.h"
+#include "scheduler/snapshot_coordinator.h"
+#include "scheduler/source.h"
+
+namespace hearth {
+
+struct SchedulerOptions {
+  Env* env = nullptr;
+  Transport* transport = nullptr;  // rank 0 of 1 + servers + workers
+  uint32_t servers = 1;
+  uint32_t workers = 1;
+  Job job;          // effective; without training.lanes: the snapshot's lanes, or a lane for each worker
+  std::string dir;  // the run's folder
+  uint32_t restarts = 0;
+  std::string evaluate_snapshot;     // evaluate this snapshot's folder; empty: train
+  std::function<bool()> stop_asked;  // polled: save and leave (SIGUSR1)
+  RunOutput output;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(SchedulerOptions options);
+  ~Scheduler();
+
+  // Runs the job to its end. 0 (finished) and 75 (saved): every rank was told Goodbye. Any other code: a rank failed,
+  // and an error: this one did; the caller ends all ranks with that code (MpiRuntime::Abort). run.json says so in each
+  // case, unless DIR belongs to another job: then nothing in it is touched.
+  absl::StatusOr<int> Run();
+
+ private:
+  enum class Phase { kServersStart, kWorkersStart, kRunning, kLeaving };
+
+  // Before any message.
+  absl::Status Prepare();
+  absl::Status ChooseSnapshot();
+  absl::Status CheckSameJob(const Manifest& manifest) const;
+  absl::Status TidySnapshots();
+  bool NothingIsLeft() const;
+  std::string SnapshotsFolder() const;
+
+  // The loop.
+  absl::Status Loop();
+  absl::Status PollOutside();
+  int64_t NextDeadlineUs(int64_t now_us) const;
+  absl::Status Handle(const Message& message);
+  absl::Status HandleHello(int rank, const Hello& hello);
+  absl::Status HandleServerReady(uint32_t server, const ServerReady& ready);
+  absl::Status HandleWorkerReady(uint32_t worker, const WorkerReady& ready);
+  absl::Status HandleProgress(uint32_t worker, const Progress& progress);
+  absl::Status HandleWorkerAtCut(uint32_t worker, const WorkerAtCut& part);
+  absl::Status HandleEvaluation(const Evaluation& evaluation);
+  void HandleFailed(const std::string& who, const Failed& failed);
+
+  absl::Status StartWorkers();
+  absl::Status MaybeGo();
+  absl::Status CommitWholeCuts();
+  absl::Status Commit(SnapshotCoordinator::Cut cut);
+  absl::Status RemoveOldSnapshots();
+  absl::Status CheckBadRecords() const;
+  // Tells everyone to leave, and what run.json and the table are to say.
+  absl::Status Leave(const std::string& status, int exit_code, const std::string& reason);
+
+  bool IsServer(int rank) const { return rank >= 1 && rank <= static_cast<int>(options_.servers); }
+  absl::Status SendToServer(uint32_t server, Control control);
+  absl::Status SendToWorker(uint32_t worker, Control control);
+  absl::Status SendToWorkers(const Control& control);
+  absl::Status Send(Address to, Control control);
+
+  // Constant after Prepare.
+  SchedulerOptions options_;
+  const uint64_t job_hash_;       // of the job as the other roles read it
+  SnapshotChoice start_;          // where everything starts from; no folder: from nothing
+  bool finished_before_ = false;  // the job was finished when this run started
+
+  // State of the run.
+  Mailbox* mailbox_ = nullptr;
+  Phase phase_ = Phase::kServersStart;
+  std::set<int> hello_;  // ranks that said it
+  std::set<uint32_t> servers_ready_;
+  std::set<uint32_t> workers_ready_;
+  std::optional<LeaseTable> leases_;
+  std::unique_ptr<Source> source_;
+  std::unique_ptr<SnapshotCoordinator> coordinator_;
+  std::unique_ptr<RunReport> report_;
+  std::vector<Evaluation> evaluations_;          // newest of each split, in the job's order
+  std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot
+  std::vector<uint64_t> committed_;              // steps of the snapshots in DIR, ascending
+  uint64_t dense_parameters_ = 0;
+  std::optional<uint64_t> dense_hash_;  // at the start, of the workers that are ready
+  bool stop_asked_ = false;
+  bool stop_sent_ = false;
+  std::optional<int> exit_code_;
+};
+
+}  // namespace hearth

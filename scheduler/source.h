@@ -1,0 +1,62 @@
+// Where the job's log files come from: files in the order that the job gives, and directories that grow. Makes the
+// append-only list of files (protocol.md §1): number, path, length, digest of the first 64 KiB. Reads nothing else.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
+
+namespace hearth {
+
+constexpr int64_t kSourcePollUs = 200'000;
+constexpr uint64_t kDigestBytes = 64 * 1024;
+constexpr size_t kLogFilesMax = size_t{1} << 20;
+
+// One thread. Time is given, never asked for.
+//
+// Logs are listed one after the other: a log's files enter the list once the logs before it are closed. A log with
+// paths is closed at once. A log with a directory is closed by its end marker, or after `idle_seconds_max` without a
+// new file; its files enter in the order of their names, as far as they are there at the same poll. Hidden names, names
+// that end in ".tmp", folders and the end marker are no log files. A file must enter its directory whole, by rename.
+class Source {
+ public:
+  // `listed` and `closed`: the list as a MANIFEST knows it; empty and false on a first start. Each listed file must
+  // still be there with its length and digest: NotFound or DataLoss otherwise, with file and remedy. Paths are resolved
+  // anew, so that a job whose data_dir moved goes on. Ends with a first Poll.
+  static absl::StatusOr<std::unique_ptr<Source>> Open(const Job& job, const std::vector<LogFile>& listed, bool closed,
+                                                      int64_t now_us);
+
+  // Looks for new files, appends them to the list and returns them. Nothing when closed. NotFound for a path, or a
+  // directory, that does not exist.
+  absl::StatusOr<std::vector<LogFile>> Poll(int64_t now_us);
+
+  const std::vector<LogFile>& files() const { return files_; }
+  bool closed() const { return closed_; }
+  // Whether some log is a directory, so that there is such a thing as lag.
+  bool tails() const;
+  // When Poll is worth calling again; kNever once closed.
+  int64_t next_poll_us() const { return next_poll_us_; }
+
+ private:
+  explicit Source(const Job& job) : job_(job) {}
+  absl::Status Restore(const std::vector<LogFile>& listed);
+  absl::Status PollDirectory(const Log& log, int64_t now_us);
+  absl::StatusOr<std::vector<std::string>> NewNames(const std::string& folder, const Log& log, bool* ended) const;
+  absl::Status Append(const std::string& path, uint32_t log);
+
+  const Job job_;
+  std::vector<LogFile> files_;
+  uint32_t log_ = 0;            // the log whose files are being listed
+  std::set<std::string> seen_;  // names of that log's directory that are in the list
+  int64_t newest_us_ = -1;      // when that log last gave a file, or when it became its turn; -1: not yet its turn
+  int64_t next_poll_us_ = 0;
+  bool closed_ = false;
+};
+
+}  // namespace hearth

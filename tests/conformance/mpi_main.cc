@@ -1,0 +1,177 @@
+// The suites over MPI. Runs under mpirun: every rank runs the same cases in the same order; rank 0 reports.
+
+#include <algorithm>
+#include <cstdio>
+
+#include "common/mpi_runtime.h"
+#include "common/status.h"
+#include "tests/conformance/collective_suite.h"
+#include "tests/conformance/transport_suite.h"
+#include "worker/mpi_collective.h"
+
+namespace hearth {
+namespace {
+
+MpiRuntime* runtime;  // MPI starts once a process
+int next_port = 10;   // each case has ports of its own: MPI's inboxes live as long as the process
+
+int Rank() { return runtime->transport()->rank(); }
+int Size() { return runtime->transport()->size(); }
+
+class MpiWorld : public TransportWorld {
+ public:
+  bool reliable() const override { return true; }
+  void Run(const TransportCase& run) override {
+    const auto all = MakeMpiCollective(runtime, 0, Rank(), Size());
+    run({Env::Real(), runtime->transport(), next_port, [&] { ASSERT_TRUE(all->Barrier().ok()); }});
+    next_port += 4;
+  }
+};
+
+// The ranks from first_rank on; the others stand by.
+class MpiCollectiveWorld : public CollectiveWorld {
+ public:
+  explicit MpiCollectiveWorld(int first_rank) : first_rank_(first_rank) {}
+  void Run(const CollectiveCase& run) override {
+    if (Rank() < first_rank_) return;
+    run(MakeMpiCollective(runtime, first_rank_, Rank() - first_rank_, Size() - first_rank_).get());
+  }
+
+ private:
+  const int first_rank_;
+};
+
+const auto kNameOf = [](const auto& info) { return info.param.name; };
+const Implementation<TransportWorld> kMpi{"Mpi", [] { return std::make_unique<MpiWorld>(); }};
+INSTANTIATE_TEST_SUITE_P(Mpi, TransportConformance, testing::Values(kMpi), kNameOf);
+INSTANTIATE_TEST_SUITE_P(Mpi, ReliableTransportConformance, testing::Values(kMpi), kNameOf);
+
+const Implementation<CollectiveWorld> kAllRanks{"AllRanks", [] { return std::make_unique<MpiCollectiveWorld>(0); }};
+const Implementation<CollectiveWorld> kLaterRanks{"LaterRanks", [] {
+                                                    return std::make_unique<MpiCollectiveWorld>(std::min(1, Size() - 1));
+                                                  }};
+INSTANTIATE_TEST_SUITE_P(Mpi, CollectiveConformance, testing::Values(kAllRanks, kLaterRanks), kNameOf);
+
+// --- MpiRuntime::Exchange
+
+TEST(MpiExchange, MovesBuffersOfDifferentLengthsBothWays) {
+  std::vector<Bytes> out, in;
+  std::vector<MpiRuntime::SendBuffer> sends;
+  std::vector<MpiRuntime::ReceiveBuffer> receives;
+  const auto bytes_between = [](int from, int to) { return static_cast<size_t>((from * 7 + to * 3) * 30011 % 3'000'000); };
+  for (int peer = 0; peer < Size(); ++peer) {
+    if (peer == Rank()) continue;
+    out.push_back(NumberedMessage(Rank(), static_cast<uint64_t>(peer), bytes_between(Rank(), peer)));
+    in.emplace_back(16 + bytes_between(peer, Rank()));
+    sends.push_back({peer, out.back().span()});
+    receives.push_back({peer, absl::MakeSpan(in.back().data(), in.back().size())});
+  }
+  ASSERT_TRUE(runtime->Exchange(sends, receives).ok());
+  for (size_t i = 0; i < receives.size(); ++i) {
+    EXPECT_EQ(NumberOf({{receives[i].rank, 0}, std::move(in[i])}), static_cast<uint64_t>(Rank()));
+  }
+}
+
+// Lengths around the size at which MPI changes from copying to fetching; the next exchange is not confused by it.
+TEST(MpiExchange, ALengthThatDiffersFromTheSendersIsInternal) {
+  if (Size() < 2 || Rank() > 1) return;
+  const int peer = 1 - Rank();
+  const std::vector<std::pair<size_t, size_t>> cases = {{8, 16}, {16, 8}, {1000, 999}, {100'000, 300'000}};
+  for (const auto& [sent, expected] : cases) {
+    std::vector<char> out(Rank() == 0 ? sent : 5), in(Rank() == 0 ? 5 : expected);
+    const absl::Status status = runtime->Exchange({{peer, out}}, {{peer, absl::MakeSpan(in)}});
+    if (Rank() == 0) {
+      EXPECT_TRUE(status.ok()) << status;
+    } else {
+      EXPECT_TRUE(absl::IsInternal(status)) << status;
+    }
+  }
+}
+
+TEST(MpiExchange, RefusesItselfStrangersAndTwoBuffersForOne) {
+  const std::vector<char> bytes(3);
+  EXPECT_TRUE(absl::IsInvalidArgument(runtime->Exchange({{Rank(), bytes}}, {})));
+  EXPECT_TRUE(absl::IsInvalidArgument(runtime->Exchange({{Size(), bytes}}, {})));
+  EXPECT_TRUE(absl::IsInvalidArgument(runtime->Exchange({{-1, bytes}}, {})));
+  if (Size() < 2) return;
+  const int peer = (Rank() + 1) % Size();
+  EXPECT_TRUE(absl::IsInvalidArgument(runtime->Exchange({{peer, bytes}, {peer, bytes}}, {})));
+}
+
+// Messages and exchanges share one thread: neither may starve the other.
+TEST(MpiExchange, GoesOnBesideMessages) {
+  const int port = next_port;
+  next_port += 4;
+  const int next = (Rank() + 1) % Size();
+  constexpr uint64_t kMessages = 500;
+  const auto sender = Env::Real()->StartThread("sender", [&] {
+    for (uint64_t i = 0; i < kMessages; ++i) {
+      EXPECT_TRUE(runtime->transport()->Send(port, {next, port}, NumberedMessage(Rank(), i, 5000)).ok());
+    }
+    for (uint64_t i = 0; i < kMessages; ++i) {
+      const auto message = runtime->transport()->Open(port)->Receive(Env::Real()->NowUs() + kPatienceUs);
+      ASSERT_TRUE(message.has_value());
+      ASSERT_EQ(NumberOf(*message), i);
+    }
+  });
+  const auto collective = MakeMpiCollective(runtime, 0, Rank(), Size());
+  for (uint64_t call = 0; call < 100; ++call) CheckSumParts(collective.get(), call, Size(), 10'000, 8, Numbers::kFloats);
+}
+
+// Handed over and not yet sent when the runtime ends: rank 0 sends as the last thing before it leaves, and the others
+// receive it. Started after all tests, because MPI cannot start again.
+void SendLast(int port) {
+  for (int peer = 1; peer < Size() && Rank() == 0; ++peer) {
+    for (uint64_t i = 0; i < 50; ++i) {
+      EXPECT_TRUE(runtime->transport()->Send(port, {peer, port}, NumberedMessage(0, i, 100'000)).ok());
+    }
+  }
+}
+void ReceiveLast(int port) {
+  for (uint64_t i = 0; i < 50 && Rank() != 0; ++i) {
+    const auto message = runtime->transport()->Open(port)->Receive(Env::Real()->NowUs() + kPatienceUs);
+    ASSERT_TRUE(message.has_value());
+    ASSERT_EQ(NumberOf(*message), i);
+  }
+}
+
+// One line a failure, with the rank's name; rank 0 has gtest's own report.
+class FailuresOnly : public testing::EmptyTestEventListener {
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (!result.failed()) return;
+    std::printf("rank %d: %s:%d: %s\n", Rank(), result.file_name(), result.line_number(), result.message());
+  }
+};
+
+int Main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  auto started = MpiRuntime::Start(Env::Real());
+  if (!started.ok()) {
+    std::fprintf(stderr, "%s\n", started.status().ToString().c_str());
+    return ExitCodeOf(started.status());
+  }
+  runtime = started->get();
+  if (argc > 1 && std::string(argv[1]) == "--abort") {  // what the test of Abort runs: one rank ends all
+    if (Rank() == Size() - 1) runtime->Abort(kExitSaved);
+    runtime->transport()->Open(1)->Receive(kNever);
+  }
+  const int rank = Rank(), size = Size();
+  testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
+  if (rank != 0) {
+    delete listeners.Release(listeners.default_result_printer());
+    listeners.Append(new FailuresOnly);
+  }
+  int result = RUN_ALL_TESTS();
+  const int passed = testing::UnitTest::GetInstance()->successful_test_count();
+  SendLast(next_port);
+  ReceiveLast(next_port);
+  started->reset();  // MPI_Finalize: returns when all ranks are here
+  if (testing::UnitTest::GetInstance()->ad_hoc_test_result().Failed()) result = 1;
+  if (rank == 0) std::printf("conformance: MPI on %d ranks passed %d cases\n", size, passed);
+  return result;
+}
+
+}  // namespace
+}  // namespace hearth
+
+int main(int argc, char** argv) { return hearth::Main(argc, argv); }

@@ -1,0 +1,162 @@
+// protocol.md "What an apply does" over a std::map, as plainly as it can be said: the truth that EmbeddingTable is
+// compared with.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/env.h"
+#include "common/file.h"
+#include "embedding/embedding_table.h"
+#include "embedding/lifecycle.h"
+#include "embedding/sparse_optimizer.h"
+#include "gtest/gtest.h"
+
+namespace hearth {
+
+inline std::string NewTestFolder() {
+  static int made = 0;
+  const std::string path = JoinPath(testing::TempDir(), absl::StrCat("hearth-embedding-", getpid(), "-", ++made));
+  EXPECT_TRUE(RemoveTree(path).ok());
+  EXPECT_TRUE(MakeDirectories(path).ok());
+  return path;
+}
+
+// A lane's part of a step, owning what a PushPart points to.
+struct Part {
+  std::vector<Sign> signs;
+  std::vector<uint32_t> occurrences;
+  std::vector<float> gradients;
+
+  PushPart span() const { return {signs, occurrences, gradients}; }
+};
+
+inline std::vector<PushPart> SpansOf(const std::vector<Part>& parts) {
+  std::vector<PushPart> spans;
+  for (const Part& part : parts) spans.push_back(part.span());
+  return spans;
+}
+
+// `count` or fewer distinct signs of ids below `ids`, ascending, with gradients around 0.
+inline Part RandomPart(Random* random, TableNumber table, uint64_t ids, size_t count, uint32_t dim) {
+  std::map<Sign, uint32_t> drawn;
+  for (size_t i = 0; i < count; ++i) ++drawn[MakeSign(table, random->Below(ids))];
+  Part part;
+  for (const auto& [sign, occurrences] : drawn) {
+    part.signs.push_back(sign);
+    part.occurrences.push_back(occurrences);
+    for (uint32_t d = 0; d < dim; ++d) part.gradients.push_back(static_cast<float>(random->Uniform() - 0.5));
+  }
+  return part;
+}
+
+class ReferenceTable {
+ public:
+  explicit ReferenceTable(const TableOptions& options)
+      : options_(options), dim_(options.config.dim()), optimizer_(options.config.optimizer(), dim_) {}
+
+  void Push(uint64_t step, uint64_t n, const std::vector<Part>& parts) {
+    std::map<Sign, uint32_t> occurrences;
+    std::map<Sign, std::vector<float>> sums;
+    for (const Part& part : parts) {
+      for (size_t i = 0; i < part.signs.size(); ++i) {
+        const float* gradient = &part.gradients[i * dim_];
+        occurrences[part.signs[i]] += part.occurrences[i];
+        auto [sum, first] = sums.try_emplace(part.signs[i], gradient, gradient + dim_);
+        for (uint32_t d = 0; d < dim_ && !first; ++d) sum->second[d] += gradient[d];
+      }
+    }
+    for (const auto& [sign, count] : occurrences) {
+      auto it = rows_.find(sign);
+      if (it != rows_.end() && IsExpired(it->second.meta, options_.config.expire_after_steps(), step)) {
+        rows_.erase(it);
+        it = rows_.end();
+      }
+      if (it == rows_.end() && Bloom()) {
+        const uint32_t seen = Estimate(sign);
+        filters_.try_emplace(Shard(sign), options_.config.admission()).first->second.Add(sign, count);
+        if (seen + count < CountMin()) continue;
+        it = rows_.emplace(sign, Row()).first;
+        it->second.meta.count = seen;
+      }
+      Row& row = rows_[sign];
+      row.meta.count += count;
+      row.meta.last_step = static_cast<uint32_t>(step);
+      if (row.meta.count < CountMin()) continue;
+      if (row.meta.flags == 0) {
+        row.meta.flags = kRowAdmitted;
+        row.floats = Initial(sign);
+        row.floats.resize(dim_ + optimizer_.state_floats());
+        optimizer_.InitState(row.floats.data() + dim_);
+      }
+      std::vector<float> g = sums[sign];
+      for (float& x : g) x /= static_cast<float>(n);
+      row.meta.updates +=
+          optimizer_.Update(row.floats.data(), row.floats.data() + dim_, g.data(), row.meta.updates + 1) ? 1 : 0;
+    }
+  }
+
+  // occurrences 0: read-only.
+  std::vector<float> Pull(uint64_t step, Sign sign, uint32_t occurrences) const {
+    const auto it = rows_.find(sign);
+    const bool live = it != rows_.end() && !IsExpired(it->second.meta, options_.config.expire_after_steps(), step);
+    if (live && it->second.meta.flags != 0) return {it->second.floats.begin(), it->second.floats.begin() + dim_};
+    const uint32_t count = live ? it->second.meta.count : Bloom() ? Estimate(sign) : 0;
+    if (occurrences > 0 && count + occurrences >= CountMin()) return Initial(sign);
+    return std::vector<float>(dim_, 0.0f);
+  }
+
+  uint64_t Hash(uint64_t step) const {
+    uint64_t hash = 0;
+    for (const auto& [sign, row] : rows_) {
+      if (IsExpired(row.meta, options_.config.expire_after_steps(), step)) continue;
+      hash += RowHash(options_.number, sign, row.meta, row.floats);
+    }
+    for (const auto& [shard, filter] : filters_) hash += filter.Hash(options_.number, shard);
+    return hash;
+  }
+
+  uint64_t RowsAt(uint64_t step) const {
+    uint64_t count = 0;
+    for (const auto& [sign, row] : rows_) {
+      count += row.meta.flags != 0 && !IsExpired(row.meta, options_.config.expire_after_steps(), step) ? 1 : 0;
+    }
+    return count;
+  }
+
+  struct Row {
+    RowMeta meta;
+    std::vector<float> floats;
+  };
+  const std::map<Sign, Row>& rows() const { return rows_; }
+
+ private:
+  uint32_t CountMin() const { return options_.config.admission().count_min(); }
+  bool Bloom() const { return options_.config.admission().counter() == Admission::BLOOM && CountMin() > 1; }
+  uint32_t Shard(Sign sign) const { return LogicalShardOf(sign, options_.shards); }
+  uint32_t Estimate(Sign sign) const {
+    const auto it = filters_.find(Shard(sign));
+    return it == filters_.end() ? 0 : it->second.Estimate(sign);
+  }
+  std::vector<float> Initial(Sign sign) const {
+    std::vector<float> weights(dim_);
+    for (uint32_t d = 0; d < dim_; ++d) {
+      weights[d] = InitialWeight(options_.seed, sign, d, options_.config.init_uniform());
+    }
+    return weights;
+  }
+
+  const TableOptions options_;
+  const uint32_t dim_;
+  const SparseOptimizer optimizer_;
+  std::map<Sign, Row> rows_;
+  std::map<uint32_t, CountingBloom> filters_;  // by logical shard
+};
+
+}  // namespace hearth

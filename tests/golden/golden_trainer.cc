@@ -1,0 +1,245 @@
+#include "tests/golden/golden_trainer.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "common/env.h"
+#include "common/file.h"
+#include "common/file_list.h"
+#include "common/manifest.h"
+#include "common/status.h"
+#include "embedding/embedding_table.h"
+#include "embedding/sparse_optimizer.h"
+#include "worker/log_reader.h"
+#include "worker/trainer.h"
+
+namespace hearth {
+namespace {
+
+struct Row {
+  RowMeta meta;
+  std::vector<float> values;  // weights, then state; empty until admitted
+};
+using Tables = std::map<Sign, Row>;
+
+class Golden {
+ public:
+  Golden(const Job& job, std::string scratch) : job_(job), scratch_(std::move(scratch)) {}
+
+  absl::StatusOr<GoldenResult> Run() {
+    HEARTH_RETURN_IF_ERROR(Open());
+    const uint64_t k = job_.training().staleness();
+    uint64_t epoch = 0, epoch_ends_at = 0;
+    std::vector<bool> ended(lanes_, false);
+    for (uint64_t step = 1;; ++step) {
+      std::vector<std::unique_ptr<Batch>> batches(lanes_);
+      for (uint32_t lane = 0; lane < lanes_; ++lane) {
+        if (ended[lane]) continue;
+        HEARTH_ASSIGN_OR_RETURN(batches[lane], readers_[lane]->Next());
+        HEARTH_CHECK(batches[lane] != nullptr);
+        ended[lane] = batches[lane]->kind == Batch::Kind::kEndOfEpoch;
+      }
+      HEARTH_RETURN_IF_ERROR(Train(step, &batches));
+      if (std::find(ended.begin(), ended.end(), false) == ended.end() && epoch_ends_at == 0) {
+        epoch_ends_at = step + k;
+        cuts_.push_back(epoch_ends_at);
+      }
+      if (step == epoch_ends_at) {
+        if (++epoch == job_.training().epochs()) return Result(step);
+        epoch_ends_at = 0;
+        ended.assign(lanes_, false);
+      }
+    }
+  }
+
+ private:
+  absl::Status Open() {
+    lanes_ = job_.training().lanes();
+    const std::vector<Log> logs(job_.log().begin(), job_.log().end());
+    HEARTH_ASSIGN_OR_RETURN(auto schema, LogSchema::Open(job_, logs));
+    HEARTH_ASSIGN_OR_RETURN(const auto files, ListLogFiles(job_, logs));
+    files_.Append(files, true);
+    HEARTH_ASSIGN_OR_RETURN(const auto base_rates, CountBaseRates(job_, schema, files, 65536));
+    HEARTH_ASSIGN_OR_RETURN(trainer_, Trainer::Create(job_, base_rates));
+    for (uint32_t lane = 0; lane < lanes_; ++lane) {
+      LaneReaderOptions options;
+      options.job = job_;
+      options.logs = logs;
+      options.schema = schema;
+      options.files = &files_;
+      options.lane = lane;
+      options.lanes = lanes_;
+      options.epochs = job_.training().epochs();
+      options.start.set_lane(lane);
+      options.scratch = JoinPath(scratch_, "lane-" + std::to_string(lane));
+      HEARTH_RETURN_IF_ERROR(MakeDirectories(options.scratch));
+      options.env = Env::Real();
+      HEARTH_ASSIGN_OR_RETURN(auto reader, LaneReader::Open(options));
+      readers_.push_back(std::move(reader));
+    }
+    history_.emplace_back(0, Tables());
+    return absl::OkStatus();
+  }
+
+  const Table& TableOfSign(Sign sign) const { return job_.table(static_cast<int>(TableOf(sign)) - 1); }
+
+  bool Live(Sign sign, const Row& row, uint64_t step) const {
+    const uint64_t expire = TableOfSign(sign).expire_after_steps();
+    return expire == 0 || row.meta.last_step + expire >= step;
+  }
+
+  std::vector<float> InitialWeights(Sign sign) const {
+    const Table& table = TableOfSign(sign);
+    std::vector<float> weights(table.dim());
+    for (uint32_t i = 0; i < table.dim(); ++i) weights[i] = InitialWeight(job_.seed(), sign, i, table.init_uniform());
+    return weights;
+  }
+
+  // protocol: view(s) = max(s − 1 − k, last cut before s)
+  const Tables& View(uint64_t step) {
+    const uint64_t k = job_.training().staleness();
+    const uint64_t every = job_.snapshot().every_steps();
+    uint64_t view = step > k + 1 ? step - 1 - k : 0;
+    view = std::max(view, (step - 1) / every * every);
+    for (const uint64_t cut : cuts_) {
+      if (cut < step) view = std::max(view, cut);
+    }
+    while (history_.front().first < view) history_.pop_front();
+    HEARTH_CHECK(history_.front().first == view);
+    return history_.front().second;
+  }
+
+  void Pull(const Tables& tables, uint64_t step, RowGroup* group) const {
+    group->rows.assign(group->unique.size() * group->dim, 0);
+    for (size_t i = 0; i < group->unique.size(); ++i) {
+      const Sign sign = group->unique[i];
+      const auto found = tables.find(sign);
+      const bool live = found != tables.end() && Live(sign, found->second, step);
+      std::vector<float> weights;
+      if (live && (found->second.meta.flags & kRowAdmitted)) {
+        weights.assign(found->second.values.begin(), found->second.values.begin() + group->dim);
+      } else if ((live ? found->second.meta.count : 0) + uint64_t{group->occurrences[i]} >=
+                 TableOfSign(sign).admission().count_min()) {
+        weights = InitialWeights(sign);
+      }
+      std::copy(weights.begin(), weights.end(), group->rows.begin() + i * group->dim);
+    }
+  }
+
+  absl::Status Train(uint64_t step, std::vector<std::unique_ptr<Batch>>* batches) {
+    const Tables& view = View(step);
+    std::vector<LaneResult> results(lanes_);
+    uint64_t n = 0;
+    bool skip = false;
+    for (uint32_t lane = 0; lane < lanes_; ++lane) {
+      Batch* batch = (*batches)[lane].get();
+      if (batch == nullptr || batch->records == 0) continue;
+      for (RowGroup& group : batch->groups) Pull(view, step, &group);
+      HEARTH_RETURN_IF_ERROR(trainer_->Train(batch, &results[lane]));
+      n += batch->records;
+      skip |= !results[lane].finite;
+    }
+    for (const auto& batch : *batches) {
+      if (batch == nullptr) continue;
+      result_.read += batch->delta.read();
+      result_.filtered += batch->delta.filtered();
+      result_.rejected += batch->delta.rejected() + (skip ? batch->records : 0);
+      result_.trained += skip ? 0 : batch->records;
+    }
+    Tables next = history_.back().second;
+    if (n > 0 && !skip) {
+      HEARTH_RETURN_IF_ERROR(UpdateDense(n, results));
+      UpdateRows(step, n, *batches, &next);
+    }
+    history_.emplace_back(step, std::move(next));
+    return absl::OkStatus();
+  }
+
+  absl::Status UpdateDense(uint64_t n, const std::vector<LaneResult>& results) {
+    std::vector<float> sum(trainer_->parameters(), 0);
+    std::vector<BatchMoments> moments;
+    for (const LaneResult& result : results) {
+      // A lane without records adds zeros, which change no bit of a sum that starts at +0.
+      for (size_t i = 0; i < result.gradient.size(); ++i) sum[i] += result.gradient[i];
+      moments.push_back(result.moments);
+    }
+    for (float& g : sum) g /= static_cast<float>(n);
+    HEARTH_CHECK(job_.training().clip_norm() == 0, "the golden trainer does not clip");
+    return trainer_->Apply(sum, PoolMoments(moments));
+  }
+
+  void UpdateRows(uint64_t step, uint64_t n, const std::vector<std::unique_ptr<Batch>>& batches, Tables* tables) const {
+    struct Sum {
+      uint64_t occurrences = 0;
+      std::vector<float> gradient;
+    };
+    std::map<Sign, Sum> sums;
+    for (const auto& batch : batches) {
+      if (batch == nullptr || batch->records == 0) continue;
+      for (const RowGroup& group : batch->groups) {
+        for (size_t i = 0; i < group.unique.size(); ++i) {
+          Sum& sum = sums[group.unique[i]];
+          sum.occurrences += group.occurrences[i];
+          const float* gradient = group.gradients.data() + i * group.dim;
+          if (sum.gradient.empty()) {
+            sum.gradient.assign(gradient, gradient + group.dim);
+          } else {
+            for (uint32_t d = 0; d < group.dim; ++d) sum.gradient[d] += gradient[d];
+          }
+        }
+      }
+    }
+    for (auto& [sign, sum] : sums) {
+      const Table& table = TableOfSign(sign);
+      const SparseOptimizer optimizer(table.optimizer(), table.dim());
+      Row& row = (*tables)[sign];
+      if (!Live(sign, row, step)) row = Row();
+      row.meta.count += sum.occurrences;
+      row.meta.last_step = step;
+      if (!(row.meta.flags & kRowAdmitted)) {
+        if (row.meta.count < table.admission().count_min()) continue;
+        row.meta.flags |= kRowAdmitted;
+        row.values = InitialWeights(sign);
+        row.values.resize(table.dim() + optimizer.state_floats());
+        optimizer.InitState(row.values.data() + table.dim());
+      }
+      for (float& g : sum.gradient) g /= static_cast<float>(n);
+      if (optimizer.Update(row.values.data(), row.values.data() + table.dim(), sum.gradient.data(),
+                           row.meta.updates + 1)) {
+        ++row.meta.updates;
+      }
+    }
+  }
+
+  GoldenResult Result(uint64_t step) {
+    result_.steps = step;
+    for (const auto& [sign, row] : history_.back().second) {
+      if (Live(sign, row, step)) result_.rows_hash += RowHash(TableOf(sign), sign, row.meta, row.values);
+    }
+    result_.dense_hash = trainer_->Hash();
+    result_.model_hash = ModelHash(result_.rows_hash, result_.dense_hash);
+    return result_;
+  }
+
+  const Job job_;
+  const std::string scratch_;
+  uint32_t lanes_ = 1;
+  FileList files_{Env::Real()};
+  std::unique_ptr<Trainer> trainer_;
+  std::vector<std::unique_ptr<LaneReader>> readers_;
+  std::vector<uint64_t> cuts_;                       // asked for
+  std::deque<std::pair<uint64_t, Tables>> history_;  // (step, tables after it), oldest first
+  GoldenResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<GoldenResult> TrainGolden(const Job& job, const std::string& scratch) {
+  return Golden(job, scratch).Run();
+}
+
+}  // namespace hearth

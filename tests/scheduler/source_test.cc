@@ -1,0 +1,194 @@
+#include "scheduler/source.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "common/env.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "tests/scheduler/scheduler_testing.h"
+
+namespace hearth {
+namespace {
+
+std::vector<std::string> Paths(const std::vector<LogFile>& files) {
+  std::vector<std::string> paths;
+  for (const LogFile& file : files) paths.push_back(file.path());
+  return paths;
+}
+
+class SourceTest : public testing::Test {
+ protected:
+  SourceTest() : folder_(MakeTestFolder()) { job_.set_data_dir(folder_); }
+
+  std::string Put(const std::string& name, const std::string& text) {
+    const std::string path = JoinPath(folder_, name);
+    HEARTH_CHECK(WriteFileAtomically(path, text).ok());
+    return path;
+  }
+  Log* AddPaths(const std::vector<std::string>& names) {
+    Log* log = job_.add_log();
+    log->set_name(absl::StrCat("log", job_.log_size()));
+    for (const std::string& name : names) log->add_path(name);
+    return log;
+  }
+  Log* AddDirectory(const std::string& name) {
+    Log* log = job_.add_log();
+    log->set_name(absl::StrCat("log", job_.log_size()));
+    log->set_directory(name);
+    HEARTH_CHECK(MakeDirectories(JoinPath(folder_, name)).ok());
+    return log;
+  }
+
+  const std::string folder_;
+  Job job_;
+};
+
+TEST_F(SourceTest, ListsFilesInTheOrderOfLogsThenPaths) {
+  const std::string b = Put("b.csv", "x\n");
+  const std::string a = Put("a.csv", "xy\n");
+  const std::string c = Put("c.csv", std::string(200'000, 'c'));
+  AddPaths({"b.csv", a});
+  AddPaths({"c.csv"});
+  auto source = Source::Open(job_, {}, false, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const std::vector<LogFile>& files = (*source)->files();
+  EXPECT_EQ(Paths(files), (std::vector<std::string>{b, a, c}));
+  const std::vector<uint64_t> bytes = {2, 3, 200'000};
+  for (size_t i = 0; i < files.size(); ++i) {
+    EXPECT_EQ(files[i].number(), i);
+    EXPECT_EQ(files[i].log(), i < 2 ? 0u : 1u);
+    EXPECT_EQ(files[i].bytes(), bytes[i]);
+    EXPECT_EQ(files[i].digest(), *HashFileHead(files[i].path(), 65536));
+  }
+  EXPECT_TRUE((*source)->closed());
+  EXPECT_EQ((*source)->next_poll_us(), kNever);
+  EXPECT_FALSE((*source)->tails());
+}
+
+TEST_F(SourceTest, NamesAPathThatDoesNotExist) {
+  AddPaths({"nowhere.csv"});
+  const auto source = Source::Open(job_, {}, false, 0);
+  EXPECT_EQ(ExitCodeOf(source.status()), kExitNoInput);
+  EXPECT_NE(source.status().message().find("nowhere.csv"), absl::string_view::npos) << source.status();
+}
+
+TEST_F(SourceTest, TakesNewFilesOfADirectoryInNameOrderAndIgnoresWhatIsNoLog) {
+  AddDirectory("tail");
+  auto source = *Source::Open(job_, {}, false, 0);
+  EXPECT_TRUE(source->files().empty());
+  EXPECT_TRUE(source->tails());
+  const std::string b = Put("tail/b.csv", "b");
+  const std::string a = Put("tail/a.csv", "a");
+  Put("tail/.hidden", "h");
+  Put("tail/c.csv.part.tmp", "t");
+  ASSERT_TRUE(MakeDirectories(JoinPath(folder_, "tail/folder")).ok());
+  EXPECT_EQ(source->next_poll_us(), kSourcePollUs);
+  EXPECT_EQ(Paths(*source->Poll(kSourcePollUs)), (std::vector<std::string>{a, b}));
+  EXPECT_TRUE(source->Poll(2 * kSourcePollUs)->empty());
+  const std::string early = Put("tail/_early.csv", "e");  // sorts before what is listed, and is trained after it
+  EXPECT_EQ(Paths(*source->Poll(3 * kSourcePollUs)), (std::vector<std::string>{early}));
+  EXPECT_FALSE(source->closed());
+}
+
+TEST_F(SourceTest, ClosesADirectoryAtItsEndMarkerAndGoesOnWithTheNextLog) {
+  AddDirectory("tail");
+  const std::string later = Put("later.csv", "l");
+  AddPaths({"later.csv"});
+  auto source = *Source::Open(job_, {}, false, 0);
+  EXPECT_TRUE(source->files().empty()) << "a log is listed once those before it are closed";
+  const std::string last = Put("tail/last.csv", "x");
+  Put("tail/_END", "");
+  EXPECT_EQ(Paths(*source->Poll(1)), (std::vector<std::string>{last, later}));
+  EXPECT_TRUE(source->closed());
+}
+
+TEST_F(SourceTest, ClosesADirectoryThatWasIdleForTooLong) {
+  AddDirectory("tail")->set_idle_seconds_max(5);
+  auto source = *Source::Open(job_, {}, false, 1'000'000);
+  ASSERT_TRUE(source->Poll(5'999'999).ok());
+  EXPECT_FALSE(source->closed());
+  Put("tail/a.csv", "a");
+  ASSERT_TRUE(source->Poll(5'999'999).ok());
+  ASSERT_TRUE(source->Poll(10'999'998).ok());
+  EXPECT_FALSE(source->closed());
+  ASSERT_TRUE(source->Poll(10'999'999).ok());
+  EXPECT_TRUE(source->closed());
+}
+
+TEST_F(SourceTest, NamesADirectoryThatDoesNotExist) {
+  job_.add_log()->set_directory("nowhere");
+  const auto source = Source::Open(job_, {}, false, 0);
+  EXPECT_EQ(ExitCodeOf(source.status()), kExitNoInput);
+  EXPECT_NE(source.status().message().find("log[0].directory"), absl::string_view::npos) << source.status();
+}
+
+TEST_F(SourceTest, GoesOnFromAListWhereverItWasCut) {
+  AddPaths({"a.csv", "b.csv"});
+  AddDirectory("tail");
+  AddPaths({"z.csv"});
+  for (const char* name : {"a.csv", "b.csv", "z.csv", "tail/1", "tail/2", "tail/_END"}) Put(name, name);
+  const std::vector<LogFile> whole = (*Source::Open(job_, {}, false, 0))->files();
+  ASSERT_EQ(whole.size(), 5u);
+  for (size_t known = 0; known <= whole.size(); ++known) {
+    auto source = Source::Open(job_, {whole.begin(), whole.begin() + known}, false, 0);
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ(Paths((*source)->files()), Paths(whole)) << known;
+    EXPECT_TRUE((*source)->closed());
+  }
+}
+
+TEST_F(SourceTest, RefusesAListedFileThatChanged) {
+  AddPaths({"a.csv"});
+  Put("a.csv", "one");
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, 0))->files();
+  for (const char* text : {"longer", "two"}) {
+    Put("a.csv", text);
+    const auto source = Source::Open(job_, listed, true, 0);
+    EXPECT_EQ(ExitCodeOf(source.status()), kExitBadData);
+    EXPECT_NE(source.status().message().find("a.csv"), absl::string_view::npos) << source.status();
+    EXPECT_NE(source.status().message().find("put the old file back"), absl::string_view::npos) << source.status();
+  }
+  ASSERT_TRUE(RemoveTree(JoinPath(folder_, "a.csv")).ok());
+  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, true, 0).status()), kExitNoInput);
+}
+
+TEST_F(SourceTest, FollowsADataFolderThatMoved) {
+  AddPaths({"a.csv"});
+  AddDirectory("tail");
+  for (const char* name : {"a.csv", "tail/1"}) Put(name, name);
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, 0))->files();
+  const std::string moved = folder_ + "-moved";
+  ASSERT_TRUE(RemoveTree(moved).ok());
+  ASSERT_TRUE(RenamePath(folder_, moved).ok());
+  job_.set_data_dir(moved);
+  auto source = Source::Open(job_, listed, false, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(Paths((*source)->files()), (std::vector<std::string>{moved + "/a.csv", moved + "/tail/1"}));
+}
+
+TEST_F(SourceTest, ListsEachFileOfABusyDirectoryOnce) {
+  AddDirectory("tail");
+  auto source = *Source::Open(job_, {}, false, 0);
+  Random random(7);
+  std::map<std::string, int> times;
+  int64_t now_us = 0;
+  for (int i = 0; i < 60; ++i) {
+    if (random.Below(3) > 0) {
+      const std::string name = absl::StrCat("tail/", random.Next());
+      Put(name, name);
+      times[JoinPath(folder_, name)] = 0;
+    }
+    if (random.Below(4) == 0) source = *Source::Open(job_, source->files(), false, now_us);  // as a resume does
+    ASSERT_TRUE(source->Poll(now_us += kSourcePollUs).ok());
+  }
+  for (size_t i = 0; i < source->files().size(); ++i) {
+    EXPECT_EQ(source->files()[i].number(), i);
+    ++times[source->files()[i].path()];
+  }
+  for (const auto& [path, count] : times) EXPECT_EQ(count, 1) << path;
+}
+
+}  // namespace
+}  // namespace hearth

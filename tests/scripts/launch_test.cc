@@ -1,0 +1,334 @@
+#include "scripts/hearth/launch.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/config.h"
+#include "common/env.h"
+#include "common/file.h"
+#include "common/manifest.h"
+#include "common/status.h"
+#include "scripts/hearth/supervise.h"
+
+namespace hearth {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// A job, and programs that only pretend: `mpirun` is a shell script that a test writes. It finds the run's folder as
+// its last argument in $dir, and the number of its call, from 1, in $call.
+class LaunchTest : public testing::Test {
+ protected:
+  LaunchTest()
+      : root_(absl::StrCat(testing::TempDir(), "launch_", getpid(), "_",
+                           testing::UnitTest::GetInstance()->current_test_info()->name())) {
+    std::filesystem::remove_all(root_);
+    EXPECT_TRUE(MakeDirectories(root_ + "/bin").ok());
+    for (const char* role : {"hearth-scheduler", "hearth-ps", "hearth-worker"}) WriteProgram(role, "exec sleep 1000");
+    Write("log.csv", "user_id,click\n1,0\n");
+    Write("job.txtpb", JobText());
+    options_.programs = {root_ + "/bin", root_ + "/bin/mpirun"};
+    options_.job = root_ + "/job.txtpb";
+    options_.out = root_ + "/run";
+    options_.back_off_us = 1000;
+  }
+
+  static std::string JobText() {
+    return "name: 'small' log { name: 'train' path: 'log.csv' } task { name: 'click' category: 'watch' label: 'click' "
+           "}\n"
+           "slot { name: 'user_id' table: 'user' } table { name: 'user' dim: 4 }\n";
+  }
+  void Write(const std::string& name, const std::string& text) {
+    ASSERT_TRUE(WriteFileAtomically(root_ + "/" + name, text).ok());
+  }
+  void WriteProgram(const std::string& name, const std::string& body) {
+    Write("bin/" + name, "#!/bin/bash\n" + body + "\n");
+    std::filesystem::permissions(root_ + "/bin/" + name, std::filesystem::perms::owner_all);
+  }
+  void WriteMpirun(const std::string& body) {
+    WriteProgram("mpirun", absl::StrCat("root='", root_, "'; dir=\"${@: -1}\"; echo \"$*\" >> \"$root/calls\"\n",
+                                        "call=$(wc -l < \"$root/calls\")\n", body));
+  }
+  std::vector<std::string> Calls() {
+    const absl::StatusOr<std::string> text = ReadFile(root_ + "/calls");
+    if (!text.ok()) return {};
+    return absl::StrSplit(*text, '\n', absl::SkipEmpty());
+  }
+  nlohmann::json RunJson() { return nlohmann::json::parse(*ReadFile(options_.out + "/run.json")); }
+  // A committed snapshot of the effective job.
+  void CommitSnapshot(uint64_t step, uint32_t lanes, const std::vector<std::string>& overrides = {}) {
+    Job job = *LoadJob(options_.job, overrides);
+    job.mutable_training()->set_lanes(lanes);
+    Manifest manifest;
+    manifest.set_schema(1);
+    manifest.set_step(step);
+    manifest.set_job(PrintJob(job));
+    manifest.set_lanes(lanes);
+    const std::string folder = absl::StrCat(options_.out, "/snapshots/", step);
+    ASSERT_TRUE(MakeDirectories(folder).ok());
+    ASSERT_TRUE(WriteFileAtomically(folder + "/rows", "rows").ok());
+    const std::vector<FileEntry> entries = *DescribeFiles(folder, {"rows"});
+    for (const FileEntry& entry : entries) *manifest.add_file() = entry;
+    ASSERT_TRUE(CommitManifest(folder, manifest).ok());
+  }
+  int TrainSaying(std::string* said) {
+    testing::internal::CaptureStderr();
+    const int code = Train(options_);
+    *said = testing::internal::GetCapturedStderr();
+    return code;
+  }
+
+  const std::string root_;
+  TrainOptions options_;
+  std::string said_;
+};
+
+TEST_F(LaunchTest, StartsTheRolesWithTheirCountsAndTheFolderLast) {
+  EXPECT_THAT(MpirunArguments({"/bin-dir"}, {2, 3}, "", {"--restarts", "1"}, "/run"),
+              ElementsAre("mpirun", "--quiet", "--oversubscribe", "--bind-to", "none", "-np", "1",
+                          "/bin-dir/hearth-scheduler", "--ps", "2", "--worker", "3", "--restarts", "1", "/run", ":",
+                          "-np", "2", "/bin-dir/hearth-ps", "--ps", "2", "--worker", "3", "/run", ":", "-np", "3",
+                          "/bin-dir/hearth-worker", "--ps", "2", "--worker", "3", "/run"));
+}
+
+TEST_F(LaunchTest, WritesTheEffectiveJobAndHandsTheRanksTheirEnvironment) {
+  WriteMpirun("env > \"$root/env\"; read -r line && exit 1; exit 0");
+  options_.workers = 2;
+  options_.overrides = {"training.threads=3"};
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  const Job job = *LoadJob(options_.out + "/job.txtpb", {});
+  EXPECT_EQ(job.training().lanes(), 2u);
+  EXPECT_TRUE(std::filesystem::path(job.data_dir()).is_absolute());
+  EXPECT_TRUE(std::filesystem::equivalent(job.data_dir(), root_));
+  const std::string env = *ReadFile(root_ + "/env");
+  for (const char* line : {"OMP_NUM_THREADS=3\n", "OMP_WAIT_POLICY=passive\n", "OMPI_MCA_mpi_yield_when_idle=1\n",
+                           "OMPI_ALLOW_RUN_AS_ROOT=1\n", "MALLOC_TRIM_THRESHOLD_="}) {
+    EXPECT_THAT(env, HasSubstr(line));
+  }
+  for (const char* name : {"logs", "snapshots", "dead-letter", "predictions", "tb"})
+    EXPECT_TRUE(PathExists(options_.out + "/" + name));
+}
+
+TEST_F(LaunchTest, ExportsTheEnvironmentToOtherHosts) {
+  Write("hosts", "localhost\n");
+  options_.hostfile = root_ + "/hosts";
+  WriteMpirun("exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(Calls()[0], HasSubstr("--hostfile " + root_ +
+                                    "/hosts -x OMP_NUM_THREADS -x OMP_WAIT_POLICY -x MALLOC_MMAP_THRESHOLD_"));
+}
+
+TEST_F(LaunchTest, RestartsAfterADeadRankAndCountsItsRestarts) {
+  WriteMpirun("[ $call -lt 3 ] && kill -9 $$; exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  ASSERT_EQ(Calls().size(), 3u);
+  EXPECT_THAT(Calls()[0], HasSubstr("--restarts 0 "));
+  EXPECT_THAT(Calls()[2], HasSubstr("--restarts 2 "));
+  EXPECT_THAT(said_, HasSubstr("killed by signal 9"));
+}
+
+TEST_F(LaunchTest, GivesUpAfterMaxRestartsAndSaysSoInRunJson) {
+  WriteMpirun("echo '{\"status\": \"running\", \"steps\": 7}' > \"$dir/run.json\"; exit 70");
+  options_.restarts_max = 2;
+  EXPECT_EQ(TrainSaying(&said_), 70);
+  EXPECT_EQ(Calls().size(), 3u);
+  EXPECT_EQ(RunJson()["status"], "failed");
+  EXPECT_EQ(RunJson()["exit"]["code"], 70);
+  EXPECT_EQ(RunJson()["steps"], 7);
+}
+
+TEST_F(LaunchTest, DoesNotRetryWhatWouldFailAgain) {
+  for (const int code : {64, 65, 66, 74, 78}) {
+    EXPECT_TRUE(IsFinalExit(code));
+    WriteMpirun(absl::StrCat("exit ", code));
+    std::filesystem::remove(root_ + "/calls");
+    EXPECT_EQ(TrainSaying(&said_), code);
+    EXPECT_EQ(Calls().size(), 1u);
+  }
+  for (const int code : {1, 70, 137, 134, 139}) EXPECT_FALSE(IsFinalExit(code));
+}
+
+TEST_F(LaunchTest, KeepsWhatTheSchedulerSaidOfTheEnd) {
+  WriteMpirun(
+      "echo '{\"status\": \"failed\", \"exit\": {\"code\": 65, \"reason\": \"bad log\"}}' > \"$dir/run.json\"; exit "
+      "65");
+  EXPECT_EQ(TrainSaying(&said_), 65);
+  EXPECT_EQ(RunJson()["exit"]["reason"], "bad log");
+}
+
+// The script tells its parent, the front command, as a batch system would.
+TEST_F(LaunchTest, ForwardsSigusr1AndReturnsSaved) {
+  WriteMpirun("trap 'exit 75' USR1; kill -USR1 $PPID; while :; do sleep 0.01; done");
+  EXPECT_EQ(TrainSaying(&said_), 75);
+  EXPECT_EQ(Calls().size(), 1u);
+  EXPECT_EQ(RunJson()["status"], "saved");
+}
+
+TEST_F(LaunchTest, ReturnsSavedWhereARankDiesWhileASaveIsAskedFor) {
+  WriteMpirun("trap 'kill -9 $$' USR1; kill -USR1 $PPID; while :; do sleep 0.01; done");
+  EXPECT_EQ(TrainSaying(&said_), 75);
+  EXPECT_EQ(Calls().size(), 1u);
+}
+
+TEST_F(LaunchTest, ForwardsSigtermAndDoesNotRestart) {
+  WriteMpirun("trap 'exit 1' TERM; kill -TERM $PPID; while :; do sleep 0.01; done");
+  EXPECT_EQ(TrainSaying(&said_), 128 + SIGTERM);
+  EXPECT_EQ(Calls().size(), 1u);
+  EXPECT_EQ(RunJson()["status"], "failed");
+}
+
+TEST_F(LaunchTest, EndsRanksThatAKilledMpirunLeftBeforeItStartsOthers) {
+  WriteMpirun(
+      "if [ $call = 1 ]; then\n"
+      "  \"$root/bin/hearth-worker\" --ps 1 --worker 1 \"$dir\" & \"$root/bin/hearth-ps\" \"$dir\" &\n"
+      "  until [ \"$(cat \"$root/pids\" 2>/dev/null | wc -l)\" = 2 ]; do sleep 0.01; done\n"
+      "  kill -9 $$\n"
+      "fi\n"
+      "for pid in $(cat \"$root/pids\"); do kill -0 $pid 2>/dev/null && echo $pid; done > \"$root/left\"; exit 0");
+  const std::string linger = absl::StrCat("echo $$ >> '", root_, "/pids'; while :; do sleep 0.01; done");
+  WriteProgram("hearth-worker", "trap '' TERM; " + linger);  // SIGTERM is not enough for this one
+  WriteProgram("hearth-ps", linger);
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(Calls().size(), 2u);
+  EXPECT_EQ(*ReadFile(root_ + "/left"), "");
+}
+
+TEST_F(LaunchTest, RefusesAJobWithFaultsBeforeItMakesAnything) {
+  Write("job.txtpb",
+        JobText() + "training { batch_size: 0 } model { hidden_1: 0 } slot { name: 'x' table: 'nowhere' }");
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  for (const char* field : {"training.batch_size", "model.hidden_1", "nowhere"}) EXPECT_THAT(said_, HasSubstr(field));
+  EXPECT_FALSE(PathExists(options_.out));
+}
+
+TEST_F(LaunchTest, NamesEveryMissingFile) {
+  Write("job.txtpb", JobText() + "side_table { name: 's' path: 'gone.csv' key: 'user_id' }");
+  options_.overrides = {"log[0].path=absent.csv"};
+  EXPECT_EQ(TrainSaying(&said_), 66);
+  EXPECT_THAT(said_, HasSubstr("/absent.csv"));
+  EXPECT_THAT(said_, HasSubstr("/gone.csv"));
+}
+
+TEST_F(LaunchTest, TakesItsLanesFromTheSnapshotOnAnyNumberOfWorkersUpToThem) {
+  CommitSnapshot(5, 4);
+  WriteMpirun("exit 0");
+  options_.workers = 3;
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(LoadJob(options_.out + "/job.txtpb", {})->training().lanes(), 4u);
+  options_.workers = 5;
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("--np-worker 4 or fewer"));
+}
+
+TEST_F(LaunchTest, RefusesTheFolderOfAnotherJobAndSaysWhichFieldsDiffer) {
+  CommitSnapshot(5, 1, {"table[0].dim=8"});
+  WriteMpirun("exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("table[0].dim: 4 != 8"));
+  EXPECT_TRUE(Calls().empty());
+}
+
+TEST_F(LaunchTest, FallsBackToAnOlderSnapshotAndRefusesWhereNoneVerifies) {
+  CommitSnapshot(5, 1);
+  CommitSnapshot(10, 1);
+  WriteMpirun("exit 0");
+  ASSERT_TRUE(WriteFileAtomically(options_.out + "/snapshots/10/rows", "r0ws").ok());
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(said_, HasSubstr("resuming from "));
+  EXPECT_THAT(said_, HasSubstr("/snapshots/5\n"));
+  EXPECT_THAT(said_, HasSubstr("passed over: "));
+  ASSERT_TRUE(WriteFileAtomically(options_.out + "/snapshots/5/rows", "r0ws").ok());
+  EXPECT_EQ(TrainSaying(&said_), 65);
+  EXPECT_EQ(Calls().size(), 1u);
+}
+
+TEST_F(LaunchTest, StartsAnewWhereTheFirstSnapshotWasNeverCommitted) {
+  ASSERT_TRUE(MakeDirectories(options_.out + "/snapshots/0").ok());
+  WriteMpirun("exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+}
+
+TEST_F(LaunchTest, WantsAnEmptyFolderWhenFresh) {
+  WriteMpirun("exit 0");
+  options_.fresh = true;
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("--fresh needs an empty folder"));
+}
+
+TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
+  ASSERT_EQ(mkfifo((root_ + "/started").c_str(), 0600), 0);
+  ASSERT_EQ(mkfifo((root_ + "/go").c_str(), 0600), 0);
+  WriteMpirun("echo > \"$root/started\"; read -r line < \"$root/go\"; exit 0");
+  const pid_t other = fork();
+  if (other == 0) {
+    Train(options_);
+    _exit(0);
+  }
+  close(open((root_ + "/started").c_str(), O_RDONLY));  // until it has begun
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("another hearth is running"));
+  close(open((root_ + "/go").c_str(), O_WRONLY));
+  waitpid(other, nullptr, 0);
+}
+
+TEST_F(LaunchTest, SaysThatMpirunIsMissing) {
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("scripts/setup"));
+}
+
+TEST_F(LaunchTest, PrintsTheEffectiveJob) {
+  options_.workers = 2;
+  std::string text;
+  ASSERT_TRUE(PrintEffectiveJob(options_, &text).ok());
+  EXPECT_EQ(ParseJob(text, "printed")->training().lanes(), 2u);
+  EXPECT_THAT(text, HasSubstr("staleness: 0"));
+}
+
+TEST_F(LaunchTest, EvaluatesInAFolderOfItsOwn) {
+  CommitSnapshot(5, 1);
+  Write("other.csv", "user_id,click\n2,1\n");
+  WriteMpirun(
+      "cp \"$dir/job.txtpb\" \"$root/eval-job.txtpb\"; echo \"$dir\" > \"$root/eval-dir\"\n"
+      "printf 'source\\toffset\\n' | zstd -q > \"$dir/predictions/eval.tsv.zst\"\n"
+      "echo "
+      "'{\"status\":\"finished\",\"tasks\":{\"click\":{\"eval\":{\"samples\":1,\"positives\":1,\"auc\":null,\"gauc\":"
+      "null,"
+      "\"gauc_users\":0,\"log_loss\":0.5,\"calibration\":1.0}}}}' > \"$dir/run.json\"");
+  EvalOptions options;
+  options.programs = options_.programs;
+  options.job = options_.job;
+  options.snapshot = options_.out;
+  options.logs = {root_ + "/other.csv"};
+  options.predictions = root_ + "/predictions.tsv";
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(Evaluate(options), 0);
+  const std::string table = testing::internal::GetCapturedStdout();
+  EXPECT_THAT(table, HasSubstr("click"));
+  EXPECT_THAT(table, HasSubstr("0.50000"));
+  EXPECT_EQ(*ReadFile(options.predictions), "source\toffset\n");
+  EXPECT_THAT(Calls()[0],
+              HasSubstr(" --evaluate " + std::filesystem::canonical(options_.out).string() + "/snapshots/5 "));
+  const Job job = *LoadJob(root_ + "/eval-job.txtpb", {});
+  ASSERT_EQ(job.split_size(), 1);
+  EXPECT_EQ(job.split(0).name(), "eval");
+  EXPECT_EQ(job.split(0).log().path(0), root_ + "/other.csv");
+  EXPECT_FALSE(PathExists(std::string(absl::StripAsciiWhitespace(*ReadFile(root_ + "/eval-dir")))));
+  EXPECT_THAT(*ListDirectory(options_.out), ElementsAre("snapshots"));  // nothing was written there
+}
+
+}  // namespace
+}  // namespace hearth

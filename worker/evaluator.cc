@@ -1,0 +1,176 @@
+#include "worker/evaluator.h"
+
+#include <algorithm>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/status.h"
+#include "worker/pipeline.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kChunkRecordsMax = 16384;  // in one message
+
+void AppendAll(const std::vector<float>& from, std::vector<float>* to) { to->insert(to->end(), from.begin(), from.end()); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Evaluator>> Evaluator::Open(const EvaluatorOptions& options) {
+  std::unique_ptr<Evaluator> evaluator(new Evaluator(options));
+  for (int split = 0; split < options.job.split_size(); ++split) {
+    const uint32_t log = options.first_split_log + static_cast<uint32_t>(split);
+    HEARTH_ASSIGN_OR_RETURN(std::vector<LogFile> files, ListLogFiles(options.job, {options.logs[log]}));
+    for (LogFile& file : files) file.set_log(log);
+    evaluator->files_.push_back(std::move(files));
+  }
+  return evaluator;
+}
+
+Evaluator::Evaluator(const EvaluatorOptions& options) : options_(options), puller_(options.clients, kPortEvaluatePull) {}
+Evaluator::~Evaluator() = default;
+
+absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_t step) {
+  std::vector<std::string> tasks;
+  for (const Task& task : options_.job.task()) tasks.push_back(task.name());
+  std::vector<Evaluation> evaluations;
+  for (int split = 0; split < options_.job.split_size(); ++split) {
+    const Split& config = options_.job.split(split);
+    auto rows = Predict(trainer, split, step);
+    if (!rows.ok()) return Annotate(rows.status(), absl::StrCat("split ", config.name()));
+    if (options_.worker != 0) {
+      HEARTH_RETURN_IF_ERROR(SendToFirst(*rows, split, step));
+      continue;
+    }
+    HEARTH_RETURN_IF_ERROR(Gather(split, step, &*rows));
+    HEARTH_RETURN_IF_ERROR(SortPredictions(&*rows));
+    evaluations.push_back(ScorePredictions(*rows, tasks, config.name(), step));
+    if (config.predictions()) {
+      const std::string path = JoinPath(options_.dir, absl::StrCat("predictions/", config.name(), ".tsv.zst"));
+      HEARTH_RETURN_IF_ERROR(WritePredictions(path, *rows, tasks, files_[static_cast<size_t>(split)]));
+    }
+    spdlog::info("evaluated split={} step={} records={}", config.name(), step, rows->records());
+  }
+  return evaluations;
+}
+
+// This worker's share of the split: the pieces of lane `worker` of `workers`.
+absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, uint64_t step) {
+  const Split& config = options_.job.split(split);
+  FileList files(options_.env);
+  files.Append(files_[static_cast<size_t>(split)], /*closed=*/true);
+  LaneReaderOptions reading;
+  reading.job = options_.job;
+  reading.logs = options_.logs;
+  reading.schema = options_.schema;
+  reading.files = &files;
+  reading.lane = static_cast<uint32_t>(options_.worker);
+  reading.lanes = static_cast<uint32_t>(options_.workers);
+  reading.batch_size = std::max<uint32_t>(1, config.batch_size());
+  reading.keep_user = !config.user().empty();
+  reading.keep_user_text = config.predictions() && !config.user().empty();
+  reading.user_column = config.user();
+  reading.scratch = options_.scratch;
+  reading.env = options_.env;
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader, LaneReader::Open(reading));
+
+  PredictionRows rows;
+  rows.tasks = static_cast<uint32_t>(options_.job.task_size());
+  std::vector<TableRows> tables;
+  uint64_t rejected = 0;
+  while (true) {
+    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, reader->Next());
+    if (batch == nullptr) break;
+    rejected += batch->delta.rejected();
+    if (batch->records == 0) continue;
+    ListTables(batch.get(), RowsOf::kPull, &tables);
+    for (TableRows& table : tables) table.occurrences = {};  // read only: nothing is counted
+    HEARTH_RETURN_IF_ERROR(puller_.ReadOnly(step, absl::MakeSpan(tables)));
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, trainer->Predict(*batch));
+    Take(std::move(batch), logits, &rows);
+  }
+  if (rejected > 0) spdlog::warn("split={} bad_records={} (left out of the evaluation)", config.name(), rejected);
+  return rows;
+}
+
+void Evaluator::Take(std::unique_ptr<Batch> batch, const std::vector<float>& logits, PredictionRows* rows) const {
+  rows->file.insert(rows->file.end(), batch->file_of.begin(), batch->file_of.end());
+  rows->offset.insert(rows->offset.end(), batch->offset.begin(), batch->offset.end());
+  AppendAll(logits, &rows->logits);
+  AppendAll(batch->labels, &rows->labels);
+  AppendAll(batch->mask, &rows->mask);
+  rows->user.insert(rows->user.end(), batch->user.begin(), batch->user.end());
+  for (std::string& text : batch->user_text) rows->user_text.push_back(std::move(text));
+}
+
+// At least one chunk, so that worker 0 hears of everyone.
+absl::Status Evaluator::SendToFirst(const PredictionRows& rows, int split, uint64_t step) {
+  const size_t chunks = std::max<size_t>(1, (rows.records() + kChunkRecordsMax - 1) / kChunkRecordsMax);
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    Header header;
+    header.lane = static_cast<uint32_t>(options_.worker);
+    header.step = step;
+    header.epoch = static_cast<uint32_t>(split);
+    header.n = chunk;
+    header.next_cut = chunks;
+    const size_t begin = chunk * kChunkRecordsMax;
+    Bytes message = EncodePredictions(rows, begin, std::min(rows.records(), begin + kChunkRecordsMax), header);
+    HEARTH_RETURN_IF_ERROR(options_.transport->Send(
+        kPortEvaluate, {options_.clients.ranks.worker(0), kPortEvaluate}, std::move(message)));
+  }
+  return absl::OkStatus();
+}
+
+// Adds the other workers' results of this split. Order of arrival does not matter: rows are sorted later. Results of later splits wait.
+absl::Status Evaluator::Gather(int split, uint64_t step, PredictionRows* rows) {
+  Mailbox* mailbox = options_.transport->Open(kPortEvaluate);
+  std::vector<std::set<uint64_t>> got(static_cast<size_t>(options_.workers));     // chunks, by worker
+  std::vector<uint64_t> expected(static_cast<size_t>(options_.workers), kNever);  // their number, once known
+  expected[0] = 0;
+  std::vector<Message> waiting = std::move(early_);
+  early_.clear();
+  const auto missing = [&] {
+    for (size_t w = 0; w < got.size(); ++w) {
+      if (got[w].size() < expected[w]) return static_cast<int>(w);
+    }
+    return -1;
+  };
+  while (missing() >= 0) {
+    std::optional<Message> message;
+    if (!waiting.empty()) {
+      message = std::move(waiting.back());
+      waiting.pop_back();
+    } else {
+      message = mailbox->Receive(options_.env->NowUs() + options_.give_up_us);
+    }
+    if (!message.has_value()) {
+      return absl::UnavailableError(absl::StrCat("evaluation at step ", step, ": no results from worker ", missing(), " for ",
+                                                 options_.give_up_us / 1'000'000, " s; see its log"));
+    }
+    HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message->payload.span()));
+    if (header.lane >= got.size()) {
+      return absl::DataLossError(absl::StrCat("evaluation results from worker ", header.lane, ", which does not exist"));
+    }
+    const bool later = header.step > step || (header.step == step && header.epoch > static_cast<uint32_t>(split));
+    if (later) {
+      early_.push_back(*std::move(message));
+      continue;
+    }
+    const bool of_this = header.step == step && header.epoch == static_cast<uint32_t>(split);
+    if (!of_this || !got[header.lane].insert(header.n).second) continue;  // repeated
+    expected[header.lane] = header.next_cut;
+    HEARTH_ASSIGN_OR_RETURN(const PredictionRows more, DecodePredictions(message->payload.span()));
+    if (more.tasks != rows->tasks) {
+      return absl::DataLossError(absl::StrCat("evaluation results of worker ", header.lane, " are of ", more.tasks, " tasks"));
+    }
+    rows->Append(more);
+  }
+  early_.insert(early_.end(), std::make_move_iterator(waiting.begin()), std::make_move_iterator(waiting.end()));
+  return absl::OkStatus();
+}
+
+}  // namespace hearth

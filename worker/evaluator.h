@@ -1,0 +1,61 @@
+// Evaluation of the job's splits on the tables after a cut (protocol.md §5): read only, batches fixed by (file, block), results merged
+// in (file, record) order, so that figures and predictions do not depend on the number of workers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/env.h"
+#include "common/file_list.h"
+#include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
+#include "common/transport.h"
+#include "ps/ps_client.h"
+#include "worker/log_reader.h"
+#include "worker/predictions.h"
+#include "worker/trainer.h"
+
+namespace hearth {
+
+struct EvaluatorOptions {
+  Env* env = nullptr;
+  Transport* transport = nullptr;
+  ClientOptions clients;
+  Job job;
+  std::shared_ptr<const LogSchema> schema;  // of `logs`, the splits' among them
+  std::vector<Log> logs;
+  uint32_t first_split_log = 0;             // split i is logs[first_split_log + i]
+  int worker = 0;
+  int workers = 1;
+  std::string dir;                          // predictions go to dir/predictions
+  std::string scratch;
+  int64_t give_up_us = 600'000'000;         // worker 0 waits so long for the others' next results
+};
+
+// One thread. Every worker calls Run at the same cut; worker 0 gathers.
+class Evaluator {
+ public:
+  // Lists the splits' files. NotFound names a missing one.
+  static absl::StatusOr<std::unique_ptr<Evaluator>> Open(const EvaluatorOptions& options);
+  ~Evaluator();
+
+  // All splits at the cut `step`. On worker 0 one Evaluation a split, on the others none.
+  absl::StatusOr<std::vector<Evaluation>> Run(Trainer* trainer, uint64_t step);
+
+ private:
+  explicit Evaluator(const EvaluatorOptions& options);
+  absl::StatusOr<PredictionRows> Predict(Trainer* trainer, int split, uint64_t step);
+  absl::Status SendToFirst(const PredictionRows& rows, int split, uint64_t step);
+  absl::Status Gather(int split, uint64_t step, PredictionRows* rows);
+  void Take(std::unique_ptr<Batch> batch, const std::vector<float>& logits, PredictionRows* rows) const;
+
+  const EvaluatorOptions options_;
+  std::vector<std::vector<LogFile>> files_;  // [splits] numbered from 0 each
+  PullClient puller_;
+  std::vector<Message> early_;  // worker 0: results of a split that is not gathered yet
+};
+
+}  // namespace hearth

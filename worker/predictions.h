@@ -1,0 +1,48 @@
+// What an evaluation gathers: one row a record, merged in (file, offset) order, scored and written. Free of Torch.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/bytes.h"
+#include "common/proto/control.pb.h"
+#include "common/wire.h"
+
+namespace hearth {
+
+// Parallel arrays over records. Which of them are kept is the same for all parts of one evaluation.
+struct PredictionRows {
+  uint32_t tasks = 0;
+  std::vector<uint32_t> file;           // [records] number in the split's list of files
+  std::vector<uint64_t> offset;         // [records]
+  std::vector<float> logits;            // [records, tasks]
+  std::vector<float> labels;            // [records, tasks]
+  std::vector<float> mask;              // [records, tasks]
+  std::vector<uint64_t> user;           // [records], or empty: no GAUC
+  std::vector<std::string> user_text;   // [records], or empty: no predictions are written
+
+  size_t records() const { return file.size(); }
+  void Append(const PredictionRows& more);
+};
+
+// Rows [begin, end) as a kEvaluation message. Header: lane = worker, step, epoch = split, n = number of this chunk, next_cut = number
+// of chunks.
+Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, Header header);
+// DataLoss when sizes do not add up.
+absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message);
+
+// Into (file, offset) order. DataLoss when a record is there twice.
+absl::Status SortPredictions(PredictionRows* rows);
+
+// Per task over the records that it is unmasked for; rows in their order.
+Evaluation ScorePredictions(const PredictionRows& rows, const std::vector<std::string>& tasks, const std::string& split,
+                            uint64_t step);
+
+// docs/FORMATS.md, "Predictions": tab-separated, zstd, written aside and renamed.
+absl::Status WritePredictions(const std::string& path, const PredictionRows& rows, const std::vector<std::string>& tasks,
+                              const std::vector<LogFile>& files);
+
+}  // namespace hearth

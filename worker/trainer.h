@@ -1,0 +1,58 @@
+// The dense half of a step: rows and labels of one lane in, gradient sums out; and, after the reduction, the update. The one
+// place in the worker that runs Torch while training. Its exceptions end here, as a Status.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/proto/job.pb.h"
+#include "model/batch.h"
+#include "model/multi_task_model.h"
+
+namespace hearth {
+
+// What one lane brings to the reduction. Reused from step to step.
+struct LaneResult {
+  std::vector<float> gradient;  // [parameters] sum over the lane's samples, parameters in name order
+  BatchMoments moments;
+  std::vector<float> logits;    // [records, tasks]
+  bool finite = true;           // loss, dense gradient and every row gradient
+};
+
+// One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU.
+class Trainer {
+ public:
+  // Builds the model; sets Torch's threads (of the process). base_rates: [tasks], only where the initial values matter.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates);
+  // Around a model that someone else built, for tests. REQUIRES: it fits the job.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model);
+  ~Trainer();
+
+  // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result.
+  absl::Status Train(Batch* batch, LaneResult* result);
+  // Moves parameters and running statistics. gradient [parameters]: divided by the step's records, and clipped.
+  absl::Status Apply(absl::Span<const float> gradient, const BatchMoments& pooled);
+  // Logits [records, tasks] with the running statistics; changes nothing.
+  absl::StatusOr<std::vector<float>> Predict(const Batch& batch);
+
+  // Parameters, buffers and optimizer state as a safetensors file, durable when it returns; and the hash of all of it.
+  absl::StatusOr<uint64_t> Save(const std::string& path, uint64_t step);
+  // DataLoss when the file is damaged or holds another model.
+  absl::Status Restore(const std::string& path);
+  uint64_t Hash();
+
+  int64_t parameters() const;
+  int64_t moment_columns() const;
+  absl::Span<const float> weights() const;  // [parameters], in name order
+
+ private:
+  struct State;
+  explicit Trainer(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,566 @@
+#include "worker/worker.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/file_list.h"
+#include "common/logging.h"
+#include "common/manifest.h"
+#include "common/proto/control.pb.h"
+#include "common/status.h"
+#include "common/wire.h"
+#include "model/auc.h"
+#include "worker/dense_reducer.h"
+#include "worker/evaluator.h"
+#include "worker/lane_account.h"
+#include "worker/log_reader.h"
+#include "worker/pipeline.h"
+#include "worker/trainer.h"
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kProgressUs = 1'000'000;
+constexpr int kPullSecondsMax = 256;            // in one Progress
+constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log
+constexpr const char* kDenseFile = "dense.safetensors";
+
+uint64_t PeakRssBytes() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+double SecondsOf(int64_t us) { return static_cast<double>(us) * 1e-6; }
+
+// Binary cross-entropy of a logit, without overflow.
+double LogLoss(double logit, bool positive) {
+  return std::max(logit, 0.0) - (positive ? logit : 0.0) + std::log1p(std::exp(-std::abs(logit)));
+}
+
+// Share of the bytes of one epoch that lie behind a cursor, as far as it tells: within a file only where it is plain text in its own
+// order, within a log whose pieces are shuffled not at all.
+double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cursor& cursor) {
+  if (cursor.end_of_epoch()) return 1;
+  double total = 0;
+  double behind = 0;
+  const uint32_t log = cursor.file() < files.size() ? files[cursor.file()].log() : 0;
+  const bool shuffled = static_cast<int>(log) < job.log_size() && job.log(static_cast<int>(log)).shuffle().pieces();
+  for (const LogFile& file : files) {
+    const double bytes = static_cast<double>(file.bytes());
+    total += bytes;
+    if (shuffled ? file.log() < log : file.number() < cursor.file()) behind += bytes;
+    const bool compressed = absl::EndsWith(file.path(), ".gz") || absl::EndsWith(file.path(), ".zst");
+    if (shuffled || compressed || file.number() != cursor.file() || static_cast<int>(log) >= job.log_size()) continue;
+    const double piece_bytes = static_cast<double>(job.log(static_cast<int>(log)).piece_bytes());
+    behind += std::min(bytes, static_cast<double>(cursor.block()) * piece_bytes);
+  }
+  return total > 0 ? std::min(1.0, behind / total) : 0;
+}
+
+}  // namespace
+
+struct Worker::State {
+  explicit State(const WorkerOptions& given)
+      : options(given),
+        env(given.env),
+        mailbox(given.transport->Open(kPortControl)),
+        files(given.env),
+        goodbye_event(given.env->NewEvent()) {}
+  ~State();
+
+  absl::Status Run();
+
+  // The control endpoint.
+  absl::Status Send(Control* control);
+  absl::StatusOr<Control> Receive();
+  void Take(const Control& control);
+  void ControlLoop();
+  absl::Status WaitFor(Control::KindCase kind, Control* control);
+  absl::Status WaitForGoodbye();
+
+  // Before the first step.
+  absl::Status Prepare(const StartWorker& start);
+  absl::Status PrepareModel(const StartWorker& start);
+  absl::Status PrepareLanes(const StartWorker& start);
+  absl::StatusOr<std::unique_ptr<LaneReader>> OpenReader(const LaneState& lane);
+  StepClock::Options ClockOptions(const StartWorker& start) const;
+
+  // Steps.
+  absl::Status Train();
+  absl::StatusOr<CutState> Step(std::unique_ptr<StepBatch> batch);
+  absl::Status CheckBudget(uint64_t step, const StepSum& sum) const;
+  void AddMetrics(const StepBatch& batch);
+  absl::Status AtCut(uint64_t step, const CutState& cut);
+  absl::Status Evaluate(uint64_t step);
+  void FillProgress(Progress* progress);
+  absl::Status SendProgress();
+
+  bool is_first() const { return options.index == 0; }
+  std::string LiveFolder() const { return JoinPath(options.dir, absl::StrCat("live/worker-", options.index)); }
+
+  // Constant after construction.
+  const WorkerOptions options;
+  Env* const env;
+  Mailbox* const mailbox;  // the calling thread's until Go, the control thread's after it
+
+  // Shared with the control thread.
+  FileList files;
+  std::atomic<bool> asked_cut{false};
+  std::atomic<bool> asked_stop{false};
+  std::atomic<bool> quit{false};
+  std::atomic<bool> goodbye{false};          // or the control thread failed: see control_status
+  const std::unique_ptr<Event> goodbye_event;
+  absl::Status control_status;               // written before `goodbye` is set, read after
+  std::unique_ptr<hearth::Thread> control_thread;
+
+  // The trainer's.
+  uint32_t lanes = 1;                        // of the job
+  std::vector<Log> logs;                     // the job's (unless only evaluating), then the splits'
+  std::shared_ptr<const LogSchema> schema;
+  ClientOptions clients;
+  std::unique_ptr<Trainer> trainer;
+  std::unique_ptr<Evaluator> evaluator;      // none without splits
+  std::vector<std::unique_ptr<LaneAccount>> accounts;  // [held lanes]
+  std::vector<std::unique_ptr<LaneReader>> readers;    // [held lanes], until the pipeline takes them
+  std::vector<LaneResult> results;           // [held lanes]
+  std::unique_ptr<DenseReducer> reducer;
+  std::unique_ptr<Pipeline> pipeline;
+
+  // Since the last Progress, or the start.
+  uint64_t step = 0;                         // last finished
+  std::vector<TaskMetric> metrics;           // [tasks]
+  std::vector<double> pull_seconds;
+  uint32_t staleness_max_seen = 0;
+  int64_t start_us = 0;
+  int64_t progress_us = 0;
+  int64_t forward_backward_us = 0;
+  int64_t reduce_us = 0;
+};
+
+Worker::Worker(const WorkerOptions& options) : state_(std::make_unique<State>(options)) {}
+Worker::~Worker() = default;
+
+Worker::State::~State() {
+  files.Append({}, /*closed=*/true);  // a reader that waits for more stops waiting
+  pipeline.reset();
+  quit = true;
+  mailbox->Deliver(Message{});  // wakes the control thread
+  control_thread.reset();
+}
+
+absl::Status Worker::Run() {
+  const absl::Status status = state_->Run();
+  if (!status.ok()) spdlog::error("worker={} failed: {}", state_->options.index, status.ToString());
+  return status;
+}
+
+absl::Status Worker::State::Run() {
+  Control hello;
+  hello.mutable_hello()->set_job_hash(JobHash(options.job));
+  HEARTH_RETURN_IF_ERROR(Send(&hello));
+  Control message;
+  HEARTH_RETURN_IF_ERROR(WaitFor(Control::kStartWorker, &message));
+  if (goodbye) return absl::OkStatus();
+  const StartWorker start = message.start_worker();
+  HEARTH_RETURN_IF_ERROR(Prepare(start));
+  Control ready;
+  ready.mutable_worker_ready()->set_dense_parameters(static_cast<uint64_t>(trainer->parameters()));
+  ready.mutable_worker_ready()->set_dense_hash(trainer->Hash());
+  HEARTH_RETURN_IF_ERROR(Send(&ready));
+  if (start.evaluate_only()) {
+    HEARTH_RETURN_IF_ERROR(Evaluate(start.step()));
+    return WaitFor(Control::kGoodbye, &message);
+  }
+  if (start.snapshot().empty()) {
+    CutState first;
+    first.cut = true;
+    HEARTH_RETURN_IF_ERROR(AtCut(start.step(), first));
+  }
+  HEARTH_RETURN_IF_ERROR(WaitFor(Control::kGo, &message));
+  if (goodbye) return absl::OkStatus();
+  control_thread = env->StartThread("control", [this] { ControlLoop(); });
+  const StepClock::Options clock = ClockOptions(start);
+  if (StepClock(clock).FinishedAt(start.step())) {
+    // Resumed from the end: nothing is left to train, and the last cut's parts are committed already.
+    spdlog::info("nothing left to train step={}", start.step());
+    return WaitForGoodbye();
+  }
+  PipelineOptions piping;
+  piping.env = env;
+  piping.clients = clients;
+  piping.clock = clock;
+  piping.read_ahead_batches_max = options.job.training().read_ahead_batches_max();
+  for (const FeatureLayout::Group& group : MakeFeatureLayout(options.job).groups) piping.group_dims.push_back(group.dim);
+  for (size_t i = 0; i < accounts.size(); ++i) {
+    Cursor cursor = accounts[i]->state().cursor();
+    cursor.set_end_of_epoch(cursor.end_of_epoch() && cursor.epoch() == clock.epoch);
+    piping.lanes.push_back({std::move(readers[i]), cursor});
+  }
+  pipeline = std::make_unique<Pipeline>(std::move(piping));
+  HEARTH_RETURN_IF_ERROR(Train());
+  HEARTH_RETURN_IF_ERROR(pipeline->Flush());
+  return WaitForGoodbye();
+}
+
+// ---- The control endpoint
+
+absl::Status Worker::State::Send(Control* control) {
+  control->set_from_role("worker");
+  control->set_from_index(static_cast<uint32_t>(options.index));
+  Header header;
+  header.kind = MessageKind::kControl;
+  header.step = step;
+  const std::string body = control->SerializeAsString();
+  return options.transport->Send(kPortControl, {options.ranks.scheduler(), kPortScheduler}, EncodeOpaque(header, body));
+}
+
+absl::StatusOr<Control> Worker::State::Receive() {
+  const std::optional<Message> message = mailbox->Receive(kNever);
+  if (!message.has_value() || message->payload.empty()) return Control();  // woken to quit
+  HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message->payload.span()));
+  const absl::Span<const char> body = OpaqueBody(message->payload.span());
+  Control control;
+  if (header.kind != MessageKind::kControl || !control.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
+    return absl::InternalError(absl::StrCat("control message of kind ", static_cast<int>(header.kind), " from rank ",
+                                            message->from.rank, " cannot be read"));
+  }
+  return control;
+}
+
+// What may come at any time.
+void Worker::State::Take(const Control& control) {
+  switch (control.kind_case()) {
+    case Control::kFilesAppended: {
+      const auto& more = control.files_appended();
+      files.Append({more.log_file().begin(), more.log_file().end()}, more.log_list_closed());
+      return;
+    }
+    case Control::kAskCut:
+      (control.ask_cut().stop() ? asked_stop : asked_cut) = true;
+      return;
+    case Control::kGoodbye:
+      goodbye = true;
+      goodbye_event->Notify();
+      return;
+    default:
+      return;
+  }
+}
+
+void Worker::State::ControlLoop() {
+  while (!quit && !goodbye) {
+    const absl::StatusOr<Control> control = Receive();
+    if (!control.ok()) {
+      control_status = control.status();
+      goodbye = true;
+      goodbye_event->Notify();
+      return;
+    }
+    Take(*control);
+  }
+}
+
+// On the calling thread, before the control thread runs. Returns at a Goodbye too.
+absl::Status Worker::State::WaitFor(Control::KindCase kind, Control* control) {
+  while (true) {
+    HEARTH_ASSIGN_OR_RETURN(*control, Receive());
+    Take(*control);
+    if (goodbye || control->kind_case() == kind) return absl::OkStatus();
+  }
+}
+
+absl::Status Worker::State::WaitForGoodbye() {
+  while (!goodbye) goodbye_event->WaitUntil(kNever);
+  return control_status;
+}
+
+// ---- Before the first step
+
+absl::Status Worker::State::Prepare(const StartWorker& start) {
+  start_us = env->NowUs();
+  progress_us = start_us;
+  step = start.step();
+  lanes = start.lanes();
+  files.Append({start.log_file().begin(), start.log_file().end()}, start.log_list_closed());
+  metrics.resize(static_cast<size_t>(options.job.task_size()));
+  clients.env = env;
+  clients.transport = options.transport;
+  clients.map = ShardMap(options.job.training().shards(), static_cast<uint32_t>(options.ranks.servers));
+  clients.ranks = options.ranks;
+  if (!start.evaluate_only()) logs.assign(options.job.log().begin(), options.job.log().end());
+  const uint32_t first_split_log = static_cast<uint32_t>(logs.size());
+  for (const Split& split : options.job.split()) logs.push_back(split.log());
+  HEARTH_ASSIGN_OR_RETURN(schema, LogSchema::Open(options.job, logs));
+  HEARTH_RETURN_IF_ERROR(RemoveTree(LiveFolder()));
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(LiveFolder()));
+  HEARTH_RETURN_IF_ERROR(PrepareModel(start));
+  if (options.job.split_size() > 0) {
+    EvaluatorOptions evaluating;
+    evaluating.env = env;
+    evaluating.transport = options.transport;
+    evaluating.clients = clients;
+    evaluating.job = options.job;
+    evaluating.schema = schema;
+    evaluating.logs = logs;
+    evaluating.first_split_log = first_split_log;
+    evaluating.worker = options.index;
+    evaluating.workers = options.ranks.workers;
+    evaluating.dir = options.dir;
+    evaluating.scratch = LiveFolder();
+    HEARTH_ASSIGN_OR_RETURN(evaluator, Evaluator::Open(evaluating));
+  }
+  return start.evaluate_only() ? absl::OkStatus() : PrepareLanes(start);
+}
+
+absl::Status Worker::State::PrepareModel(const StartWorker& start) {
+  std::vector<double> base_rates;
+  for (const Task& task : options.job.task()) base_rates.push_back(task.has_base_rate() ? task.base_rate() : 0.5);
+  const bool fresh = start.snapshot().empty();  // else the snapshot's weights replace the initial ones
+  if (fresh && !start.evaluate_only()) {
+    HEARTH_ASSIGN_OR_RETURN(base_rates, CountBaseRates(options.job, schema, files.files(), kBaseRateRecordsMax));
+  }
+  HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates));
+  if (!fresh) HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(start.snapshot(), kDenseFile)));
+  spdlog::info("model built parameters={} restored={}", trainer->parameters(), !fresh);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::State::PrepareLanes(const StartWorker& start) {
+  const uint32_t workers = static_cast<uint32_t>(options.ranks.workers);
+  uint32_t expected = static_cast<uint32_t>(options.index);
+  for (LaneState lane : start.lane()) {
+    if (!lane.cursor().has_lane()) lane.mutable_cursor()->set_lane(expected);
+    if (lane.cursor().lane() != expected || expected >= lanes) {
+      return absl::InternalError(absl::StrCat("lease of lane ", lane.cursor().lane(), " of ", lanes, " for worker ",
+                                              options.index, " of ", workers, ", expected lane ", expected));
+    }
+    HEARTH_ASSIGN_OR_RETURN(auto account, LaneAccount::Open(JoinPath(options.dir, "dead-letter"), lane));
+    accounts.push_back(std::move(account));
+    HEARTH_ASSIGN_OR_RETURN(auto reader, OpenReader(lane));
+    readers.push_back(std::move(reader));
+    expected += workers;
+  }
+  if (accounts.empty() || expected < lanes) {
+    return absl::FailedPreconditionError(absl::StrCat("worker ", options.index, " of ", workers, " holds ", accounts.size(),
+                                                      " of ", lanes, " lanes; use at most as many workers as lanes"));
+  }
+  results.resize(accounts.size());
+  reducer = std::make_unique<DenseReducer>(options.collective, lanes, trainer->parameters(), trainer->moment_columns(),
+                                           options.job.training().clip_norm());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<LaneReader>> Worker::State::OpenReader(const LaneState& lane) {
+  LaneReaderOptions reading;
+  reading.job = options.job;
+  reading.logs = logs;
+  reading.schema = schema;
+  reading.files = &files;
+  reading.lane = lane.cursor().lane();
+  reading.lanes = lanes;
+  reading.epochs = std::max<uint32_t>(1, options.job.training().epochs());
+  reading.start = lane.cursor();
+  reading.scratch = LiveFolder();
+  reading.env = env;
+  return LaneReader::Open(reading);
+}
+
+StepClock::Options Worker::State::ClockOptions(const StartWorker& start) const {
+  const Training& training = options.job.training();
+  StepClock::Options clock;
+  clock.staleness = training.staleness();
+  clock.every_steps = options.job.snapshot().every_steps();
+  clock.steps_max = training.steps_max();
+  clock.epochs = std::max<uint32_t>(1, training.epochs());
+  clock.step = start.step();
+  for (const auto& account : accounts) {
+    clock.epoch = std::max(clock.epoch, account->state().cursor().epoch());
+    clock.epoch_ends_at = std::max(clock.epoch_ends_at, account->state().epoch_ends_at());
+  }
+  // All lanes' cursors are at the end of an epoch, and nothing says that its cut is still to come.
+  if (start.epoch() > clock.epoch && clock.epoch_ends_at < clock.step) clock.epoch_ends_at = clock.step;
+  return clock;
+}
+
+// ---- Steps
+
+absl::Status Worker::State::Train() {
+  while (true) {
+    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<StepBatch> batch, pipeline->Next());
+    if (batch == nullptr) return absl::InternalError(absl::StrCat("no step after ", step, ", and no cut ended the run"));
+    if (goodbye) {
+      HEARTH_RETURN_IF_ERROR(control_status);
+      return absl::CancelledError(absl::StrCat("the scheduler said goodbye before step ", batch->step));
+    }
+    const uint64_t number = batch->step;
+    HEARTH_ASSIGN_OR_RETURN(const CutState cut, Step(std::move(batch)));
+    step = number;
+    if (cut.cut) HEARTH_RETURN_IF_ERROR(AtCut(step, cut));
+    if (cut.stopping) return absl::OkStatus();
+    if (env->NowUs() - progress_us >= kProgressUs) HEARTH_RETURN_IF_ERROR(SendProgress());
+  }
+}
+
+absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
+  const uint64_t number = batch->step;
+  if (pull_seconds.size() < kPullSecondsMax) pull_seconds.push_back(SecondsOf(batch->pull_us));
+  staleness_max_seen = std::max(staleness_max_seen, static_cast<uint32_t>(number - 1 - batch->view));
+
+  const int64_t begin_us = env->NowUs();
+  std::vector<LaneVote> votes(batch->lanes.size());
+  const bool stop = asked_stop;
+  const bool cut = is_first() && asked_cut.exchange(false);  // one voice, or one wish becomes as many cuts as workers
+  for (size_t i = 0; i < votes.size(); ++i) {
+    Batch* lane = batch->lanes[i].get();
+    LaneVote& vote = votes[i];
+    vote.records = static_cast<uint64_t>(lane->records);
+    vote.at_end = lane->kind == Batch::Kind::kEndOfEpoch;
+    vote.stop = stop;
+    vote.cut = cut;
+    const LaneState& before = accounts[i]->state();
+    vote.read = before.ledger().read() + lane->delta.read();
+    vote.bad = before.ledger().rejected() - before.non_finite() + lane->delta.rejected();
+    if (lane->records == 0) continue;
+    HEARTH_RETURN_IF_ERROR(trainer->Train(lane, &results[i]));
+    vote.result = &results[i];
+  }
+  const int64_t trained_us = env->NowUs();
+  StepSum sum;
+  HEARTH_RETURN_IF_ERROR(reducer->Reduce(votes, &sum));
+  const int64_t reduced_us = env->NowUs();
+
+  if (sum.verdict.skip) spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
+  HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
+  const std::vector<LogFile> listed = sum.verdict.skip ? files.files() : std::vector<LogFile>();
+  for (size_t i = 0; i < votes.size(); ++i) {
+    HEARTH_RETURN_IF_ERROR(accounts[i]->Enter(*batch->lanes[i], sum.verdict.skip, listed));
+  }
+  if (sum.trains) AddMetrics(*batch);
+  HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline->Finish(std::move(batch), sum.verdict));
+  const int64_t finished_us = env->NowUs();
+  if (sum.trains) HEARTH_RETURN_IF_ERROR(trainer->Apply(sum.gradient, sum.moments));
+  forward_backward_us += trained_us - begin_us + env->NowUs() - finished_us;
+  reduce_us += reduced_us - trained_us;
+  return state;
+}
+
+// The same sums on every worker: all of them stop at the same step, or none.
+absl::Status Worker::State::CheckBudget(uint64_t number, const StepSum& sum) const {
+  const Limits& limits = options.job.limits();
+  const double allowed = limits.bad_records_max_fraction() * static_cast<double>(sum.read);
+  if (sum.bad < std::max<uint64_t>(1, limits.bad_records_min()) || static_cast<double>(sum.bad) <= allowed) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat(
+      sum.bad, " of ", sum.read, " records are bad at step ", number, ", more than limits.bad_records_max_fraction = ",
+      limits.bad_records_max_fraction(), "; see ", JoinPath(options.dir, "dead-letter"), ", correct the log or raise the limit"));
+}
+
+void Worker::State::AddMetrics(const StepBatch& batch) {
+  const size_t tasks = metrics.size();
+  for (size_t i = 0; i < batch.lanes.size(); ++i) {
+    const Batch& lane = *batch.lanes[i];
+    if (lane.records == 0) continue;
+    const std::vector<float>& logits = results[i].logits;
+    for (size_t cell = 0; cell < logits.size(); ++cell) {
+      if (lane.mask[cell] == 0) continue;
+      const bool positive = lane.labels[cell] != 0;
+      AddPrediction(&metrics[cell % tasks], logits[cell], positive, LogLoss(logits[cell], positive));
+    }
+  }
+}
+
+absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
+  Control control;
+  WorkerAtCut* at_cut = control.mutable_worker_at_cut();
+  at_cut->set_step(number);
+  for (auto& account : accounts) {
+    HEARTH_RETURN_IF_ERROR(account->Sync(cut.epoch_ends_at));
+    *at_cut->add_lane() = account->state();
+  }
+  if (is_first()) {
+    const std::string folder = JoinPath(options.dir, absl::StrCat("snapshots/", number));
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(folder));
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, trainer->Save(JoinPath(folder, kDenseFile), number));
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<FileEntry> entries, DescribeFiles(folder, {kDenseFile}));
+    at_cut->set_dense_hash(hash);
+    for (const FileEntry& entry : entries) *at_cut->add_file() = entry;
+  }
+  // A job that steps_max ends is evaluated as at the end of an epoch: this is where its last one ends.
+  const bool evaluates = cut.epoch_ended || cut.job_finished;
+  at_cut->set_epoch_ended(evaluates);
+  at_cut->set_job_finished(cut.job_finished);
+  at_cut->set_stopping(cut.stopping);
+  step = number;
+  FillProgress(at_cut->mutable_progress());
+  HEARTH_RETURN_IF_ERROR(Send(&control));
+  spdlog::info("cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
+  return evaluates ? Evaluate(number) : absl::OkStatus();
+}
+
+absl::Status Worker::State::Evaluate(uint64_t number) {
+  if (evaluator == nullptr) return absl::OkStatus();
+  HEARTH_ASSIGN_OR_RETURN(std::vector<Evaluation> evaluations, evaluator->Run(trainer.get(), number));
+  for (Evaluation& evaluation : evaluations) {
+    Control control;
+    *control.mutable_evaluation() = std::move(evaluation);
+    HEARTH_RETURN_IF_ERROR(Send(&control));
+  }
+  return absl::OkStatus();
+}
+
+// What Progress.task and Progress.pull_seconds hold is handed over, not kept.
+void Worker::State::FillProgress(Progress* progress) {
+  progress->set_step(step);
+  Ledger* ledger = progress->mutable_ledger();
+  double fraction = 0;
+  const std::vector<LogFile> listed = files.files();
+  const uint32_t epochs = std::max<uint32_t>(1, options.job.training().epochs());
+  for (const auto& account : accounts) {
+    const Ledger& lane = account->state().ledger();
+    const Cursor& cursor = account->state().cursor();
+    ledger->set_read(ledger->read() + lane.read());
+    ledger->set_trained(ledger->trained() + lane.trained());
+    ledger->set_rejected(ledger->rejected() + lane.rejected());
+    ledger->set_filtered(ledger->filtered() + lane.filtered());
+    fraction += (cursor.epoch() + EpochFraction(options.job, listed, cursor)) / epochs;
+  }
+  if (files.closed() && !accounts.empty()) progress->set_log_fraction(fraction / static_cast<double>(accounts.size()));
+  for (TaskMetric& metric : metrics) {
+    *progress->add_task() = metric;
+    metric.Clear();
+  }
+  const Pipeline::Times waits = pipeline != nullptr ? pipeline->times() : Pipeline::Times();
+  const int64_t now_us = env->NowUs();
+  TimeShare* time = progress->mutable_time();
+  time->set_wait_input(SecondsOf(waits.wait_input_us));
+  time->set_wait_pull(SecondsOf(waits.wait_pull_us));
+  time->set_forward_backward(SecondsOf(forward_backward_us));
+  time->set_reduce(SecondsOf(reduce_us));
+  time->set_push(SecondsOf(waits.push_us));
+  time->set_total(SecondsOf(now_us - start_us));
+  for (const double seconds : pull_seconds) progress->add_pull_seconds(seconds);
+  pull_seconds.clear();
+  progress->set_staleness_max_seen(staleness_max_seen);
+  progress->set_peak_rss_bytes(PeakRssBytes());
+  progress_us = now_us;
+}
+
+absl::Status Worker::State::SendProgress() {
+  Control control;
+  FillProgress(control.mutable_progress());
+  return Send(&control);
+}
+
+}  // namespace hearth
