@@ -51,7 +51,7 @@ class RealThread : public Thread {
   RealThread(absl::string_view name, std::function<void()> run)
       : thread_([name = std::string(name.substr(0, 15)), run = std::move(run)] {
           pthread_setname_np(pthread_self(), name.c_str());  // the kernel keeps 15 characters
-          prctl(PR_SET_TIMERSLACK, 1);                        // waits of tens of µs end when they should, not 50 µs later
+          prctl(PR_SET_TIMERSLACK, 1);  // waits of tens of µs end when they should, not 50 µs later
           run();
         }) {}
   ~RealThread() override { thread_.join(); }

@@ -124,7 +124,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max
   if (fstat(file.get(), &info) != 0) return ErrorOf(errno, "cannot stat", path);
   if (S_ISDIR(info.st_mode)) return ErrorOf(EISDIR, "cannot read", path);
   const auto too_long = [&](uint64_t bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(path, ": ", bytes, " bytes or more; at most ", bytes_max, " are read"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(path, ": ", bytes, " bytes or more; at most ", bytes_max, " are read"));
   };
   if (static_cast<uint64_t>(info.st_size) > bytes_max) return too_long(static_cast<uint64_t>(info.st_size));
   std::string contents;

@@ -53,7 +53,8 @@ absl::Status DescribeInto(const std::string& folder, const std::string& name, st
   struct stat info;
   if (stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> children, ListDirectory(path));
-    for (const std::string& child : children) HEARTH_RETURN_IF_ERROR(DescribeInto(folder, JoinPath(name, child), entries));
+    for (const std::string& child : children)
+      HEARTH_RETURN_IF_ERROR(DescribeInto(folder, JoinPath(name, child), entries));
     return absl::OkStatus();
   }
   FileEntry entry;
@@ -137,8 +138,7 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
     }
     if (!bytes.ok()) return bytes.status();
     if (*bytes != file.bytes()) {
-      return absl::DataLossError(
-          absl::StrCat(file_path, ": has ", *bytes, " bytes, MANIFEST says ", file.bytes()));
+      return absl::DataLossError(absl::StrCat(file_path, ": has ", *bytes, " bytes, MANIFEST says ", file.bytes()));
     }
   }
   return manifest;
@@ -149,7 +149,8 @@ absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest) {
     const std::string path = JoinPath(folder, file.path());
     HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashFile(path));
     if (hash != file.xxh3()) {
-      return absl::DataLossError(absl::StrFormat("%s: checksum is %016x, MANIFEST says %016x", path, hash, file.xxh3()));
+      return absl::DataLossError(
+          absl::StrFormat("%s: checksum is %016x, MANIFEST says %016x", path, hash, file.xxh3()));
     }
   }
   return absl::OkStatus();
@@ -187,8 +188,8 @@ absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_f
       choice.manifest = *std::move(manifest);
       return choice;
     }
-    // Only a snapshot that is not there or not whole is passed over. What may be whole (a newer schema, a disk that does
-    // not answer) is not: whoever falls back removes newer folders.
+    // Only a snapshot that is not there or not whole is passed over. What may be whole (a newer schema, a disk that
+    // does not answer) is not: whoever falls back removes newer folders.
     if (!absl::IsDataLoss(manifest.status()) && !absl::IsNotFound(manifest.status())) return manifest.status();
     choice.passed_over.push_back(absl::StrCat(folder, ": ", manifest.status().message()));
   }

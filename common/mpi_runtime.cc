@@ -280,8 +280,9 @@ class MpiRuntime::Loop {
 
   void CheckExchanged(const ReceiveBuffer* receive, int code, const MPI_Status& status) {
     if (code != MPI_SUCCESS) {
-      const std::string what = receive == nullptr ? "send" : absl::StrCat("receive of ", receive->bytes.size(),
-                                                                          " bytes from rank ", receive->rank);
+      const std::string what =
+          receive == nullptr ? "send"
+                             : absl::StrCat("receive of ", receive->bytes.size(), " bytes from rank ", receive->rank);
       exchange_->result.Update(absl::InternalError(absl::StrCat("exchange: ", what, ": ", ErrorText(code))));
       return;
     }
@@ -289,8 +290,8 @@ class MpiRuntime::Loop {
     int bytes = 0;
     MPI_Get_count(&status, MPI_BYTE, &bytes);
     if (static_cast<size_t>(bytes) == receive->bytes.size()) return;
-    exchange_->result.Update(absl::InternalError(absl::StrCat("exchange: rank ", receive->rank, " sent ", bytes,
-                                                              " bytes, expected ", receive->bytes.size())));
+    exchange_->result.Update(absl::InternalError(
+        absl::StrCat("exchange: rank ", receive->rank, " sent ", bytes, " bytes, expected ", receive->bytes.size())));
   }
 
   // When all of ours is sent, says so; goes on receiving until all ranks have said so, and then what is still there.
@@ -430,7 +431,8 @@ absl::Status MpiRuntime::Exchange(absl::Span<const SendBuffer> sends, absl::Span
     HEARTH_RETURN_IF_ERROR(CheckBuffer(state_->own_rank, state_->world_size, send.rank, send.bytes.size(), &to));
   }
   for (const ReceiveBuffer& receive : receives) {
-    HEARTH_RETURN_IF_ERROR(CheckBuffer(state_->own_rank, state_->world_size, receive.rank, receive.bytes.size(), &from));
+    HEARTH_RETURN_IF_ERROR(
+        CheckBuffer(state_->own_rank, state_->world_size, receive.rank, receive.bytes.size(), &from));
   }
   State::ExchangeCall call{sends, receives, absl::OkStatus()};
   {
@@ -449,7 +451,8 @@ void MpiRuntime::Abort(int exit_code) {
     state_->abort_code = exit_code;
   }
   state_->wake->Notify();
-  // MPI_Abort ends this process, too. If the thread does not come to it, leaving without MPI_Finalize ends the job as well.
+  // MPI_Abort ends this process, too. If the thread does not come to it, leaving without MPI_Finalize ends the job as
+  // well.
   const std::unique_ptr<Event> never = state_->env->NewEvent();
   never->WaitUntil(state_->env->NowUs() + kAbortGraceUs);
   std::fprintf(stderr, "event=abort_slow exit_code=%d\n", exit_code);

@@ -174,14 +174,16 @@ absl::StatusOr<Header> DecodeHeader(absl::Span<const char> bytes) {
   std::memcpy(static_cast<void*>(&header), bytes.data(), sizeof(header));
   if (header.magic != kWireMagic) return Broken("magic is not Hearth's");
   if (header.version != kWireVersion) {
-    return Broken(absl::StrCat("version ", header.version, " is not ", kWireVersion, "; start all ranks from one build"));
+    return Broken(
+        absl::StrCat("version ", header.version, " is not ", kWireVersion, "; start all ranks from one build"));
   }
   if (header.crc != CrcOf(header)) return Broken("checksum of the header does not match");
   if (header.kind < MessageKind::kPull || header.kind > MessageKind::kEvaluation) {
     return Broken(absl::StrCat("kind ", static_cast<int>(header.kind), " is not known"));
   }
   if (header.body_bytes != bytes.size() - sizeof(Header)) {
-    return Broken(absl::StrCat("header announces ", header.body_bytes, " bytes, received ", bytes.size() - sizeof(Header)));
+    return Broken(
+        absl::StrCat("header announces ", header.body_bytes, " bytes, received ", bytes.size() - sizeof(Header)));
   }
   return header;
 }

@@ -427,14 +427,12 @@ absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs
 
 absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs, const uint32_t* occurrences,
                                      const float* gradients) {
-  HEARTH_ASSIGN_OR_RETURN(uint64_t room, MakeRoom(misses_.size()));
-  // Evicted rows are none of this window's: those in memory were used by this step and are protected.
   HEARTH_RETURN_IF_ERROR(ReadStore(signs, misses_));
   staging_.resize(misses_.size() * stride_);
-  pending_.clear();
+  size_t records = 0;
   for (size_t j = 0; j < misses_.size(); ++j) {
     const size_t i = misses_[j];
-    char* row = staging_.data() + j * stride_;
+    char* row = staging_.data() + records * stride_;
     *MetaOf(row) = RowMeta();
     if (found_[j]) {
       RowMeta meta;
@@ -445,13 +443,20 @@ absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs
       continue;
     }
     Apply(step, signs[i], row, occurrences[i], gradients + i * dim_);
-    if (room > 0) {
-      --room;
-      std::memcpy(Insert(signs[i]), row, row_bytes_);
+    misses_[records++] = static_cast<uint32_t>(i);
+  }
+  // None of this step's rows is evicted for others of it: what finds no room goes to the store as it is.
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t room, MakeRoom(records));
+  pending_.clear();
+  for (size_t j = 0; j < records; ++j) {
+    char* row = staging_.data() + j * stride_;
+    if (j < room) {
+      std::memcpy(Insert(signs[misses_[j]]), row, row_bytes_);
     } else {
-      AddPending(signs[i], row, false);
+      AddPending(signs[misses_[j]], row, false);
     }
   }
+  if (!pending_.empty()) maybe_in_store_ = true;
   stats_.rows_spilled += pending_.size();
   return WritePending();
 }
@@ -656,17 +661,16 @@ absl::Status TieredTable::Prefetch(absl::Span<const Sign> signs) {
       Touch(MetaOf(arena_.row(slot)));
     }
   });
-  for (size_t begin = 0; begin < misses_.size(); begin += read_batch_) {
-    auto which = absl::MakeConstSpan(misses_).subspan(begin, read_batch_);
-    HEARTH_ASSIGN_OR_RETURN(const uint64_t room, MakeRoom(which.size()));
-    if (room == 0) return absl::OkStatus();
-    which = which.subspan(0, room);
+  for (size_t begin = 0; begin < misses_.size() && nothing_to_evict_at_ != now_; begin += read_batch_) {
+    const auto which = absl::MakeConstSpan(misses_).subspan(begin, read_batch_);
     HEARTH_RETURN_IF_ERROR(ReadStore(signs, which));
-    for (size_t j = 0; j < which.size(); ++j) {
+    HEARTH_ASSIGN_OR_RETURN(uint64_t room, MakeRoom(std::count(found_.begin(), found_.end(), true)));
+    for (size_t j = 0; j < which.size() && room > 0; ++j) {
       if (!found_[j]) continue;
       RowMeta meta;
       HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[which[j]], values_[j], floats_, &meta));
       if (IsExpired(meta, expire_after_steps_, applied_step_)) continue;
+      --room;
       LoadRecord(values_[j], meta, Insert(signs[which[j]]));
     }
   }

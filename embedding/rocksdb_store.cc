@@ -83,6 +83,13 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   result.level_compaction_dynamic_level_bytes = true;
   result.max_background_jobs = 2;
   result.max_open_files = kOpenFilesMax;
+  result.memtable_whole_key_filtering = true;  // most signs asked for and not found are in no memtable either
+  result.memtable_prefix_bloom_size_ratio = 0.1;
+  if (options.disk_bytes_max > 0) {
+    // Near the cap compactions have no room. Writes must then go on and meet the cap's error, not wait for ever.
+    result.level0_slowdown_writes_trigger = result.level0_stop_writes_trigger = 1 << 30;
+    result.soft_pending_compaction_bytes_limit = result.hard_pending_compaction_bytes_limit = 0;
+  }
   result.avoid_flush_during_shutdown = true;  // what no checkpoint holds does not outlive the process
   result.max_bgerror_resume_count = 0;        // an error stays one until the process starts again
   result.info_log = std::make_shared<WarningLogger>();

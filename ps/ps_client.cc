@@ -12,8 +12,8 @@
 namespace hearth {
 namespace {
 
-// A batch dealt to the servers that own its signs: for each server the rows' positions, ascending, so that its signs ascend
-// too. Reused from batch to batch.
+// A batch dealt to the servers that own its signs: for each server the rows' positions, ascending, so that its signs
+// ascend too. Reused from batch to batch.
 class Split {
  public:
   struct Part {
@@ -104,10 +104,10 @@ class Encoder {
 void CheckShapes(absl::Span<const TableRows> tables, bool counted, bool with_rows) {
   for (const TableRows& table : tables) {
     const size_t count = table.signs.size();
-    HEARTH_CHECK(table.occurrences.size() == count || (!counted && table.occurrences.empty()), "table ", table.table, ": ",
-                 count, " signs, ", table.occurrences.size(), " occurrences");
-    HEARTH_CHECK(!with_rows || table.rows.size() == count * table.dim, "table ", table.table, ": ", count, " signs of dim ",
-                 table.dim, ", ", table.rows.size(), " floats");
+    HEARTH_CHECK(table.occurrences.size() == count || (!counted && table.occurrences.empty()), "table ", table.table,
+                 ": ", count, " signs, ", table.occurrences.size(), " occurrences");
+    HEARTH_CHECK(!with_rows || table.rows.size() == count * table.dim, "table ", table.table, ": ", count,
+                 " signs of dim ", table.dim, ", ", table.rows.size(), " floats");
   }
 }
 
@@ -119,8 +119,8 @@ absl::StatusOr<uint32_t> ServerOfSender(const ClientOptions& options, const Addr
 }
 
 absl::Status GaveUp(const ClientOptions& options, const char* what, uint32_t lane, uint64_t step, uint32_t server) {
-  return absl::UnavailableError(absl::StrCat(what, " of lane ", lane, ", step ", step, ": no answer from server ", server,
-                                             " (rank ", options.ranks.server(server), ") for ",
+  return absl::UnavailableError(absl::StrCat(what, " of lane ", lane, ", step ", step, ": no answer from server ",
+                                             server, " (rank ", options.ranks.server(server), ") for ",
                                              options.give_up_us / 1'000'000, " s; see its log"));
 }
 
@@ -133,23 +133,26 @@ int64_t AddUs(int64_t time_us, int64_t delay_us) { return delay_us >= kNever - t
 struct PullClient::State {
   struct Awaited {
     bool asked = false;
-    bool landed = false;    // its rows are in place
-    int64_t sent_us = 0;    // last
-    Bytes reply;            // arrived before Receive asked for it
+    bool landed = false;  // its rows are in place
+    int64_t sent_us = 0;  // last
+    Bytes reply;          // arrived before Receive asked for it
   };
   struct InFlight {
-    Header header;          // of the pull
+    Header header;  // of the pull
     Split split;
     std::vector<Awaited> servers;
     int64_t first_us = 0;
   };
 
   State(const ClientOptions& options, int port)
-      : options(options), port(port), mailbox(options.transport->Open(port)), number(static_cast<uint64_t>(options.env->NowUs())) {}
+      : options(options),
+        port(port),
+        mailbox(options.transport->Open(port)),
+        number(static_cast<uint64_t>(options.env->NowUs())) {}
 
   absl::Status Start(const Header& header, bool also_empty, absl::Span<const TableRows> tables) {
-    HEARTH_CHECK(Find(header.kind, header.lane, header.step) == in_flight.size(), "lane ", header.lane, ", step ", header.step,
-                 " pulled twice");
+    HEARTH_CHECK(Find(header.kind, header.lane, header.step) == in_flight.size(), "lane ", header.lane, ", step ",
+                 header.step, " pulled twice");
     std::unique_ptr<InFlight> pull;
     if (spare.empty()) {
       pull = std::make_unique<InFlight>();
@@ -196,7 +199,8 @@ struct PullClient::State {
           return GaveUp(options, "pull", pull->header.lane, pull->header.step, server);
         }
         if (now_us >= AddUs(awaited.sent_us, options.retry_us)) HEARTH_RETURN_IF_ERROR(SendTo(pull, server, tables));
-        due_us = std::min({due_us, AddUs(awaited.sent_us, options.retry_us), AddUs(pull->first_us, options.give_up_us)});
+        due_us =
+            std::min({due_us, AddUs(awaited.sent_us, options.retry_us), AddUs(pull->first_us, options.give_up_us)});
       }
       if (due_us == kNever && AllLanded(*pull)) break;
       if (auto message = mailbox->Receive(due_us)) HEARTH_RETURN_IF_ERROR(Accept(*std::move(message)));
@@ -219,8 +223,8 @@ struct PullClient::State {
     } else if (header.kind == MessageKind::kReadOnlyReply) {
       asked = MessageKind::kReadOnlyPull;
     } else {
-      return absl::DataLossError(absl::StrCat("rank ", message.from.rank, " sent kind ", static_cast<int>(header.kind),
-                                              " to a pull thread"));
+      return absl::DataLossError(
+          absl::StrCat("rank ", message.from.rank, " sent kind ", static_cast<int>(header.kind), " to a pull thread"));
     }
     HEARTH_ASSIGN_OR_RETURN(const uint32_t server, ServerOfSender(options, message.from));
     const size_t index = Find(asked, header.lane, header.step);
@@ -233,8 +237,9 @@ struct PullClient::State {
   // Checks that the reply mirrors the pull and scatters its values.
   absl::Status Land(const InFlight& pull, uint32_t server, absl::Span<TableRows> tables) {
     const auto misfit = [&](absl::string_view cause) {
-      return absl::DataLossError(absl::StrCat("reply of server ", server, " (rank ", options.ranks.server(server), ") to lane ",
-                                              pull.header.lane, ", step ", pull.header.step, ": ", cause));
+      return absl::DataLossError(absl::StrCat("reply of server ", server, " (rank ", options.ranks.server(server),
+                                              ") to lane ", pull.header.lane, ", step ", pull.header.step, ": ",
+                                              cause));
     };
     auto decoded = DecodeMessage(pull.servers[server].reply.span());
     if (!decoded.ok()) return misfit(decoded.status().message());
@@ -252,8 +257,8 @@ struct PullClient::State {
       if (section.table != table.table || section.dim != table.dim || section.count != count ||
           section.values.size() != count * table.dim) {
         return misfit(absl::StrCat("table ", section.table, ", dim ", section.dim, ", ", section.count, " rows, ",
-                                   section.values.size(), " floats; asked for table ", table.table, ", dim ", table.dim, ", ",
-                                   count, " rows"));
+                                   section.values.size(), " floats; asked for table ", table.table, ", dim ", table.dim,
+                                   ", ", count, " rows"));
       }
       const float* from = section.values.data();
       for (uint32_t position : parts[p].positions) {
@@ -338,8 +343,8 @@ struct PushClient::State {
       deadline_us = 0;
       HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message->payload.span()));
       if (header.kind != MessageKind::kPushAck) {
-        return absl::DataLossError(absl::StrCat("rank ", message->from.rank, " sent kind ", static_cast<int>(header.kind),
-                                                " to a push thread"));
+        return absl::DataLossError(absl::StrCat("rank ", message->from.rank, " sent kind ",
+                                                static_cast<int>(header.kind), " to a push thread"));
       }
       HEARTH_ASSIGN_OR_RETURN(const uint32_t server, ServerOfSender(options, message->from));
       for (auto push = open.begin(); push != open.end(); ++push) {

@@ -1,7 +1,7 @@
 // A worker's view of all servers: split by owner, send, retry, gather. The one place that retries.
 //
-// Two objects, one a thread, with endpoints of their own and nothing shared: the pull thread owns a PullClient, the push
-// thread a PushClient. Everything they call is idempotent by (lane, step).
+// Two objects, one a thread, with endpoints of their own and nothing shared: the pull thread owns a PullClient, the
+// push thread a PushClient. Everything they call is idempotent by (lane, step).
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ struct ClientOptions {
   Transport* transport = nullptr;
   ShardMap map{1, 1};
   Ranks ranks;
-  int64_t retry_us = 2'000'000;           // a message unanswered for so long is sent again
-  int64_t give_up_us = 600'000'000;       // then Unavailable
+  int64_t retry_us = 2'000'000;      // a message unanswered for so long is sent again
+  int64_t give_up_us = 600'000'000;  // then Unavailable
 };
 
 // One message a server even where it owns none of the signs: the step clock needs it (protocol.md §2).
@@ -41,8 +41,9 @@ class PullClient {
   // `port`: kPortPull for training, kPortEvaluate on worker > 0 or kPortPull for evaluation pulls.
   PullClient(const ClientOptions& options, int port);
   ~PullClient();
-  // The two halves, so that one step's pulls of all lanes are in flight together. Send in (step, lane) order; then Receive
-  // with the same order and arguments. Rows land in place. Unavailable after give_up_us; DataLoss on a reply that does not fit.
+  // The two halves, so that one step's pulls of all lanes are in flight together. Send in (step, lane) order; then
+  // Receive with the same order and arguments. Rows land in place. Unavailable after give_up_us; DataLoss on a reply
+  // that does not fit.
   absl::Status Send(uint32_t lane, uint64_t step, uint64_t view, absl::Span<const TableRows> tables);
   absl::Status Receive(uint32_t lane, uint64_t step, absl::Span<TableRows> tables);
   // Rows after the cut `view`, read only; any number, matched by a number of its own.
@@ -57,11 +58,12 @@ class PushClient {
  public:
   explicit PushClient(const ClientOptions& options);
   ~PushClient();
-  // Hands the push to the transport and keeps a copy until each server acknowledged it. Of a skipped step only the clock is
-  // sent.
+  // Hands the push to the transport and keeps a copy until each server acknowledged it. Of a skipped step only the
+  // clock is sent.
   absl::Status Push(uint32_t lane, uint64_t step, uint64_t n, uint64_t next_cut, bool skip,
                     absl::Span<const TableRows> tables);
-  // Takes acknowledgements in, repeats what is overdue. Returns when the next call is due (a time, kNever if nothing is open).
+  // Takes acknowledgements in, repeats what is overdue. Returns when the next call is due (a time, kNever if nothing is
+  // open).
   absl::StatusOr<int64_t> Poll();
   // Waits until all are acknowledged.
   absl::Status Flush();

@@ -1,9 +1,8 @@
-// hearth-ps: one parameter server of a job. Started by `hearth train` and `hearth eval` under mpirun; its index follows from its
-// rank.
+// hearth-ps: one parameter server of a job. Started by `hearth train` and `hearth eval` under mpirun; its index follows
+// from its rank.
+#include <CLI/CLI.hpp>
 #include <csignal>
 #include <string>
-
-#include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
@@ -36,7 +35,8 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   }
   if (rank < arguments.ranks.server(0) || rank >= arguments.ranks.worker(0)) {
     return absl::FailedPreconditionError(absl::StrCat("started as rank ", rank, "; servers are ranks ",
-                                                      arguments.ranks.server(0), " to ", arguments.ranks.worker(0) - 1));
+                                                      arguments.ranks.server(0), " to ",
+                                                      arguments.ranks.worker(0) - 1));
   }
   PsServerOptions options;
   options.env = Env::Real();
@@ -47,7 +47,8 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   HEARTH_ASSIGN_OR_RETURN(options.job, LoadJob(JoinPath(arguments.dir, "job.txtpb"), {}));
   HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
   if (options.job.training().lanes() == 0) {
-    return absl::FailedPreconditionError("training.lanes: not set in the effective job; start the job with `hearth train`");
+    return absl::FailedPreconditionError(
+        "training.lanes: not set in the effective job; start the job with `hearth train`");
   }
   PsServer server(std::move(options));
   return server.Run();
@@ -70,7 +71,9 @@ int Main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("Serves the rows of a Hearth job to its workers.", "hearth-ps");
   app.set_version_flag("--version", absl::StrCat("hearth-ps ", BuildCommit()));
-  app.add_option("--ps", arguments.ranks.servers, "number of parameter servers")->required()->check(CLI::PositiveNumber);
+  app.add_option("--ps", arguments.ranks.servers, "number of parameter servers")
+      ->required()
+      ->check(CLI::PositiveNumber);
   app.add_option("--worker", arguments.ranks.workers, "number of workers")->required()->check(CLI::PositiveNumber);
   app.add_option("--live", arguments.live, "parent folder of the working store; default: DIR/live");
   app.add_option("DIR", arguments.dir, "the run's folder")->required();

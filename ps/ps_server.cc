@@ -2,7 +2,9 @@
 
 #include <sys/resource.h>
 
+#include <filesystem>
 #include <optional>
+#include <system_error>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -26,7 +28,8 @@ absl::Status Say(Transport* transport, const Ranks& ranks, Control control) {
   Header header;
   header.kind = MessageKind::kControl;
   const std::string body = control.SerializeAsString();
-  return transport->Send(kPortServer, {ranks.scheduler(), kPortScheduler}, EncodeOpaque(header, {body.data(), body.size()}));
+  return transport->Send(kPortServer, {ranks.scheduler(), kPortScheduler},
+                         EncodeOpaque(header, {body.data(), body.size()}));
 }
 
 // The control message, or nothing where it is of the data plane.
@@ -39,6 +42,26 @@ absl::StatusOr<std::optional<Control>> ControlOf(const Message& message) {
     return absl::DataLossError(absl::StrCat("rank ", message.from.rank, " sent a control message that does not parse"));
   }
   return std::optional<Control>(std::move(control));
+}
+
+// The checkpoint `from` as a store to go on with in the folder `to`: sorted tables are never changed and so may be
+// shared, all else is copied. The next checkpoint then has only what is new to write.
+absl::Status CloneCheckpoint(const std::string& from, const std::string& to) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(from));
+  for (const std::string& name : names) {
+    const std::string source = JoinPath(from, name);
+    const std::string target = JoinPath(to, name);
+    std::error_code error;
+    if (absl::EndsWith(name, kSortedTableSuffix)) {
+      std::filesystem::create_hard_link(source, target, error);
+      if (!error) continue;  // another file system, else
+    }
+    std::filesystem::copy_file(source, target, error);
+    if (!error) continue;
+    const std::string text = absl::StrCat(source, ": cannot copy to ", target, ": ", error.message());
+    return error == std::errc::no_space_on_device ? absl::ResourceExhaustedError(text) : absl::UnavailableError(text);
+  }
+  return absl::OkStatus();
 }
 
 uint64_t PeakRssBytes() {
@@ -69,7 +92,8 @@ absl::Status PsServer::Run() {
     if (!message) continue;
     HEARTH_ASSIGN_OR_RETURN(const std::optional<Control> control, ControlOf(*message));
     if (!control || (!control->has_start_server() && !control->has_goodbye())) {
-      return absl::DataLossError(absl::StrCat("rank ", message->from.rank, " sent a message before this server was started"));
+      return absl::DataLossError(
+          absl::StrCat("rank ", message->from.rank, " sent a message before this server was started"));
     }
     if (control->has_goodbye()) return absl::OkStatus();
     HEARTH_RETURN_IF_ERROR(Start(control->start_server()));
@@ -89,7 +113,8 @@ absl::Status PsServer::Start(const StartServer& start) {
   const auto reply = [this](Address to, Bytes message) {
     return options_.transport->Send(kPortServer, to, std::move(message));
   };
-  HEARTH_ASSIGN_OR_RETURN(shard_, Shard::Open(shard, store_.get(), reply, [this](uint64_t step) { return SaveCut(step); }));
+  HEARTH_ASSIGN_OR_RETURN(shard_,
+                          Shard::Open(shard, store_.get(), reply, [this](uint64_t step) { return SaveCut(step); }));
   if (start.snapshot().empty() && !start.read_only()) HEARTH_RETURN_IF_ERROR(SaveCut(start.step()));
   std::vector<TableStats> stats;
   shard_->FillStats(&stats);
@@ -97,7 +122,8 @@ absl::Status PsServer::Start(const StartServer& start) {
   uint64_t rows = 0;
   for (const TableStats& table : stats) rows += table.rows();
   ready.mutable_server_ready()->set_rows(rows);
-  spdlog::info("event=ready step={} rows={} read_only={} snapshot={}", start.step(), rows, start.read_only(), start.snapshot());
+  spdlog::info("event=ready step={} rows={} read_only={} snapshot={}", start.step(), rows, start.read_only(),
+               start.snapshot());
   return SendControl(ready);
 }
 
@@ -108,20 +134,28 @@ absl::Status PsServer::Restore(const StartServer& start) {
   RocksDbOptions rocksdb;
   rocksdb.disk_bytes_max = options_.job.snapshot().disk_bytes_max();
   rocksdb.disk_free_bytes_min = options_.job.snapshot().disk_free_bytes_min();
-  HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
-  if (start.snapshot().empty()) return absl::OkStatus();
-
   const std::string& folder = start.snapshot();
+  if (folder.empty()) {
+    HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
+    return absl::OkStatus();
+  }
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
   const ShardMap map(options_.job.training().shards(), static_cast<uint32_t>(options_.ranks.servers));
   if (manifest.step() != start.step()) {
-    return absl::DataLossError(absl::StrCat(folder, ": MANIFEST is of step ", manifest.step(), ", asked for ", start.step()));
+    return absl::DataLossError(
+        absl::StrCat(folder, ": MANIFEST is of step ", manifest.step(), ", asked for ", start.step()));
   }
   if (manifest.shards() != map.shards()) {
     return absl::FailedPreconditionError(absl::StrCat(folder, ": saved with training.shards ", manifest.shards(),
-                                                      ", the job says ", map.shards(), "; it is fixed at the first start"));
+                                                      ", the job says ", map.shards(),
+                                                      "; it is fixed at the first start"));
   }
-  return RestoreShards(folder, manifest, [&](uint32_t shard) { return map.ServerOfShard(shard) == index_; }, store_.get());
+  const bool same_shards = manifest.servers() == map.servers();
+  if (same_shards) HEARTH_RETURN_IF_ERROR(CloneCheckpoint(JoinPath(folder, name_), live_));
+  HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
+  if (same_shards) return absl::OkStatus();
+  return RestoreShards(
+      folder, manifest, [&](uint32_t shard) { return map.ServerOfShard(shard) == index_; }, store_.get());
 }
 
 absl::Status PsServer::Serve() {
@@ -137,8 +171,8 @@ absl::Status PsServer::Serve() {
     if (!control) {
       HEARTH_RETURN_IF_ERROR(shard_->Handle(*std::move(message)));
     } else if (control->has_goodbye()) {
-      spdlog::info("event=goodbye step={} code={} reason=\"{}\"", shard_->applied_step(), control->goodbye().exit_code(),
-                   control->goodbye().reason());
+      spdlog::info("event=goodbye step={} code={} reason=\"{}\"", shard_->applied_step(),
+                   control->goodbye().exit_code(), control->goodbye().reason());
       return absl::OkStatus();
     } else {
       return absl::DataLossError(absl::StrCat("rank ", message->from.rank, " sent a control message of kind ",
@@ -173,8 +207,8 @@ absl::Status PsServer::SaveCut(uint64_t step) {
   return SendControl(control);
 }
 
-// Length and checksum of every file of this server in `snapshot`. A sorted table never changes and its name is never used
-// again in a live store, so what the last checkpoint held is not read a second time.
+// Length and checksum of every file of this server in `snapshot`. A sorted table never changes and its name is never
+// used again in a live store, so what the last checkpoint held is not read a second time.
 absl::StatusOr<std::vector<FileEntry>> PsServer::DescribeCheckpoint(const std::string& snapshot) {
   HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(JoinPath(snapshot, name_)));
   std::vector<FileEntry> files;

@@ -1,6 +1,6 @@
-// A parameter server's process, from its Hello to the scheduler's Goodbye: restores its logical shards, feeds its Shard with
-// messages in the order they come, uses idle moments for upkeep, and saves its rows at each cut (docs/ARCHITECTURE.md, "A run,
-// message by message").
+// A parameter server's process, from its Hello to the scheduler's Goodbye: restores its logical shards, feeds its Shard
+// with messages in the order they come, uses idle moments for upkeep, and saves its rows at each cut
+// (docs/ARCHITECTURE.md, "A run, message by message").
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,9 @@ struct PsServerOptions {
   Transport* transport = nullptr;  // of this server's rank
   Job job;                         // effective, training.lanes filled in
   Ranks ranks;
-  std::string dir;                 // the run's folder
-  std::string live_dir;            // parent of ps-<i>; empty: dir/live. Best on the file system of dir: checkpoints are hard links
+  std::string dir;  // the run's folder
+  std::string
+      live_dir;  // parent of ps-<i>; empty: dir/live. Best on the file system of dir: checkpoints are hard links
 };
 
 // One thread.
@@ -35,8 +36,8 @@ class PsServer {
  public:
   explicit PsServer(PsServerOptions options);
   ~PsServer();
-  // Returns OK after Goodbye. An error is for the caller to report (SendFailed) and to end the process with; nothing that was
-  // committed is touched by it.
+  // Returns OK after Goodbye. An error is for the caller to report (SendFailed) and to end the process with; nothing
+  // that was committed is touched by it.
   absl::Status Run();
 
  private:
@@ -58,8 +59,8 @@ class PsServer {
   const std::string live_;  // folder of the store
   Mailbox* const mailbox_;
   std::unique_ptr<KvStore> store_;
-  std::unique_ptr<Shard> shard_;         // over store_
-  std::map<std::string, Saved> saved_;   // sorted tables of the last checkpoint, by name
+  std::unique_ptr<Shard> shard_;        // over store_
+  std::map<std::string, Saved> saved_;  // sorted tables of the last checkpoint, by name
 };
 
 // Tells the scheduler that this process fails with `status`. Fit for a process whose server has already returned.

@@ -45,15 +45,20 @@ struct StepTerms {
 
 const char* NameOf(MessageKind kind) {
   switch (kind) {
-    case MessageKind::kPull: return "pull";
-    case MessageKind::kPush: return "push";
-    case MessageKind::kPrefetch: return "prefetch";
-    case MessageKind::kReadOnlyPull: return "read-only pull";
+    case MessageKind::kPull:
+      return "pull";
+    case MessageKind::kPush:
+      return "push";
+    case MessageKind::kPrefetch:
+      return "prefetch";
+    case MessageKind::kReadOnlyPull:
+      return "read-only pull";
     case MessageKind::kPullReply:
     case MessageKind::kPushAck:
     case MessageKind::kReadOnlyReply:
     case MessageKind::kControl:
-    case MessageKind::kEvaluation: break;
+    case MessageKind::kEvaluation:
+      break;
   }
   return "message";
 }
@@ -65,7 +70,8 @@ class ShardImpl : public Shard {
         staleness_(options.job.training().staleness()),
         every_steps_(options.job.snapshot().every_steps()),
         window_(2 * staleness_ + 2),
-        // At staleness 0 a lane's view stands still until its push is here, so its pull can be answered again from the tables.
+        // At staleness 0 a lane's view stands still until its push is here, so its pull can be answered again from the
+        // tables.
         keep_replies_(staleness_ > 0 && options.rules.keep_replies),
         map_(options.job.training().shards(), options.servers),
         store_(store),
@@ -100,15 +106,20 @@ class ShardImpl : public Shard {
     if (!view.ok()) return Annotate(view.status(), absl::StrCat("message from rank ", decoded.message.from.rank));
     decoded.view = *std::move(view);
     switch (decoded.view.header.kind) {
-      case MessageKind::kPull: return HandlePull(std::move(decoded));
-      case MessageKind::kPush: return HandlePush(std::move(decoded));
-      case MessageKind::kPrefetch: return HandlePrefetch(std::move(decoded));
-      case MessageKind::kReadOnlyPull: return HandleReadOnlyPull(std::move(decoded));
+      case MessageKind::kPull:
+        return HandlePull(std::move(decoded));
+      case MessageKind::kPush:
+        return HandlePush(std::move(decoded));
+      case MessageKind::kPrefetch:
+        return HandlePrefetch(std::move(decoded));
+      case MessageKind::kReadOnlyPull:
+        return HandleReadOnlyPull(std::move(decoded));
       case MessageKind::kPullReply:
       case MessageKind::kPushAck:
       case MessageKind::kReadOnlyReply:
       case MessageKind::kControl:
-      case MessageKind::kEvaluation: break;
+      case MessageKind::kEvaluation:
+        break;
     }
     return Refuse(decoded, "a server does not take messages of this kind");
   }
@@ -233,7 +244,8 @@ class ShardImpl : public Shard {
   absl::Status HandleReadOnlyPull(Decoded pull) {
     HEARTH_RETURN_IF_ERROR(CheckSections(pull));
     const uint64_t view = pull.view.header.view;
-    if (options_.read_only && view != applied_) return Refuse(pull, absl::StrCat("this server has step ", applied_, " alone"));
+    if (options_.read_only && view != applied_)
+      return Refuse(pull, absl::StrCat("this server has step ", applied_, " alone"));
     if (view < applied_) return absl::OkStatus();  // repeated after its answer: no step is applied during an evaluation
     if (view > applied_) {
       // An endpoint waits for one read-only pull at a time, so its newest replaces an older one.
@@ -285,7 +297,8 @@ class ShardImpl : public Shard {
     return absl::OkStatus();
   }
 
-  // Conditions (a) and (c) of protocol.md §2; (b) by counting up. What (c) keeps open is exactly the pulls whose view is j − 1.
+  // Conditions (a) and (c) of protocol.md §2; (b) by counting up. What (c) keeps open is exactly the pulls whose view
+  // is j − 1.
   bool MayApply(uint64_t j) const {
     if (terms_[j % window_].pushes < lanes_.size()) return false;
     uint64_t reach = j + staleness_;
@@ -300,8 +313,8 @@ class ShardImpl : public Shard {
     const StepTerms terms = terms_[j % window_];
     // A cut once announced is announced by every push until it is reached.
     if (announced_cut_ >= j && (terms.next_cut == 0 || terms.next_cut > announced_cut_)) {
-      return absl::DataLossError(absl::StrCat("pushes of step ", j, " announce cut ", terms.next_cut, ", earlier ones announced ",
-                                              announced_cut_, ": a worker has a bug"));
+      return absl::DataLossError(absl::StrCat("pushes of step ", j, " announce cut ", terms.next_cut,
+                                              ", earlier ones announced ", announced_cut_, ": a worker has a bug"));
     }
     announced_cut_ = terms.next_cut;
     if (!terms.skip) {
@@ -370,9 +383,9 @@ class ShardImpl : public Shard {
 
   absl::Status Refuse(const Decoded& decoded, absl::string_view cause) const {
     const Header& header = decoded.view.header;
-    return absl::DataLossError(absl::StrCat(NameOf(header.kind), " (kind ", static_cast<int>(header.kind), ") from rank ",
-                                            decoded.message.from.rank, ", lane ", header.lane, ", step ", header.step, ": ",
-                                            cause));
+    return absl::DataLossError(absl::StrCat(NameOf(header.kind), " (kind ", static_cast<int>(header.kind),
+                                            ") from rank ", decoded.message.from.rank, ", lane ", header.lane,
+                                            ", step ", header.step, ": ", cause));
   }
 
   absl::Status CheckClock(const Decoded& decoded) const {
@@ -384,7 +397,8 @@ class ShardImpl : public Shard {
     return absl::OkStatus();
   }
 
-  // With the view applied, every cut that could lie between it and the pull's step is known (but for a second one right behind).
+  // With the view applied, every cut that could lie between it and the pull's step is known (but for a second one right
+  // behind).
   absl::Status CheckView(const Decoded& pull) const {
     const Header& header = pull.view.header;
     const uint64_t next_cut = NextKnownCut();
@@ -394,8 +408,8 @@ class ShardImpl : public Shard {
                                      next_cut == UINT64_MAX ? 0 : next_cut, ", staleness ", staleness_));
   }
 
-  // A pull that would wait for ever: it passes over the tables as they are, for a cut that nobody announced. (Behind a cut the
-  // next one is not known yet.)
+  // A pull that would wait for ever: it passes over the tables as they are, for a cut that nobody announced. (Behind a
+  // cut the next one is not known yet.)
   absl::Status CheckWaiting(const Decoded& pull) const {
     const Header& header = pull.view.header;
     if (header.step > applied_ + 1 + staleness_ || last_cut_ == applied_ || NextKnownCut() <= header.view) {
@@ -416,7 +430,8 @@ class ShardImpl : public Shard {
       if (seen_[section.table - 1]) return Refuse(decoded, absl::StrCat(table(), "twice"));
       seen_[section.table - 1] = true;
       const uint32_t dim = options_.job.table(section.table - 1).dim();
-      if (section.dim != dim) return Refuse(decoded, absl::StrCat(table(), "dim ", section.dim, ", the job says ", dim));
+      if (section.dim != dim)
+        return Refuse(decoded, absl::StrCat(table(), "dim ", section.dim, ", the job says ", dim));
       if (section.count == 0) continue;
       if (section.signs.size() != section.count) return Refuse(decoded, absl::StrCat(table(), "no signs"));
       if (counted && section.occurrences.size() != section.count) {
@@ -435,8 +450,8 @@ class ShardImpl : public Shard {
       if (map_.servers() == 1) continue;
       for (Sign sign : section.signs) {
         if (map_.ServerOf(sign) != options_.server) {
-          return Refuse(decoded, absl::StrCat(table(), "sign ", sign, " belongs to server ", map_.ServerOf(sign), ", this is ",
-                                              options_.server));
+          return Refuse(decoded, absl::StrCat(table(), "sign ", sign, " belongs to server ", map_.ServerOf(sign),
+                                              ", this is ", options_.server));
         }
       }
     }
@@ -458,8 +473,8 @@ class ShardImpl : public Shard {
     StepTerms& terms = terms_[header.step % window_];
     if (terms.pushes > 0 && (terms.n != header.n || terms.next_cut != header.next_cut || terms.skip != skip)) {
       return Refuse(push, absl::StrCat("n ", header.n, ", next cut ", header.next_cut, ", skip ", skip,
-                                       " differ from another lane's n ", terms.n, ", next cut ", terms.next_cut, ", skip ",
-                                       terms.skip));
+                                       " differ from another lane's n ", terms.n, ", next cut ", terms.next_cut,
+                                       ", skip ", terms.skip));
     }
     terms = {terms.pushes + 1, header.n, header.next_cut, skip};
     return absl::OkStatus();
@@ -484,8 +499,8 @@ class ShardImpl : public Shard {
   uint64_t last_cut_;           // <= applied_
   uint64_t announced_cut_ = 0;  // by the pushes of applied_; 0: none
   std::vector<Lane> lanes_;
-  std::vector<Slot> slots_;       // [lanes, window_]: a ring of steps for each lane
-  std::vector<StepTerms> terms_;  // [window_]
+  std::vector<Slot> slots_;                                   // [lanes, window_]: a ring of steps for each lane
+  std::vector<StepTerms> terms_;                              // [window_]
   std::map<std::pair<int, int>, Decoded> read_only_waiting_;  // by sender
   std::deque<Decoded> prefetches_;
   size_t prefetch_bytes_ = 0;
@@ -528,7 +543,8 @@ void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
 
 absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const ShardOptions& options, KvStore* store, Reply reply,
                                                    AtCut at_cut) {
-  HEARTH_CHECK(options.servers >= 1 && options.server < options.servers, "server ", options.server, " of ", options.servers);
+  HEARTH_CHECK(options.servers >= 1 && options.server < options.servers, "server ", options.server, " of ",
+               options.servers);
   if (options.lanes == 0) return absl::InvalidArgumentError("training.lanes: 0; a job has at least one lane");
   auto shard = std::make_unique<ShardImpl>(options, store, std::move(reply), std::move(at_cut));
   HEARTH_RETURN_IF_ERROR(shard->OpenTables());

@@ -1,8 +1,8 @@
 // A server's tables and its step clock: answers pulls, holds pushes and applies steps in the one order that
 // protocol.md §2 allows. Pure with respect to time and network: bytes in, bytes out, so it is tested without either.
 //
-// Cuts are the multiples of snapshot.every_steps, the step it starts from, and whatever a push's next_cut announces: pushes
-// f … S carry S, so when all pushes of j are here the first cut >= j is known as far as condition (c) can ask.
+// Cuts are the multiples of snapshot.every_steps, the step it starts from, and whatever a push's next_cut announces:
+// pushes f … S carry S, so when all pushes of j are here the first cut >= j is known as far as condition (c) can ask.
 //
 // The rules it keeps (each has a test that fails without it):
 //  - the pull of step s is answered when exactly view(s) is applied;
@@ -28,11 +28,11 @@
 namespace hearth {
 
 struct ShardOptions {
-  Job job;                 // effective
+  Job job;  // effective
   uint32_t lanes = 1;
-  uint32_t server = 0;     // this server's index
+  uint32_t server = 0;  // this server's index
   uint32_t servers = 1;
-  uint64_t step = 0;       // the cut that the store's rows are from
+  uint64_t step = 0;  // the cut that the store's rows are from
   bool read_only = false;
   // For the test that leaves out one rule at a time. All true in production.
   struct Rules {
@@ -50,13 +50,16 @@ class Shard {
   // Called once each cut S, after S is applied and before any pull of S + 1 is answered: save the rows.
   using AtCut = std::function<absl::Status(uint64_t step)>;
 
-  static absl::StatusOr<std::unique_ptr<Shard>> Open(const ShardOptions& options, KvStore* store, Reply reply, AtCut at_cut);
+  static absl::StatusOr<std::unique_ptr<Shard>> Open(const ShardOptions& options, KvStore* store, Reply reply,
+                                                     AtCut at_cut);
   virtual ~Shard() = default;
 
-  // Pull, push, prefetch and read-only pull. Takes the message: a push stays in its own bytes until its step is applied.
-  // DataLoss on a malformed message, or one that the protocol does not allow now: the server stops (a peer has a bug).
+  // Pull, push, prefetch and read-only pull. Takes the message: a push stays in its own bytes until its step is
+  // applied. DataLoss on a malformed message, or one that the protocol does not allow now: the server stops (a peer has
+  // a bug).
   virtual absl::Status Handle(Message message) = 0;
-  // A bounded slice of upkeep, for when the mailbox is empty: first waiting prefetches, then Maintain. True: more to do.
+  // A bounded slice of upkeep, for when the mailbox is empty: first waiting prefetches, then Maintain. True: more to
+  // do.
   virtual absl::StatusOr<bool> Idle() = 0;
   virtual uint64_t applied_step() const = 0;
 

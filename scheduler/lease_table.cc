@@ -54,7 +54,8 @@ std::vector<LaneState> LeaseTable::LeasesOf(uint32_t worker) const {
 
 bool LeaseTable::AtEpochEnd(uint64_t step) const {
   return std::all_of(lanes_.begin(), lanes_.end(), [&](const LaneState& lane) {
-    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == lanes_[0].cursor().epoch() && lane.epoch_ends_at() <= step;
+    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == lanes_[0].cursor().epoch() &&
+           lane.epoch_ends_at() <= step;
   });
 }
 
@@ -76,7 +77,8 @@ Ledger LeaseTable::TotalLedger() const {
 
 uint64_t LeaseTable::BadRecords() const {
   uint64_t bad = 0;
-  for (const LaneState& lane : lanes_) bad += lane.ledger().rejected() - std::min(lane.ledger().rejected(), lane.non_finite());
+  for (const LaneState& lane : lanes_)
+    bad += lane.ledger().rejected() - std::min(lane.ledger().rejected(), lane.non_finite());
   return bad;
 }
 

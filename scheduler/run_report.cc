@@ -145,8 +145,10 @@ absl::Status RunReport::OnProgress(uint32_t worker, const Progress& progress, in
   known->clear_pull_seconds();
   known->set_staleness_max_seen(staleness);
   known->set_peak_rss_bytes(rss);
-  if (progress.has_log_fraction() && !fraction_at_start_.has_value()) fraction_at_start_ = progress.log_fraction();
-  Show(now_us);
+  if (progress.has_log_fraction() && !first_fraction_.has_value()) {
+    first_fraction_ = progress.log_fraction();
+    first_fraction_seconds_ = TrainingSeconds(now_us);
+  }
   return absl::OkStatus();
 }
 
@@ -177,7 +179,7 @@ Ledger RunReport::LiveLedger() const {
   return sum;
 }
 
-absl::Status RunReport::Committed(const Manifest& manifest) {
+absl::Status RunReport::Committed(const Manifest& manifest, int64_t now_us) {
   Ledger ledger;
   for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &ledger);
   HEARTH_RETURN_IF_ERROR(CheckLedger(ledger));
@@ -193,11 +195,21 @@ absl::Status RunReport::Committed(const Manifest& manifest) {
   ++snapshots_;
   if (const auto found = seconds_at_.find(manifest.step()); found != seconds_at_.end()) seconds_ = found->second;
   seconds_at_.erase(seconds_at_.begin(), seconds_at_.upper_bound(manifest.step()));
+  if (options_.curves != nullptr) {
+    options_.curves->OnSnapshot();
+    if (started_) HEARTH_RETURN_IF_ERROR(options_.curves->OnTraining(Figures(now_us), LiveLedger()));
+    std::vector<Evaluation> news;
+    for (const Evaluation& evaluation : evaluations_) {
+      if (evaluation.step() == manifest.step()) news.push_back(evaluation);
+    }
+    HEARTH_RETURN_IF_ERROR(options_.curves->OnEvaluations(news));
+  }
   return Write("running", 0, "");
 }
 
 absl::Status RunReport::Evaluated(const std::vector<Evaluation>& evaluations) {
   evaluations_ = evaluations;
+  if (options_.curves != nullptr) HEARTH_RETURN_IF_ERROR(options_.curves->OnEvaluations(evaluations_));
   return Write("running", 0, "");
 }
 
@@ -278,8 +290,9 @@ ProgressFigures RunReport::Figures(int64_t now_us) const {
   const double seconds = TrainingSeconds(now_us);
   if (told > 0) {
     figures.fraction = fractions / told;
-    const double gained = *figures.fraction - fraction_at_start_.value_or(0);
-    if (gained > 0) figures.remaining_s = seconds * std::max(0.0, 1 - *figures.fraction) / gained;
+    const double gained = *figures.fraction - *first_fraction_;
+    const double taken = seconds - first_fraction_seconds_;
+    if (gained > 0) figures.remaining_s = taken * std::max(0.0, 1 - *figures.fraction) / gained;
   }
   figures.samples_per_s = Ratio(static_cast<double>(ledger.trained() - std::min(ledger.trained(), previous_.trained)),
                                 seconds - previous_.seconds)
@@ -302,8 +315,8 @@ ProgressFigures RunReport::Figures(int64_t now_us) const {
   return figures;
 }
 
-void RunReport::Show(int64_t now_us) {
-  if (now_us < next_show_us_) return;
+absl::Status RunReport::Show(int64_t now_us) {
+  if (now_us < next_show_us_) return absl::OkStatus();
   const RunOutput& output = options_.output;
   if (output.progress != nullptr) {
     const std::string line =
@@ -316,8 +329,12 @@ void RunReport::Show(int64_t now_us) {
       drawing_ = true;
     }
   }
-  if (now_us >= next_turn_us_) TurnWindow(now_us);
+  if (now_us >= next_turn_us_) {
+    if (options_.curves != nullptr) HEARTH_RETURN_IF_ERROR(options_.curves->OnTraining(Figures(now_us), LiveLedger()));
+    TurnWindow(now_us);
+  }
   next_show_us_ = output.is_terminal ? std::min(now_us + kRedrawUs, next_turn_us_) : next_turn_us_;
+  return absl::OkStatus();
 }
 
 void RunReport::TurnWindow(int64_t now_us) {

@@ -12,6 +12,7 @@
 #include "common/env.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
+#include "scheduler/curves.h"
 #include "scheduler/progress.h"
 
 namespace hearth {
@@ -36,6 +37,7 @@ class RunReport {
     uint32_t restarts = 0;
     bool tails = false;  // progress shows the lag
     RunOutput output;
+    Curves* curves = nullptr;  // outlives the report; none: no curves
   };
   explicit RunReport(Options options);
 
@@ -58,13 +60,13 @@ class RunReport {
   Ledger LiveLedger() const;
 
   // A snapshot was committed (or, in an evaluation of a snapshot, its splits were evaluated): rewrites run.json.
-  absl::Status Committed(const Manifest& manifest);
+  absl::Status Committed(const Manifest& manifest, int64_t now_us);
   absl::Status Evaluated(const std::vector<Evaluation>& evaluations);
   // Rewrites run.json. `status`: running, finished, saved, failed.
   absl::Status Write(const std::string& status, int code, const std::string& reason);
 
   // Shows progress when that is due.
-  void Show(int64_t now_us);
+  absl::Status Show(int64_t now_us);
   int64_t next_show_us() const { return next_show_us_; }
   // Ends the line that is being drawn, and prints the table: figures of each task and split, the ledger, the model.
   void PrintTable();
@@ -103,7 +105,8 @@ class RunReport {
   int64_t start_us_ = 0;
   int64_t evaluating_since_us_ = -1;  // -1: not evaluating
   int64_t evaluated_us_ = 0;
-  std::optional<double> fraction_at_start_;
+  std::optional<double> first_fraction_;  // the first that was told, and when
+  double first_fraction_seconds_ = 0;
   MetricWindow window_;
   struct Mark {
     double seconds = 0;

@@ -97,6 +97,8 @@ absl::Status Scheduler::Prepare() {
   report.restarts = options_.restarts;
   for (const Log& log : options_.job.log()) report.tails = report.tails || !log.directory().empty();
   report.output = options_.output;
+  HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir));
+  report.curves = curves_.get();
   report_ = std::make_unique<RunReport>(report);
   if (manifest != nullptr) report_->Resume(*manifest);
 
@@ -257,8 +259,7 @@ absl::Status Scheduler::PollOutside() {
       if (phase_ == Phase::kRunning || phase_ == Phase::kWorkersStart) HEARTH_RETURN_IF_ERROR(SendToWorkers(control));
     }
   }
-  report_->Show(now_us);
-  return absl::OkStatus();
+  return report_->Show(now_us);
 }
 
 absl::Status Scheduler::Handle(const Message& message) {
@@ -406,6 +407,7 @@ absl::Status Scheduler::MaybeGo() {
     for (const LaneState& lane : leases_->LeasesOf(worker)) AddLedger(lane.ledger(), &ledgers[worker]);
   }
   report_->Start(ledgers, options_.env->NowUs());
+  report_->set_files_behind(leases_->FilesBehind());
   Control control;
   control.mutable_go();
   spdlog::info("go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
@@ -427,10 +429,10 @@ absl::Status Scheduler::CheckBadRecords() const {
       static_cast<double>(bad) <= limits.bad_records_max_fraction() * static_cast<double>(read)) {
     return absl::OkStatus();
   }
-  return absl::DataLossError(absl::StrCat(
-      bad, " of ", read, " records are bad, more than limits.bad_records_max_fraction = ",
-      limits.bad_records_max_fraction(), "; each one is listed with its reason in ",
-      JoinPath(options_.dir, "dead-letter"), "; mend the log or the job, or raise the limit"));
+  return absl::DataLossError(
+      absl::StrCat(bad, " of ", read, " records are bad, more than limits.bad_records_max_fraction = ",
+                   limits.bad_records_max_fraction(), "; each one is listed with its reason in ",
+                   JoinPath(options_.dir, "dead-letter"), "; mend the log or the job, or raise the limit"));
 }
 
 absl::Status Scheduler::HandleWorkerAtCut(uint32_t worker, const WorkerAtCut& part) {
@@ -507,7 +509,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
                static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
   HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
   report_->set_files_behind(leases_->FilesBehind());
-  HEARTH_RETURN_IF_ERROR(report_->Committed(manifest));
+  HEARTH_RETURN_IF_ERROR(report_->Committed(manifest, options_.env->NowUs()));
   if (manifest.job_finished()) return Leave("finished", kExitOk, "");
   if (cut.stopping) return Leave("saved", kExitSaved, "stopped by a signal; start again to go on");
   return MaybeGo();

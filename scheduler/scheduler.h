@@ -99,6 +99,7 @@ class Scheduler {
   std::optional<LeaseTable> leases_;
   std::unique_ptr<Source> source_;
   std::unique_ptr<SnapshotCoordinator> coordinator_;
+  std::unique_ptr<Curves> curves_;
   std::unique_ptr<RunReport> report_;
   std::vector<Evaluation> evaluations_;          // newest of each split, in the job's order
   std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot

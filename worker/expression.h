@@ -4,8 +4,8 @@
 //   atoms: numbers, 'strings', columns (`odd names` in back-ticks; table.column is a side table's), (…),
 //   functions min max abs log1p floor if(c, a, b) missing(column)
 // A column reads as a number where it is compared or computed with, as text where compared with a string. A missing or
-// non-numeric column makes a number NaN; a comparison with NaN is 0, so a label of a missing column is 0: mask with
-// !missing(x).
+// non-numeric column makes a number NaN; a comparison with NaN is 0, so a label `x > 0` of a missing x is 0: mask it
+// with !missing(x). A label that is NaN itself (a bare column that is missing) is masked by the reader.
 #pragma once
 
 #include <functional>

@@ -37,12 +37,15 @@ struct Slice {
 };
 inline Slice SliceOf(size_t n, int workers, int s) {
   const auto cut = [&](int i) {
-    return static_cast<size_t>(static_cast<unsigned __int128>(n) * static_cast<unsigned>(i) / static_cast<unsigned>(workers));
+    return static_cast<size_t>(static_cast<unsigned __int128>(n) * static_cast<unsigned>(i) /
+                               static_cast<unsigned>(workers));
   };
   return {cut(s), cut(s + 1)};
 }
 
 // Number of lanes l < lanes with l mod workers == worker.
-inline int LanesOf(int lanes, int workers, int worker) { return lanes > worker ? (lanes - worker - 1) / workers + 1 : 0; }
+inline int LanesOf(int lanes, int workers, int worker) {
+  return lanes > worker ? (lanes - worker - 1) / workers + 1 : 0;
+}
 
 }  // namespace hearth

@@ -74,7 +74,8 @@ absl::Status LocalCollectiveHub::State::Member::CheckOffers() const {
     for (const Part& part : offer.parts) {
       fits = fits && part.sum.size() == first.sum_out.size() && part.tail.size() == first.tail_bytes;
     }
-    if (!fits) return absl::InternalError(absl::StrCat("SumParts: the parts of worker ", member->worker_, " do not fit"));
+    if (!fits)
+      return absl::InternalError(absl::StrCat("SumParts: the parts of worker ", member->worker_, " do not fit"));
   }
   return absl::OkStatus();
 }

@@ -51,8 +51,10 @@ class LaneReader {
   static absl::StatusOr<std::unique_ptr<LaneReader>> Open(const LaneReaderOptions& options);
   virtual ~LaneReader() = default;
   // The next batch: records; the end of an epoch (once each epoch, after its last batch); or idle (tail only). After
-  // the last epoch's end: nullptr. Bad records are counted and dead-lettered in the batch; DataLoss where the file
-  // cannot be read on (a truncated gzip, a file that is not the listed one), naming file, offset, cause and remedy.
+  // the last epoch's end: nullptr. An idle batch repeats the last cursor and carries no counts. A reader started from a
+  // cursor with end_of_epoch begins the next epoch at once: whoever restores a lane at its end waits for the others
+  // first. Bad records are counted and dead-lettered in the batch; DataLoss where the file cannot be read on (a
+  // truncated gzip, a file that is not the listed one), naming file, offset, cause and remedy.
   virtual absl::StatusOr<std::unique_ptr<Batch>> Next() = 0;
 };
 

@@ -95,9 +95,9 @@ class MpiCollective : public Collective {
     for (int lane = 0; lane < lanes; ++lane) {
       const size_t held = static_cast<size_t>(lane / workers_);  // its number among its worker's lanes
       const int owner = lane % workers_;
-      in_order.push_back(owner == worker_
-                             ? parts[held].sum.data() + slice.begin
-                             : reinterpret_cast<const float*>(inbox_[static_cast<size_t>(owner)].data()) + held * slice.size());
+      in_order.push_back(owner == worker_ ? parts[held].sum.data() + slice.begin
+                                          : reinterpret_cast<const float*>(inbox_[static_cast<size_t>(owner)].data()) +
+                                                held * slice.size());
     }
     AddInOrder(in_order, slice.size(), sum_out.data() + slice.begin);
   }
@@ -108,10 +108,10 @@ class MpiCollective : public Collective {
     for (int lane = 0; lane < lanes; ++lane) {
       const size_t held = static_cast<size_t>(lane / workers_);
       const int owner = lane % workers_;
-      const char* tail = owner == worker_
-                             ? parts[held].tail.data()
-                             : inbox_[static_cast<size_t>(owner)].data() +
-                                   static_cast<size_t>(LanesOf(lanes, workers_, owner)) * slice_bytes + held * tail_bytes;
+      const char* tail = owner == worker_ ? parts[held].tail.data()
+                                          : inbox_[static_cast<size_t>(owner)].data() +
+                                                static_cast<size_t>(LanesOf(lanes, workers_, owner)) * slice_bytes +
+                                                held * tail_bytes;
       std::memcpy(tails_out.data() + static_cast<size_t>(lane) * tail_bytes, tail, tail_bytes);
     }
   }

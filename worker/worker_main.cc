@@ -58,12 +58,13 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
 }
 
 // Tells the scheduler, which ends the job with this code; ends it here when the scheduler does not.
-[[noreturn]] void Fail(const absl::Status& status, MpiRuntime* runtime) {
+[[noreturn]] void Fail(const absl::Status& status, const Arguments& arguments, MpiRuntime* runtime) {
   const int code = ExitCodeOf(status);
   std::fprintf(stderr, "hearth-worker: %s\n", std::string(status.message()).c_str());
   FlushLogging();
   Control control;
   control.set_from_role("worker");
+  control.set_from_index(static_cast<uint32_t>(runtime->transport()->rank() - 1 - arguments.servers));
   control.mutable_failed()->set_exit_code(code);
   control.mutable_failed()->set_reason(std::string(status.message()));
   Header header;
@@ -94,7 +95,7 @@ int Main(int argc, char** argv) {
     return ExitCodeOf(runtime.status());
   }
   const absl::Status status = Train(arguments, runtime->get());
-  if (!status.ok()) Fail(status, runtime->get());
+  if (!status.ok()) Fail(status, arguments, runtime->get());
   FlushLogging();
   return kExitOk;
 }

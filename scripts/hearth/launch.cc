@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -182,6 +183,11 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
   // Options of the whole job stand before the first context's -np.
   const auto first = std::find(command.argv.begin(), command.argv.end(), "-np");
   command.argv.insert(first, exported.begin(), exported.end());
+  // The scheduler's stderr is a pipe to mpirun: tell it what stands at the pipe's other end.
+  struct winsize window;
+  if (isatty(STDERR_FILENO) == 1 && ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0) {
+    command.environment.push_back({"HEARTH_TERMINAL_COLUMNS", absl::StrCat(window.ws_col)});
+  }
   for (const auto& [name, value] : {std::pair<const char*, const char*>{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
                                     {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
                                     {"OMPI_MCA_mpi_yield_when_idle", "1"},

@@ -161,7 +161,24 @@ std::vector<int> RolesOf(const std::string& folder) {
 std::string DescribeEnd(int code) {
   if (code > 128 && code < 128 + 65)
     return absl::StrCat("killed by signal ", code - 128, " (", strsignal(code - 128), ")");
-  return absl::StrCat("exit code ", code);
+  switch (code) {
+    case kExitUsage:
+      return "exit code 64 (usage)";
+    case kExitBadData:
+      return "exit code 65 (bad data)";
+    case kExitNoInput:
+      return "exit code 66 (no input)";
+    case kExitInternal:
+      return "exit code 70 (internal error)";
+    case kExitIo:
+      return "exit code 74 (disk full or I/O)";
+    case kExitSaved:
+      return "exit code 75 (saved; the same command goes on)";
+    case kExitConfig:
+      return "exit code 78 (configuration)";
+    default:
+      return absl::StrCat("exit code ", code);
+  }
 }
 
 }  // namespace hearth

@@ -60,7 +60,8 @@ TEST(Seeds, Mix64IsSplitmix64) {
 }
 
 TEST(Seeds, DifferByJobAndByPurposeAndStayAsTheyAre) {
-  EXPECT_EQ(SeedOf(1, "log_shuffle"), Mix64(0xff670ad27bda07abull)) << "XXH3-64 of the purpose, seeded by the job's seed";
+  EXPECT_EQ(SeedOf(1, "log_shuffle"), Mix64(0xff670ad27bda07abull))
+      << "XXH3-64 of the purpose, seeded by the job's seed";
   std::set<uint64_t> seeds;
   for (uint64_t job = 0; job < 100; ++job) {
     for (const char* purpose : {"", "a", "log_shuffle", "dense_init"}) seeds.insert(SeedOf(job, purpose));

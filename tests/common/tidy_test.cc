@@ -1,5 +1,5 @@
-// Reads the tree and holds it to the table of docs/ARCHITECTURE.md: who includes whom, where third parties may be named,
-// and what only common/ may call.
+// Reads the tree and holds it to the table of docs/ARCHITECTURE.md: who includes whom, where third parties may be
+// named, and what only common/ may call.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -43,9 +43,10 @@ struct Fence {
   const char* files;
 };
 constexpr Fence kFences[] = {
-    {"^(torch|ATen|c10|caffe2)/", "^model/|^worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*\\.(cc|h)$|"
-                                  "^tests/(golden|model|bench)/|"
-                                  "^tests/worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*_test\\.cc$"},
+    {"^(torch|ATen|c10|caffe2)/",
+     "^model/|^worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*\\.(cc|h)$|"
+     "^tests/(golden|model|bench)/|"
+     "^tests/worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*_test\\.cc$"},
     {"^rocksdb/", "^embedding/rocksdb_store\\.cc$"},
     {"^mpi\\.h$", "^common/mpi_runtime\\.cc$"},
     {"^nccl\\.h$", "^worker/nccl_collective\\.cc$"},
@@ -53,15 +54,40 @@ constexpr Fence kFences[] = {
 
 // Time, waiting, threads and randomness come from common/env.h.
 constexpr const char* kBannedCalls[] = {
-    "\\bstd::(this_)?thread\\b", "\\bstd::async\\b",        "\\bstd::(mutex|shared_mutex|recursive_mutex)\\b",
-    "\\bcondition_variable\\b",  "\\bsleep_(for|until)\\b", "\\bu?sleep\\s*\\(",
-    "\\bnanosleep\\b",           "\\brandom_device\\b",     "(^|[^\\w.>])s?rand\\s*\\(",
-    "(^|[^\\w.>])time\\s*\\(",   "\\bsystem_clock\\b",      "\\bsteady_clock\\b",
-    "\\bhigh_resolution_clock\\b", "\\bgettimeofday\\b",    "\\bclock_gettime\\b",
+    "\\bstd::(this_)?thread\\b",
+    "\\bstd::async\\b",
+    "\\bstd::(mutex|shared_mutex|recursive_mutex)\\b",
+    "\\bcondition_variable\\b",
+    "\\bsleep_(for|until)\\b",
+    "\\bu?sleep\\s*\\(",
+    "\\bnanosleep\\b",
+    "\\brandom_device\\b",
+    "(^|[^\\w.>])s?rand\\s*\\(",
+    "(^|[^\\w.>])time\\s*\\(",
+    "\\bsystem_clock\\b",
+    "\\bsteady_clock\\b",
+    "\\bhigh_resolution_clock\\b",
+    "\\bgettimeofday\\b",
+    "\\bclock_gettime\\b",
 };
 constexpr const char* kBannedInTests[] = {"\\bsleep_(for|until)\\b", "\\bu?sleep\\s*\\(", "\\bnanosleep\\b"};
 
-// One pattern for all of a list: the tree has many lines.
+// What a line must contain for any of these, or an include, or a stray note, to be in it: std::regex is slow.
+bool MayHaveFault(absl::string_view line) {
+  for (absl::string_view word :
+       {"#", "thread", "async", "mutex", "condition", "sleep", "random_device", "rand", "time", "clock",
+        "TO"
+        "DO",
+        "FIX"
+        "ME",
+        "XX"
+        "X"}) {
+    if (absl::StrContains(line, word)) return true;
+  }
+  return false;
+}
+
+// One pattern for all of a list.
 template <size_t N>
 std::regex AnyOf(const char* const (&patterns)[N]) {
   std::string all;
@@ -78,8 +104,10 @@ std::string CodeOf(absl::string_view line) {
   char quote = '\0';
   for (size_t i = 0; i < line.size(); ++i) {
     if (quote != '\0') {
-      if (line[i] == '\\') ++i;
-      else if (line[i] == quote) quote = '\0';
+      if (line[i] == '\\')
+        ++i;
+      else if (line[i] == quote)
+        quote = '\0';
       continue;
     }
     if (line[i] == '/' && i + 1 < line.size() && (line[i + 1] == '/' || line[i + 1] == '*')) break;
@@ -103,7 +131,7 @@ std::vector<std::string> IncludeFaults(const std::string& path, const std::strin
   if (of_a_room && arrows->second.count(RoomOf(header)) == 0 && arrows->second.count(header) == 0) {
     faults.push_back(absl::StrCat(arrows->first, " may not include ", header));
   }
-  if (quoted && !of_a_room && !absl::StartsWith(header, "absl/")) {
+  if (quoted && (header.find('/') == std::string::npos || absl::StartsWith(header, "."))) {
     faults.push_back(absl::StrCat("includes \"", header, "\"; includes are written from the root"));
   }
   return faults;
@@ -114,12 +142,17 @@ std::vector<std::string> FaultsOf(const std::string& path, const std::string& te
   static const std::regex include("^\\s*#\\s*include\\s*([<\"])([^>\"]+)[>\"]");
   static const std::regex banned = AnyOf(kBannedCalls);
   static const std::regex banned_in_tests = AnyOf(kBannedInTests);
-  static const std::regex stray_note("\\b(TO" "DO|FIX" "ME|XX" "X)\\b");
+  static const std::regex stray_note(
+      "\\b(TO"
+      "DO|FIX"
+      "ME|XX"
+      "X)\\b");
   const bool is_test = RoomOf(path) == "tests";
   std::vector<std::string> faults;
   int number = 0;
   for (absl::string_view view : absl::StrSplit(text, '\n')) {
     ++number;
+    if (!MayHaveFault(view)) continue;
     const std::string line(view);
     std::vector<std::string> found;
     std::smatch match;
@@ -146,8 +179,9 @@ TEST(Tidy, ARoomMayNotIncludeAgainstTheTable) {
   EXPECT_THAT(FaultsOf("worker/a.cc", "#include \"embedding/embedding_table.h\""), ElementsAre(HasSubstr("may not")));
   EXPECT_THAT(FaultsOf("scripts/hearth/a.cc", "  # include <scheduler/source.h>"), ElementsAre(HasSubstr("may not")));
   EXPECT_THAT(FaultsOf("ps/shard.cc", "#include \"shard.h\""), ElementsAre(HasSubstr("written from the root")));
-  EXPECT_THAT(FaultsOf("worker/a.cc", "#include \"ps/ps_client.h\"\n#include \"embedding/sign.h\"\n#include <vector>\n"
-                                      "#include \"absl/status/status.h\"\n#include \"model/batch.h\""),
+  EXPECT_THAT(FaultsOf("worker/a.cc",
+                       "#include \"ps/ps_client.h\"\n#include \"embedding/sign.h\"\n#include <vector>\n"
+                       "#include \"absl/status/status.h\"\n#include \"model/batch.h\""),
               IsEmpty());
   EXPECT_THAT(FaultsOf("tests/ps/a_test.cc", "#include \"worker/pipeline.h\""), IsEmpty());
 }
@@ -187,8 +221,14 @@ TEST(Tidy, TimeThreadsAndRandomnessComeFromCommon) {
 }
 
 TEST(Tidy, NoStrayNotes) {
-  EXPECT_THAT(FaultsOf("ps/shard.cc", "// TO" "DO: later"), ElementsAre(HasSubstr("stray note")));
-  EXPECT_THAT(FaultsOf("tests/ps/a_test.cc", "// FIX" "ME"), ElementsAre(HasSubstr("stray note")));
+  EXPECT_THAT(FaultsOf("ps/shard.cc",
+                       "// TO"
+                       "DO: later"),
+              ElementsAre(HasSubstr("stray note")));
+  EXPECT_THAT(FaultsOf("tests/ps/a_test.cc",
+                       "// FIX"
+                       "ME"),
+              ElementsAre(HasSubstr("stray note")));
   EXPECT_THAT(FaultsOf("ps/shard.cc", "mkstemp(\"x-XXXXXX\")"), IsEmpty());
 }
 

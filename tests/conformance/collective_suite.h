@@ -19,8 +19,9 @@ inline std::vector<float> PartOf(uint64_t seed, int lane, size_t n, Numbers numb
   for (float& x : part) {
     // Integers add exactly in any order. Floats of very different sizes do not: another order gives other bits.
     const uint64_t draw = random.Next();
-    x = numbers == Numbers::kIntegers ? static_cast<float>(static_cast<int>(draw % 2001) - 1000)
-                                      : std::ldexp(static_cast<float>(random.Uniform() - 0.5), static_cast<int>(draw % 40));
+    x = numbers == Numbers::kIntegers
+            ? static_cast<float>(static_cast<int>(draw % 2001) - 1000)
+            : std::ldexp(static_cast<float>(random.Uniform() - 0.5), static_cast<int>(draw % 40));
   }
   return part;
 }

@@ -55,14 +55,15 @@ class LocalCollectiveWorld : public CollectiveWorld {
 std::vector<Implementation<TransportWorld>> InProcess() {
   std::vector<Implementation<TransportWorld>> worlds;
   for (int size : {1, 2, 3, 4}) {
-    worlds.push_back({"InProcess" + std::to_string(size), [size] { return std::make_unique<InProcessWorld>(size, nullptr); }});
+    worlds.push_back(
+        {"InProcess" + std::to_string(size), [size] { return std::make_unique<InProcessWorld>(size, nullptr); }});
   }
   return worlds;
 }
 
 std::vector<Implementation<TransportWorld>> Faulty() {
   const std::vector<std::pair<std::string, Weather>> weathers = {
-      {"Calm", {1, 0, 0, 0}},      {"Losing", {2, 0.2, 0, 0}},        {"Repeating", {3, 0, 0.5, 0}},
+      {"Calm", {1, 0, 0, 0}},         {"Losing", {2, 0.2, 0, 0}},       {"Repeating", {3, 0, 0.5, 0}},
       {"Reordering", {4, 0, 0, 0.4}}, {"Storm", {5, 0.15, 0.15, 0.15}},
   };
   std::vector<Implementation<TransportWorld>> worlds;
@@ -75,7 +76,8 @@ std::vector<Implementation<TransportWorld>> Faulty() {
 std::vector<Implementation<CollectiveWorld>> Local() {
   std::vector<Implementation<CollectiveWorld>> worlds;
   for (int workers : {1, 2, 3, 4}) {
-    worlds.push_back({"Local" + std::to_string(workers), [workers] { return std::make_unique<LocalCollectiveWorld>(workers); }});
+    worlds.push_back(
+        {"Local" + std::to_string(workers), [workers] { return std::make_unique<LocalCollectiveWorld>(workers); }});
   }
   return worlds;
 }
@@ -94,7 +96,8 @@ std::vector<uint64_t> Arrived(const Weather& weather) {
     EXPECT_TRUE(faulty->Send(1, {1, 2}, NumberedMessage(0, number, 4)).ok());
   }
   std::vector<uint64_t> numbers;
-  while (const std::optional<Message> message = hub.transport(1)->Open(2)->Receive(0)) numbers.push_back(NumberOf(*message));
+  while (const std::optional<Message> message = hub.transport(1)->Open(2)->Receive(0))
+    numbers.push_back(NumberOf(*message));
   return numbers;
 }
 

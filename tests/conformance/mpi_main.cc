@@ -47,9 +47,8 @@ INSTANTIATE_TEST_SUITE_P(Mpi, TransportConformance, testing::Values(kMpi), kName
 INSTANTIATE_TEST_SUITE_P(Mpi, ReliableTransportConformance, testing::Values(kMpi), kNameOf);
 
 const Implementation<CollectiveWorld> kAllRanks{"AllRanks", [] { return std::make_unique<MpiCollectiveWorld>(0); }};
-const Implementation<CollectiveWorld> kLaterRanks{"LaterRanks", [] {
-                                                    return std::make_unique<MpiCollectiveWorld>(std::min(1, Size() - 1));
-                                                  }};
+const Implementation<CollectiveWorld> kLaterRanks{
+    "LaterRanks", [] { return std::make_unique<MpiCollectiveWorld>(std::min(1, Size() - 1)); }};
 INSTANTIATE_TEST_SUITE_P(Mpi, CollectiveConformance, testing::Values(kAllRanks, kLaterRanks), kNameOf);
 
 // --- MpiRuntime::Exchange
@@ -58,7 +57,9 @@ TEST(MpiExchange, MovesBuffersOfDifferentLengthsBothWays) {
   std::vector<Bytes> out, in;
   std::vector<MpiRuntime::SendBuffer> sends;
   std::vector<MpiRuntime::ReceiveBuffer> receives;
-  const auto bytes_between = [](int from, int to) { return static_cast<size_t>((from * 7 + to * 3) * 30011 % 3'000'000); };
+  const auto bytes_between = [](int from, int to) {
+    return static_cast<size_t>((from * 7 + to * 3) * 30011 % 3'000'000);
+  };
   for (int peer = 0; peer < Size(); ++peer) {
     if (peer == Rank()) continue;
     out.push_back(NumberedMessage(Rank(), static_cast<uint64_t>(peer), bytes_between(Rank(), peer)));
@@ -115,7 +116,8 @@ TEST(MpiExchange, GoesOnBesideMessages) {
     }
   });
   const auto collective = MakeMpiCollective(runtime, 0, Rank(), Size());
-  for (uint64_t call = 0; call < 100; ++call) CheckSumParts(collective.get(), call, Size(), 10'000, 8, Numbers::kFloats);
+  for (uint64_t call = 0; call < 100; ++call)
+    CheckSumParts(collective.get(), call, Size(), 10'000, 8, Numbers::kFloats);
 }
 
 // Handed over and not yet sent when the runtime ends: rank 0 sends as the last thing before it leaves, and the others

@@ -35,7 +35,8 @@ inline uint64_t NumberOf(const Message& message) {
   std::memcpy(head, message.payload.data(), sizeof(head));
   EXPECT_EQ(head[0], static_cast<uint64_t>(message.from.rank));
   const Bytes want = NumberedMessage(message.from.rank, head[1], message.payload.size() - sizeof(head));
-  EXPECT_TRUE(message.payload.span() == want.span()) << "message " << head[1] << " of rank " << head[0] << " was altered";
+  EXPECT_TRUE(message.payload.span() == want.span())
+      << "message " << head[1] << " of rank " << head[0] << " was altered";
   return head[1];
 }
 
@@ -131,7 +132,8 @@ TEST_P(ReliableTransportConformance, MessagesOfAnyLengthStayInOrderForEachPairOf
       for (uint64_t i = 0; i < kMessages * static_cast<uint64_t>(transport->size()); ++i) {
         const std::optional<Message> message = ReceiveSoon(member, port);
         ASSERT_TRUE(message.has_value()) << i << " messages arrived";
-        uint64_t& expected = next.try_emplace({message->from.rank, message->from.port}, (message->from.port - port) / 2).first->second;
+        uint64_t& expected =
+            next.try_emplace({message->from.rank, message->from.port}, (message->from.port - port) / 2).first->second;
         ASSERT_EQ(NumberOf(*message), expected);
         expected += 2;
       }
@@ -185,8 +187,9 @@ TEST_P(ReliableTransportConformance, ManyThreadsMaySendAtOnce) {
     constexpr int kSenders = 3;
     RunInThreads(kSenders, [&](int sender) {
       for (uint64_t number = 0; number < kMessages; ++number) {
-        const Address to{static_cast<int>((number + static_cast<uint64_t>(sender)) % static_cast<uint64_t>(transport->size())),
-                         member.port + 3};
+        const Address to{
+            static_cast<int>((number + static_cast<uint64_t>(sender)) % static_cast<uint64_t>(transport->size())),
+            member.port + 3};
         EXPECT_TRUE(transport->Send(member.port + sender, to, NumberedMessage(transport->rank(), number, 100)).ok());
       }
     });

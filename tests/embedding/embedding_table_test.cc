@@ -162,7 +162,8 @@ class Runner {
     for (size_t i = 0; i < signs.size(); ++i) {
       const std::vector<float> got(rows.begin() + i * dim, rows.begin() + (i + 1) * dim);
       ASSERT_EQ(got, reference_.Pull(step, signs[i], occurrences.empty() ? 0 : occurrences[i]))
-          << job_.options.config.ShortDebugString() << " occ " << (occurrences.empty() ? 0 : occurrences[i]) << " read_only " << occurrences.empty() << " job " << job_.options.seed << " step " << step << " id " << IdOf(signs[i]);
+          << job_.options.config.ShortDebugString() << " job " << job_.options.seed << " step " << step << " id "
+          << IdOf(signs[i]);
     }
   }
 
@@ -204,12 +205,14 @@ TEST(EmbeddingTable, EqualsTheReferenceBitForBitOverAMap) {
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceBitForBitOverRocksDb) {
-  for (uint64_t seed = 1000; seed < 1032 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), true).Run(10);
+  for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), true).Run(10);
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceWhenEvictionChoosesBySample) {
   for (uint64_t seed = 0; seed < 6 && !HasFatalFailure(); ++seed) {
     RandomJob job = DrawJob(seed);
+    job.options.config.clear_admission();
+    job.options.config.clear_expire_after_steps();
     job.options.memory_rows_max = 6000;  // more slots than eviction looks at one by one
     job.ids = 30000;
     job.batch = 2500;
@@ -518,9 +521,9 @@ TEST(EmbeddingTable, SharesAStoreWithOtherTables) {
 TEST(EmbeddingTable, KeepsTheKnownAnswersThatSnapshotsDependOn) {
   const Sign sign = MakeSign(2, 12345);
   const float floats[] = {1.0f, -2.5f, 0.125f};
-  EXPECT_EQ(RowHash(2, sign, RowMeta{7, 42, kRowAdmitted, 5}, floats), 0u);
-  EXPECT_EQ(InitialWeight(1, sign, 0, 0.05), 0.0f);
-  EXPECT_EQ(InitialWeight(1, sign, 1, 0.05), 0.0f);
+  EXPECT_EQ(RowHash(2, sign, RowMeta{7, 42, kRowAdmitted, 5}, floats), 17558561768569169080u);
+  EXPECT_EQ(InitialWeight(1, sign, 0, 0.05), -0x1.34d1f4p-7f);
+  EXPECT_EQ(InitialWeight(1, sign, 1, 0.05), -0x1.bee4ccp-11f);
   float least = 1, most = -1;
   for (uint32_t i = 0; i < 100000; ++i) {
     const float weight = InitialWeight(1, sign, i, 0.05);

@@ -16,9 +16,9 @@ TEST(Sign, HoldsTableAndId) {
 }
 
 TEST(Sign, KeepsTheKnownAnswersThatSnapshotsDependOn) {
-  EXPECT_EQ(HashId("user-17", 0), 0u);
-  EXPECT_EQ(SaltOf("video_id"), 0u);
-  EXPECT_EQ(LogicalShardOf(MakeSign(1, 17), 64), 0u);
+  EXPECT_EQ(HashId("user-17", 0), 1127250460769409u);
+  EXPECT_EQ(SaltOf("video_id"), 14494875153190310914u);
+  EXPECT_EQ(LogicalShardOf(MakeSign(1, 17), 64), 61u);
   EXPECT_NE(HashId("user-17", 0), HashId("user-17", SaltOf("video_id")));
   EXPECT_LE(HashId("", 3), kIdMask);
 }

@@ -1,8 +1,7 @@
 #include "model/multi_task_model.h"
 
 #include <cmath>
-#include <functional>
-#include <set>
+#include <map>
 
 #include "common/env.h"
 #include "gtest/gtest.h"
@@ -377,7 +376,7 @@ TEST(PoolMoments, EqualsTheMomentsOfTheConcatenatedBatch) {
     for (const auto& record : all) mean += record[c] / 21;
     for (const auto& record : all) m2 += (record[c] - mean) * (record[c] - mean);
     EXPECT_NEAR(pooled.mean[c], mean, 1e-4);
-    EXPECT_NEAR(pooled.m2[c], m2, 1e-2 * m2);
+    EXPECT_NEAR(pooled.m2[c], m2, 1e-3 * m2);
   }
   EXPECT_EQ(PoolMoments({}).count, 0);
   EXPECT_EQ(PoolMoments({lanes[0]}).m2, lanes[0].m2);
@@ -505,19 +504,23 @@ TEST(MultiTaskModel, NonFiniteInputShowsInTheLogits) {
   }
 }
 
-TEST(MultiTaskModel, ThreadsDoNotChangeTheBits) {
-  const ModelSpec spec = SmallSpec(Model::HOME);
-  const Tensor v = RandomTensor({1500, spec.width}, 61, torch::kFloat32);
-  const Tensor direction = RandomTensor({1500, 5}, 62, torch::kFloat32);
-  const int before = torch::get_num_threads();
-  torch::set_num_threads(1);
-  auto one = MakeModel(spec);
-  const Step a = RunStep(one.get(), v, Phase::kTrain, direction);
-  const Step b = RunStep(one.get(), v, Phase::kTrain, direction);
-  torch::set_num_threads(before);
-  EXPECT_TRUE(torch::equal(a.logits, b.logits));
-  EXPECT_TRUE(torch::equal(a.dv, b.dv));
-  EXPECT_EQ(a.moments.m2, b.moments.m2);
+TEST(MultiTaskModel, TheSameStepTwiceGivesTheSameBits) {
+  for (const ModelSpec& spec : AllModels()) {
+    const Tensor v = RandomTensor({1500, spec.width}, 61, torch::kFloat32);
+    const Tensor direction = RandomTensor({1500, 5}, 62, torch::kFloat32);
+    auto one = MakeModel(spec);
+    auto other = MakeModel(spec);
+    const Step a = RunStep(one.get(), v, Phase::kTrain, direction);
+    const Step b = RunStep(other.get(), v.clone(), Phase::kTrain, direction);
+    EXPECT_TRUE(torch::equal(a.logits, b.logits));
+    EXPECT_TRUE(torch::equal(a.dv, b.dv));
+    EXPECT_EQ(a.moments.mean, b.moments.mean);
+    EXPECT_EQ(a.moments.m2, b.moments.m2);
+    const auto theirs = other->named_parameters();
+    for (const auto& parameter : one->named_parameters()) {
+      EXPECT_TRUE(torch::equal(parameter.value().grad(), theirs[parameter.key()].grad())) << parameter.key();
+    }
+  }
 }
 
 }  // namespace

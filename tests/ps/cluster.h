@@ -1,5 +1,6 @@
-// Servers and lanes on one thread, between them a bag of messages from which a seeded generator draws the next to deliver, lose
-// or repeat. Shard is bytes in, bytes out: the same seed gives the same run, and a dead-lock is a number of draws without news.
+// Servers and lanes on one thread, between them a bag of messages from which a seeded generator draws the next to
+// deliver, lose or repeat. Shard is bytes in, bytes out: the same seed gives the same run, and a dead-lock is a number
+// of draws without news.
 #pragma once
 
 #include <memory>
@@ -30,8 +31,14 @@ class Cluster {
  public:
   Cluster(const Plan& plan, const Reference& reference, uint32_t servers, uint64_t seed, ClusterWeather weather,
           ShardOptions::Rules rules = {})
-      : plan_(plan), reference_(reference), map_(plan.job().training().shards(), servers), random_(seed), weather_(weather),
-        rules_(rules), servers_(servers), lanes_(plan.lanes) {}
+      : plan_(plan),
+        reference_(reference),
+        map_(plan.job().training().shards(), servers),
+        random_(seed),
+        weather_(weather),
+        rules_(rules),
+        servers_(servers),
+        lanes_(plan.lanes) {}
 
   // Starts from the cut `step` with these rows, dealt anew.
   void Start(uint64_t step, const SavedRows& rows) {
@@ -283,7 +290,8 @@ class Cluster {
       size_t row = 0;  // of the section
       for (size_t i = 0; i < table.signs.size(); ++i) {
         if (map_.ServerOf(table.signs[i]) != server) continue;
-        std::copy_n(reply.sections.at(next).values.begin() + row * kDims[t], kDims[t], table.rows.begin() + i * kDims[t]);
+        std::copy_n(reply.sections.at(next).values.begin() + row * kDims[t], kDims[t],
+                    table.rows.begin() + i * kDims[t]);
         ++row;
       }
       if (row > 0) ++next;
@@ -292,7 +300,8 @@ class Cluster {
     const LaneBatch expected = reference_.Pull(reply.header.lane, pull->step);
     for (uint32_t t = 0; t < kTables; ++t) {
       if (SameBits(expected[t].rows, pull->batch[t].rows)) continue;
-      Note(absl::DataLossError(absl::StrCat("wrong rows: lane ", reply.header.lane, ", step ", pull->step, ", table ", t + 1)));
+      Note(absl::DataLossError(
+          absl::StrCat("wrong rows: lane ", reply.header.lane, ", step ", pull->step, ", table ", t + 1)));
     }
   }
 

@@ -1,5 +1,5 @@
-// A small job with everything in it, and what it must give: batches and gradients as pure functions of (seed, lane, step),
-// and the sequential reference of the protocol, a std::map of rows with every step's view kept.
+// A small job with everything in it, and what it must give: batches and gradients as pure functions of (seed, lane,
+// step), and the sequential reference of the protocol, a std::map of rows with every step's view kept.
 #pragma once
 
 #include <algorithm>
@@ -31,12 +31,12 @@ struct Plan {
   uint64_t seed = 1;
   uint32_t lanes = 2;
   uint32_t staleness = 0;
-  uint32_t every_steps = 0;   // planned cuts
-  uint64_t steps = 12;        // the last one is a cut, asked for like every other end of a job
-  uint32_t ids = 10;          // of each table
-  uint32_t signs_max = 5;     // of a lane's batch, each table
-  bool announce_planned = false;  // next_cut names planned cuts too
-  std::set<uint64_t> asks;    // steps whose reduction carries the flag
+  uint32_t every_steps = 0;        // planned cuts
+  uint64_t steps = 12;             // the last one is a cut, asked for like every other end of a job
+  uint32_t ids = 10;               // of each table
+  uint32_t signs_max = 5;          // of a lane's batch, each table
+  bool announce_planned = false;   // next_cut names planned cuts too
+  std::set<uint64_t> asks;         // steps whose reduction carries the flag
   std::vector<uint64_t> lane_end;  // [lanes]: the last step with records
 
   uint64_t Draw(uint64_t a, uint64_t b, uint64_t c = 0, uint64_t d = 0) const {
@@ -55,7 +55,8 @@ struct Plan {
       if (plan.Draw(2, f) % 6 == 0) plan.asks.insert(f);
     }
     plan.asks.insert(steps - staleness);
-    for (uint32_t lane = 0; lane < lanes; ++lane) plan.lane_end.push_back(steps / 2 + plan.Draw(3, lane) % (steps / 2 + 1));
+    for (uint32_t lane = 0; lane < lanes; ++lane)
+      plan.lane_end.push_back(steps / 2 + plan.Draw(3, lane) % (steps / 2 + 1));
     return plan;
   }
 

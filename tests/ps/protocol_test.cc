@@ -1,5 +1,5 @@
-// The rules of protocol.md §2 over thousands of orders of delivery: one sequential run's bits every time, and a run that
-// breaks or stands still when one of the rules is left out.
+// The rules of protocol.md §2 over thousands of orders of delivery: one sequential run's bits every time, and a run
+// that breaks or stands still when one of the rules is left out.
 #include <gtest/gtest.h>
 
 #include "tests/ps/cluster.h"
@@ -43,7 +43,8 @@ TEST(Protocol, EveryNumberOfServersGivesTheSameHashAtEveryStaleness) {
       Cluster cluster(plan, reference, servers, 5 * servers, {0.1, 0.1});
       cluster.Start(0, {});
       ASSERT_EQ(cluster.Run(plan.steps), "") << "staleness " << staleness << ", servers " << servers;
-      EXPECT_EQ(cluster.rows_hash(), reference.Hash(plan.steps)) << "staleness " << staleness << ", servers " << servers;
+      EXPECT_EQ(cluster.rows_hash(), reference.Hash(plan.steps))
+          << "staleness " << staleness << ", servers " << servers;
       EXPECT_GT(cluster.repeats_answered(), 0u);
     }
   }

@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-
 #include "common/status.h"
 #include "embedding/rocksdb_store.h"
 #include "ps/shard.h"
@@ -72,11 +71,16 @@ struct Pushed {
   LaneBatch batch;
 };
 
-// One worker: a thread that pulls and trains, and one that pushes and repeats. Its lanes are l with l mod workers = worker.
+// One worker: a thread that pulls and trains, and one that pushes and repeats. Its lanes are l with l mod workers =
+// worker.
 class WorkerThreads {
  public:
   WorkerThreads(const Plan& plan, const Reference& reference, ClientOptions options, int worker)
-      : plan_(plan), reference_(reference), options_(std::move(options)), worker_(worker), queue_(options_.env, 64),
+      : plan_(plan),
+        reference_(reference),
+        options_(std::move(options)),
+        worker_(worker),
+        queue_(options_.env, 64),
         handed_(options_.env, 1024) {}
 
   void Train() {
@@ -94,7 +98,8 @@ class WorkerThreads {
  private:
   std::vector<uint32_t> Lanes() const {
     std::vector<uint32_t> lanes;
-    for (uint32_t l = static_cast<uint32_t>(worker_); l < plan_.lanes; l += static_cast<uint32_t>(options_.ranks.workers)) {
+    for (uint32_t l = static_cast<uint32_t>(worker_); l < plan_.lanes;
+         l += static_cast<uint32_t>(options_.ranks.workers)) {
       lanes.push_back(l);
     }
     return lanes;
@@ -153,7 +158,8 @@ class WorkerThreads {
       if (pushed) {
         const uint64_t step = pushed->step;
         const std::vector<TableRows> tables = RowsOf(&pushed->batch);
-        HEARTH_RETURN_IF_ERROR(client.Push(pushed->lane, step, plan_.Records(step), plan_.NextCut(step), plan_.Skip(step), tables));
+        HEARTH_RETURN_IF_ERROR(
+            client.Push(pushed->lane, step, plan_.Records(step), plan_.NextCut(step), plan_.Skip(step), tables));
         handed_.Push(1);
       } else if (queue_.closed()) {
         return client.Flush();
@@ -172,7 +178,8 @@ class WorkerThreads {
 
 // The whole of it; returns the sum of the servers' hashes at the last cut.
 void RunThreads(const Plan& plan, const Reference& reference, int servers, int workers, Weather weather) {
-  SCOPED_TRACE(absl::StrCat("staleness ", plan.staleness, ", servers ", servers, ", workers ", workers, ", seed ", weather.seed));
+  SCOPED_TRACE(absl::StrCat("staleness ", plan.staleness, ", servers ", servers, ", workers ", workers, ", seed ",
+                            weather.seed));
   Env* env = Env::Real();
   Ranks ranks;
   ranks.servers = servers;
@@ -199,7 +206,7 @@ void RunThreads(const Plan& plan, const Reference& reference, int servers, int w
     options.map = ShardMap(plan.job().training().shards(), static_cast<uint32_t>(servers));
     options.ranks = ranks;
     options.retry_us = 2'000;
-    options.give_up_us = 60'000'000;
+    options.give_up_us = 20'000'000;
     worker.push_back(std::make_unique<WorkerThreads>(plan, reference, options, i));
     worker_thread.push_back(env->StartThread("train", [w = worker.back().get()] { w->Train(); }));
     worker_thread.push_back(env->StartThread("push", [w = worker.back().get()] { w->Push(); }));
@@ -296,7 +303,8 @@ TEST_F(PlayedServer, EachSignGoesToItsOwnerAscendingAndItsRowComesBackInPlace) {
         const auto at = std::find(table.signs.begin(), table.signs.end(), section.signs[i]);
         ASSERT_NE(at, table.signs.end());
         EXPECT_EQ(section.occurrences[i], table.occurrences[at - table.signs.begin()]);
-        for (uint32_t d = 0; d < section.dim; ++d) values.back().push_back(static_cast<float>(IdOf(section.signs[i]) * 10 + d));
+        for (uint32_t d = 0; d < section.dim; ++d)
+          values.back().push_back(static_cast<float>(IdOf(section.signs[i]) * 10 + d));
         ++signs;
       }
       section.signs = {};

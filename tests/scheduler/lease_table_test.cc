@@ -59,11 +59,11 @@ TEST(LeaseTable, AdvancesAllLanesOrNone) {
   LaneState unsound = Lane(1, 1, 20);
   unsound.mutable_ledger()->set_trained(19);
   for (const std::vector<LaneState>& wrong : std::vector<std::vector<LaneState>>{
-           {Lane(0, 1, 20)},                     // one is missing
-           {Lane(0, 1, 20), Lane(0, 1, 20)},     // one is there twice
-           {Lane(0, 1, 20), Lane(1, 0, 20)},     // the epoch went back
-           {Lane(0, 1, 20), Lane(1, 1, 9)},      // the ledger went back
-           {Lane(0, 1, 20), unsound},            // the ledger does not add up
+           {Lane(0, 1, 20)},                  // one is missing
+           {Lane(0, 1, 20), Lane(0, 1, 20)},  // one is there twice
+           {Lane(0, 1, 20), Lane(1, 0, 20)},  // the epoch went back
+           {Lane(0, 1, 20), Lane(1, 1, 9)},   // the ledger went back
+           {Lane(0, 1, 20), unsound},         // the ledger does not add up
        }) {
     EXPECT_TRUE(absl::IsInternal(table.Advance(wrong)));
     EXPECT_EQ(table.TotalLedger().read(), 20u);

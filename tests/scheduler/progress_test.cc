@@ -34,7 +34,9 @@ TEST(StreamingAuc, EqualsTheShareOfPairsInOrder) {
     const std::optional<double> slow = SlowAuc(metric);
     const std::optional<double> fast = StreamingAuc(metric);
     ASSERT_EQ(fast.has_value(), slow.has_value());
-    if (slow.has_value()) EXPECT_NEAR(*fast, *slow, 1e-12);
+    if (slow.has_value()) {
+      EXPECT_NEAR(*fast, *slow, 1e-12);
+    }
   }
 }
 
@@ -73,7 +75,8 @@ ProgressFigures FullFigures() {
 
 TEST(FormatProgress, ShowsEachFigureOnceAndADashWhereItIsUndefined) {
   EXPECT_EQ(FormatProgress(FullFigures(), false, 0),
-            "step 1200   43%  12.3k samples/s  ETA 1:20  loss 0.5123  AUC click 0.7500 like -  hits 98.2%  lag 3 files  bad 17");
+            "step 1200   43%  12.3k samples/s  ETA 1:20  loss 0.5123  AUC click 0.7500 like -  hits 98.2%  lag 3 files "
+            " bad 17");
   EXPECT_EQ(FormatProgress(ProgressFigures(), false, 0), "step 0  0 samples/s  bad 0");
 }
 

@@ -30,6 +30,8 @@ void Commit(const std::string& run, uint64_t step) {
   manifest.set_step(step);
   manifest.set_job("name: 'small' task { name: 'click' }");
   manifest.set_lanes(2);
+  manifest.set_shards(4);
+  manifest.set_servers(1);
   manifest.set_model_hash(0xabcdef0123456789u);
   for (uint32_t l = 0; l < 2; ++l) {
     LaneState* lane = manifest.add_lane();

@@ -1,0 +1,48 @@
+// TensorBoard's event files (docs/FORMATS.md): DIR/events.out.tfevents.<seconds>.<host>, one for each start of a
+// process.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace hearth {
+
+struct Scalar {
+  std::string tag;  // "train/loss", "auc/<task>", "perf/samples_per_s"
+  float value = 0;
+};
+
+// Not thread-safe: the thread that reports owns it.
+class EventFile {
+ public:
+  // Makes the folder and a new file in it. wall_us: Env::WallUs().
+  static absl::StatusOr<std::unique_ptr<EventFile>> Create(const std::string& folder, int64_t wall_us);
+  ~EventFile();
+  // One event with these scalars, written through to the kernel. Non-finite values are left out: they would hide a
+  // curve.
+  absl::Status Write(int64_t wall_us, int64_t step, absl::Span<const Scalar> scalars);
+  const std::string& path() const { return path_; }
+
+ private:
+  EventFile(std::string path, std::FILE* file) : path_(std::move(path)), file_(file) {}
+  absl::Status Append(const std::string& record);
+
+  const std::string path_;
+  std::FILE* const file_;
+};
+
+// The records as bytes, framed: what the file is made of.
+std::string EncodeVersionRecord(double wall_seconds);
+std::string EncodeScalarsRecord(double wall_seconds, int64_t step, absl::Span<const Scalar> scalars);
+
+// CRC-32C (Castagnoli), and the rotated form that TFRecord frames carry.
+uint32_t Crc32c(absl::string_view bytes);
+uint32_t MaskedCrc32c(absl::string_view bytes);
+
+}  // namespace hearth

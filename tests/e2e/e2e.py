@@ -1,0 +1,502 @@
+#!/usr/bin/env python3
+"""End-to-end tests: the real front command, real ranks under mpirun, real kills. One case a run; standard library only.
+
+Usage: e2e.py --bin DIR CASE     (or: all)
+"""
+import argparse
+import gzip
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+DEADLINE_S = 240  # of one command; a hang is a failure, not a wait
+
+SPEC = """
+name: "e2e" seed: 11 records: 6000 test_records: 1500 part_records: 2500
+user { count: 400 zipf: 0.9 } video { count: 600 zipf: 0.9 } author { count: 60 } tag { count: 30 }
+task { name: "click" category: "watch" positive_rate: 0.4 }
+task { name: "long_view" category: "watch" positive_rate: 0.25 }
+task { name: "like" category: "inter" positive_rate: 0.05 }
+memory_rows_max: 150   # small enough that rows spill
+job {
+  training { batch_size: 128 lanes: 4 shards: 8 }
+  model { hidden_1: 8 hidden_2: 8 width_1: 8 width_2: 8 gate_rank_1: 2 gate_rank_2: 2 tower_hidden: 4 }
+  snapshot { every_steps: 12 keep: 3 }
+}
+"""
+RECORDS, TEST_RECORDS = 6000, 1500
+
+
+class Failure(Exception):
+    pass
+
+
+def check(condition, text):
+    if not condition:
+        raise Failure(text)
+
+
+def check_equal(actual, expected, text):
+    check(actual == expected, f"{text}: expected {expected!r}, got {actual!r}")
+
+
+class Bench:
+    """A folder of its own, the programs, and what they print."""
+
+    def __init__(self, bin_dir, root):
+        self.hearth = str(pathlib.Path(bin_dir) / "hearth")
+        self.root = pathlib.Path(root)
+        self.data = self.root / "data"
+        self.job = str(self.data / "job.txtpb")
+        self.output = ""  # of the newest command
+
+    def command(self, *arguments):
+        return [self.hearth, *map(str, arguments)]
+
+    def run(self, *arguments, expect=0):
+        started = time.monotonic()
+        process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+        try:
+            self.output = process.communicate(timeout=DEADLINE_S)[0]
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.communicate()
+            raise Failure(f"hangs: {' '.join(self.command(*arguments))}")
+        line = " ".join(map(str, arguments)).replace(str(self.root), "$T")
+        print(f"  [{time.monotonic() - started:5.1f} s] exit {process.returncode}: hearth {line}", flush=True)
+        check(process.returncode == expect,
+              f"expected exit {expect}, got {process.returncode}\n--- output\n{self.output}\n--- logs\n{self.logs()}")
+        return self.output
+
+    def logs(self):
+        """The last lines of every role's log of every run here."""
+        text = ""
+        for path in sorted(self.root.glob("*/logs/*.log")):
+            lines = path.read_text(errors="replace").splitlines()[-8:]
+            text += f"{path.relative_to(self.root)}:\n  " + "\n  ".join(lines) + "\n"
+        return text
+
+    def generate(self, records=RECORDS, name="data"):
+        (self.root / "spec.txtpb").write_text(SPEC)
+        self.run("generate", self.root / "spec.txtpb", "--out", self.root / name, "--records", records)
+
+    def train_arguments(self, name, *, ps=1, worker=1, sets=(), job=None):
+        arguments = ["train", job or self.job, "--out", self.root / name, "--np-ps", ps, "--np-worker", worker]
+        for one in sets:
+            arguments += ["--set", one]
+        return arguments
+
+    def train(self, name, *, expect=0, **options):
+        self.run(*self.train_arguments(name, **options), expect=expect)
+        return self.run_json(name) if expect in (0, 75) else None
+
+    def run_json(self, name):
+        return json.loads((self.root / name / "run.json").read_text())
+
+    def start(self, name, *extra, **options):
+        """A run in the background, in a log file of its own."""
+        out = open(self.root / f"{name}.out", "w")
+        return subprocess.Popen(self.command(*self.train_arguments(name, **options), *extra), stdin=subprocess.DEVNULL,
+                                stdout=out, stderr=subprocess.STDOUT)
+
+    def newest_step(self, name):
+        steps = [int(p.parent.name) for p in (self.root / name / "snapshots").glob("*/MANIFEST") if p.parent.name.isdigit()]
+        return max(steps, default=-1)
+
+    def wait_for_step(self, name, step, process):
+        """Returns once a snapshot at or past `step` is committed."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self.newest_step(name) < step:
+            check(process.poll() is None, f"the run ended with {process.returncode} before step {step}; it is too short for "
+                  f"this test\n{(self.root / f'{name}.out').read_text()}\n{self.logs()}")
+            check(time.monotonic() < deadline, f"no snapshot at step {step}\n{self.logs()}")
+            time.sleep(0.002)
+
+    def pids(self, program, name):
+        """Processes of the run in folder `name` whose executable is called `program`."""
+        folder = str((self.root / name).resolve())
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
+            except OSError:
+                continue
+            if arguments and pathlib.Path(os.fsdecode(arguments[0])).name == program and os.fsdecode(arguments[-1]) == folder:
+                found.append(int(entry.name))
+        return sorted(found)
+
+    def end(self, process):
+        try:
+            return process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            raise Failure(f"a run hangs\n{self.logs()}")
+
+
+def check_ledger(run, read):
+    samples = run["samples"]
+    check_equal(samples["read"], read, "samples read")
+    check_equal(samples["trained"] + samples["rejected"] + samples["filtered"], samples["read"], "trained + rejected + filtered")
+
+
+def check_finished(run, records=RECORDS):
+    check_equal(run["status"], "finished", "status")
+    check_equal(len(run["model_hash"]), 16, "length of the model hash")
+    check_ledger(run, records)
+    check_equal(run["samples"]["trained"], records, "samples trained")
+
+
+# --- cases ---
+
+
+def same_job_twice_gives_the_same_hash(bench):
+    bench.generate()
+    first = bench.train("a", ps=2, worker=2)
+    second = bench.train("b", ps=2, worker=2)
+    check_finished(first)
+    check_equal(second["model_hash"], first["model_hash"], "hash of the same job again")
+    check_equal(second["tasks"], first["tasks"], "metrics of the same job again")
+    other = bench.train("c", ps=2, worker=2, sets=["seed=12"])
+    check(other["model_hash"] != first["model_hash"], "another seed gave the same hash")
+    check(any(table["rows_spilled"] > 0 for table in first["tables"].values()), "no row was ever spilled: the test is too easy")
+    check(first["snapshots"] >= 4, f"only {first['snapshots']} snapshots")
+
+
+def workers_do_not_change_the_hash(bench):
+    bench.generate()
+    runs = [bench.train(f"w{worker}", ps=2, worker=worker) for worker in (1, 2, 4)]
+    for run in runs:
+        check_finished(run)
+        check_equal(run["model_hash"], runs[0]["model_hash"], "hash on other workers")
+        check_equal(run["tasks"], runs[0]["tasks"], "metrics on other workers")
+
+
+def servers_do_not_change_the_hash(bench):
+    bench.generate()
+    runs = [bench.train(f"p{ps}", ps=ps, worker=2) for ps in (1, 2, 3)]
+    for run in runs:
+        check_finished(run)
+        check_equal(run["model_hash"], runs[0]["model_hash"], "hash on other servers")
+
+
+def staleness_is_exact_on_any_number_of_processes(bench):
+    bench.generate(records=4000)
+    hashes = {}
+    for staleness in (0, 1, 3):
+        runs = [bench.train(f"k{staleness}_{ps}_{worker}", ps=ps, worker=worker, sets=[f"training.staleness={staleness}"])
+                for ps, worker in ((1, 1), (2, 2), (3, 4))]
+        for run in runs:
+            check_finished(run, 4000)
+            check_equal(run["staleness"], staleness, "staleness in run.json")
+            check(run["staleness_max_seen"] <= staleness, f"staleness {run['staleness_max_seen']} seen, bound {staleness}")
+            check_equal(run["model_hash"], runs[0]["model_hash"], f"hash at staleness {staleness}")
+        hashes[staleness] = runs[0]["model_hash"]
+    check_equal(len(set(hashes.values())), 3, "different hashes for different staleness")
+
+
+LONG = 24000  # records of a run that is interrupted: long enough to be hit in its middle
+
+
+def killed_ranks_are_restarted_and_nothing_is_lost(bench):
+    bench.generate(records=LONG)
+    whole = bench.train("whole", ps=2, worker=2, sets=["training.staleness=1"])
+    process = bench.start("killed", "--max-restarts", "10", ps=2, worker=2, sets=["training.staleness=1"])
+    step = 0
+    for program in ("hearth-worker", "hearth-ps", "hearth-scheduler", "mpirun"):
+        bench.wait_for_step("killed", step, process)
+        pids = bench.pids(program, "killed")
+        check(pids, f"no {program} is running")
+        before = bench.newest_step("killed")
+        os.kill(pids[-1], signal.SIGKILL)
+        print(f"  killed {program} after step {before}", flush=True)
+        step = before + 24
+    code = bench.end(process)
+    output = (bench.root / "killed.out").read_text()
+    check_equal(code, 0, f"exit code of the killed run\n{output}\n{bench.logs()}\nexit code")
+    run = bench.run_json("killed")
+    check_finished(run, LONG)
+    check_equal(output.count("; restart "), 4, f"lines about restarts in\n{output}\nnumber")
+    check_equal(run["restarts"], 4, "restarts in run.json")
+    check_equal(run["model_hash"], whole["model_hash"], "hash after a kill of each role")
+    check_equal(run["samples"], whole["samples"], "ledger after a kill of each role")
+    for program in ("hearth-worker", "hearth-ps", "hearth-scheduler"):
+        check_equal(bench.pids(program, "killed"), [], f"left-over {program}")
+
+
+def sigusr1_saves_and_other_numbers_resume(bench):
+    bench.generate(records=LONG)
+    whole = bench.train("whole", ps=2, worker=2)
+    process = bench.start("saved", ps=2, worker=2)
+    bench.wait_for_step("saved", 24, process)
+    process.send_signal(signal.SIGUSR1)
+    check_equal(bench.end(process), 75, f"exit code after SIGUSR1\n{(bench.root / 'saved.out').read_text()}\n{bench.logs()}\nexit code")
+    run = bench.run_json("saved")
+    check_equal(run["status"], "saved", "status after SIGUSR1")
+    check(0 < run["samples"]["trained"] < LONG, "the run was over before the signal")
+    check_equal(bench.newest_step("saved"), run["steps"], "the newest snapshot's step")
+    resumed = bench.train("saved", ps=3, worker=1)
+    check_finished(resumed, LONG)
+    check_equal(resumed["model_hash"], whole["model_hash"], "hash resumed on 3 servers and 1 worker")
+
+    process = bench.start("stopped", ps=1, worker=2)
+    bench.wait_for_step("stopped", 12, process)
+    process.send_signal(signal.SIGTERM)
+    check_equal(bench.end(process), 128 + signal.SIGTERM, "exit code after SIGTERM")
+    check_equal(bench.pids("hearth-worker", "stopped"), [], "left-over workers")
+    check_equal(bench.train("stopped", ps=1, worker=4)["model_hash"], whole["model_hash"], "hash resumed after SIGTERM")
+
+
+def auc_of(pairs):
+    """Exact, ties one half; None with one class."""
+    pairs.sort()
+    positives = negatives = wins = at = 0
+    while at < len(pairs):
+        tied = [0, 0]
+        score = pairs[at][0]
+        while at < len(pairs) and pairs[at][0] == score:
+            tied[pairs[at][1]] += 1
+            at += 1
+        wins += tied[1] * (negatives + tied[0] / 2)
+        positives += tied[1]
+        negatives += tied[0]
+    return wins / (positives * negatives) if positives and negatives else None
+
+
+def read_predictions(path):
+    text = subprocess.run(["zstd", "-dcq", str(path)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    header, *lines = text.splitlines()
+    return [dict(zip(header.split("\t"), line.split("\t"))) for line in lines]
+
+
+def the_ledger_and_the_metrics_add_up(bench):
+    bench.generate(records=LONG)
+    run = bench.train("run", ps=2, worker=2, sets=["training.epochs=2"])
+    check_equal(run["status"], "finished", "status")
+    check_ledger(run, 2 * LONG)
+    check_equal(run["ranks"], {"ps": 2, "worker": 2}, "ranks")
+    check_equal(run["lanes"], 4, "lanes")
+    bayes = json.loads((bench.data / "bayes.json").read_text())
+    test_records = bayes["records"]["test"]
+    rows = read_predictions(bench.root / "run" / "predictions" / "test.tsv.zst")
+    check_equal(len(rows), test_records, "lines of predictions")
+    for task in ("click", "long_view", "like"):
+        figures = run["tasks"][task]["test"]
+        check_equal(figures["samples"], test_records, f"samples of {task}")
+        auc = auc_of([(float(row[f"p_{task}"]), int(float(row[f"label_{task}"]))) for row in rows])
+        check(abs(auc - figures["auc"]) < 1e-4, f"AUC of {task}: {figures['auc']} in run.json, {auc} by its predictions")
+        check_equal(figures["positives"], sum(float(row[f"label_{task}"]) != 0 for row in rows), f"positives of {task}")
+        check_equal(bayes["tasks"][task]["positives"], figures["positives"], f"positives of {task} by the generator")
+        check(auc < bayes["tasks"][task]["auc"] + 0.02, f"{task}: AUC {auc} above the best reachable")
+    click = run["tasks"]["click"]["test"]["auc"]
+    check(click > 0.6, f"click AUC {click}: nothing was learned")
+    newest = bench.root / "run" / "snapshots" / str(bench.newest_step("run"))
+    shown = json.loads(bench.run("inspect", newest, "--json"))
+    check_equal(shown["model_hash"], run["model_hash"], "hash by inspect")
+    check_equal(shown["samples"], run["samples"], "ledger by inspect")
+    check_equal({name: table["rows"] for name, table in shown["tables"].items()},
+                {name: table["rows"] for name, table in run["tables"].items()}, "rows by inspect")
+    bench.run("verify", newest)
+
+
+def tree_of(folder):
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
+
+
+def eval_agrees_with_the_run_and_leaves_it_alone(bench):
+    bench.generate()
+    run = bench.train("run", ps=2, worker=2)
+    before = tree_of(bench.root / "run")
+    predictions = bench.root / "predictions.tsv"
+    table = bench.run("eval", bench.job, "--snapshot", bench.root / "run", "--logs", bench.data / "test.csv",
+                      "--predictions", predictions, "--np-ps", 1, "--np-worker", 1)
+    check_equal(tree_of(bench.root / "run"), before, "files of the evaluated run")
+    for task in ("click", "long_view", "like"):
+        auc = f"{run['tasks'][task]['test']['auc']:.5f}"
+        line = next((line for line in table.splitlines() if line.startswith(task)), "")
+        check(auc in line.split(), f"{task}: the run's AUC {auc} is not in {line!r}")
+    lines = predictions.read_text().splitlines()
+    check_equal(len(lines), TEST_RECORDS + 1, "lines of predictions")
+    packed = bench.root / "predictions.tsv.zst"
+    bench.run("eval", bench.job, "--snapshot", bench.root / "run" / "snapshots" / str(bench.newest_step("run")), "--logs",
+              bench.data / "test.csv", "--predictions", packed, "--np-ps", 3, "--np-worker", 4)
+    ours = [(row["p_click"], row["p_like"]) for row in read_predictions(packed)]
+    theirs = [(row["p_click"], row["p_like"]) for row in read_predictions(bench.root / "run" / "predictions" / "test.tsv.zst")]
+    check_equal(ours, theirs, "predictions on other numbers of processes")
+
+
+def bad_records_are_set_aside_and_too_many_stop_the_job(bench):
+    bench.generate()
+    part = bench.data / "train" / "part-0000.csv"
+    lines = part.read_text().splitlines()
+    lines[100] = "only,three,fields"
+    lines[2000] = lines[2000] + ",one,field,too,many"
+    part.write_text("\n".join(lines) + "\n")
+    run = bench.train("some", ps=1, worker=2)
+    check_equal(run["status"], "finished", "status")
+    check_ledger(run, RECORDS)
+    check_equal(run["samples"]["rejected"], 2, "rejected records")
+    dead = "".join(p.read_text() for p in (bench.root / "some" / "dead-letter").rglob("*") if p.is_file())
+    check_equal(len(dead.splitlines()), 2, f"dead letters in\n{dead}\nnumber")
+    check("part-0000.csv" in dead and "only,three,fields" in dead, f"no source or text in\n{dead}")
+
+    for at in range(500, 1500):
+        lines[at] = "broken"
+    part.write_text("\n".join(lines) + "\n")
+    bench.train("many", ps=1, worker=2, expect=65)
+    check_equal(bench.run_json("many")["status"], "failed", "status past the budget")
+    check_equal(bench.run_json("many")["exit"]["code"], 65, "exit code in run.json")
+
+
+def free_port_block(size):
+    """The first of `size` ports in a row that nobody listens on."""
+    for first in range(21000, 30000, size):
+        try:
+            for port in range(first, first + size):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+    raise Failure("no free ports")
+
+
+def bad_input_is_told_with_its_exit_code(bench):
+    bench.generate(records=1000)
+
+    def refuse(code, *texts, **options):
+        out = bench.root / "refused"
+        shutil.rmtree(out, ignore_errors=True)
+        bench.train("refused", expect=code, **options)
+        for text in texts:
+            check(text in bench.output, f"{text!r} is not in\n{bench.output}")
+
+    refuse(66, "absent.csv", sets=["log[0].path=absent.csv"])
+    refuse(78, "no_such_column", sets=["slot[0].column=no_such_column"])
+    refuse(78, "training.batch_size", "model.hidden_1", "table[0]",
+           sets=["training.batch_size=0", "model.hidden_1=0", "table[0].dim=0"])
+    refuse(78, "--np-worker", "lanes", worker=5)
+    refuse(78, "no field", sets=["training.stalenes=1"])
+
+    packed = gzip.compress((bench.data / "train" / "part-0000.csv").read_bytes())
+    (bench.data / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])
+    refuse(65, "cut.csv.gz", worker=2, sets=["log[0].path=cut.csv.gz"])
+
+    first = free_port_block(8)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first + 1))
+        taken.listen()
+        out = bench.root / "refused"
+        shutil.rmtree(out, ignore_errors=True)
+        started = subprocess.run(bench.command(*bench.train_arguments("refused", sets=[f"metrics.prometheus_port={first}"])),
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                 timeout=DEADLINE_S)
+        check(started.returncode in (74, 78), f"port in use: exit {started.returncode}\n{started.stdout}\n{bench.logs()}")
+        check(str(first + 1) in started.stdout, f"port {first + 1} is not named in\n{started.stdout}")
+
+    bench.train("run", sets=["training.lanes=2"])
+    saved = bench.newest_step("run")
+    bench.train("run", expect=78, sets=["training.lanes=2", "table[user].dim=8"])
+    check("table[0].dim" in bench.output, f"the field that differs is not named in\n{bench.output}")
+    bench.train("run", expect=78, worker=3)
+    check_equal(bench.newest_step("run"), saved, "the newest snapshot after refusals")
+    bench.run("verify", bench.root / "run")
+    bench.run("train", bench.job, "--out", bench.root / "run", "--fresh", expect=78)
+    bench.run("train", bench.job, expect=64)
+    bench.run("verify", bench.root / "nowhere", expect=66)
+    bench.run("eval", bench.job, "--snapshot", bench.root / "run", "--logs", bench.root / "absent.csv", "--set",
+              "training.lanes=2", expect=66)
+
+
+def flip(path):
+    """One bit in the middle of a file, the length as it was."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()  # snapshots share files by hard links: the others keep theirs
+    path.write_bytes(data)
+
+
+def a_corrupt_snapshot_is_found_and_passed_over(bench):
+    bench.generate(records=LONG)
+    whole = bench.train("whole", ps=2, worker=2)
+    process = bench.start("hurt", ps=2, worker=2)
+    bench.wait_for_step("hurt", 36, process)
+    process.send_signal(signal.SIGUSR1)
+    check_equal(bench.end(process), 75, "exit code after SIGUSR1")
+    newest = bench.root / "hurt" / "snapshots" / str(bench.newest_step("hurt"))
+    bench.run("verify", newest)
+    victim = newest / "dense.safetensors"
+    flip(victim)
+    bench.run("verify", newest, expect=65)
+    check(str(victim.name) in bench.output, f"{victim.name} is not named in\n{bench.output}")
+    tables = sorted((p for p in newest.rglob("*.sst")), key=lambda p: p.stat().st_size)
+    check(tables, "the snapshot holds no table file")
+    run = bench.train("hurt", ps=2, worker=2)
+    check("passed over" in bench.output, f"the corrupt snapshot is not told of in\n{bench.output}")
+    check_equal(run["model_hash"], whole["model_hash"], "hash after a fall-back")
+    check_finished(run, LONG)
+
+    last = bench.root / "hurt" / "snapshots" / str(bench.newest_step("hurt"))
+    manifest = last / "MANIFEST"
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    bench.run("verify", last, expect=65)
+    check("MANIFEST" in bench.output, f"MANIFEST is not named in\n{bench.output}")
+
+
+def a_finished_job_stays_finished(bench):
+    bench.generate()
+    first = bench.train("run", ps=1, worker=2)
+    again = bench.train("run", ps=2, worker=1)
+    check_equal(again["model_hash"], first["model_hash"], "hash of a finished job, started again")
+    check_finished(again)
+    longer = bench.train("run", ps=2, worker=1, sets=["training.epochs=2"])
+    check_ledger(longer, 2 * RECORDS)
+    whole = bench.train("whole", ps=2, worker=4, sets=["training.epochs=2"])
+    check_equal(longer["model_hash"], whole["model_hash"], "hash of two epochs, the second one added later")
+
+
+CASES = [same_job_twice_gives_the_same_hash, workers_do_not_change_the_hash, servers_do_not_change_the_hash,
+         staleness_is_exact_on_any_number_of_processes, killed_ranks_are_restarted_and_nothing_is_lost,
+         sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
+         eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
+         bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over, a_finished_job_stays_finished]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bin", required=True)
+    parser.add_argument("--keep", action="store_true", help="leave the folders for a look")
+    parser.add_argument("case")
+    arguments = parser.parse_args()
+    chosen = [case for case in CASES if arguments.case in ("all", case.__name__)]
+    if not chosen:
+        sys.exit(f"no case {arguments.case}; there are " + ", ".join(case.__name__ for case in CASES))
+    failed = 0
+    for case in chosen:
+        root = tempfile.mkdtemp(prefix="hearth-e2e-")
+        print(case.__name__, flush=True)
+        try:
+            case(Bench(arguments.bin, root))
+        except Failure as failure:
+            failed += 1
+            print(f"FAILED {case.__name__}: {failure}", flush=True)
+        finally:
+            if arguments.keep:
+                print(f"  kept {root}")
+            else:
+                shutil.rmtree(root, ignore_errors=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
