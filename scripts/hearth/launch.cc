@@ -318,30 +318,6 @@ absl::Status CheckEvalInputs(const Job& job) {
   return CheckInputs(needed);
 }
 
-absl::Status PrintEvaluation(const std::string& folder) {
-  HEARTH_ASSIGN_OR_RETURN(const std::string text, ReadFile(JoinPath(folder, "run.json"), kRunJsonBytesMax));
-  const Json run = Json::parse(text, nullptr, false);
-  if (!run.is_object() || !run.contains("tasks")) return absl::InternalError("run.json: has no tasks");
-  std::printf("%-20s %10s %10s %9s %9s %9s %9s %11s\n", "task", "samples", "positives", "AUC", "GAUC", "users",
-              "log loss", "calibration");
-  for (const auto& [task, splits] : run["tasks"].items()) {
-    if (!splits.contains("eval")) continue;
-    const Json& figures = splits["eval"];
-    const auto number = [&figures](const char* key) {
-      return figures.contains(key) && figures[key].is_number() ? absl::StrFormat("%.5f", figures[key].get<double>())
-                                                               : std::string("-");
-    };
-    const auto count = [&figures](const char* key) {
-      return figures.contains(key) && figures[key].is_number() ? absl::StrCat(figures[key].get<uint64_t>())
-                                                               : std::string("-");
-    };
-    std::printf("%-20s %10s %10s %9s %9s %9s %9s %11s\n", task.c_str(), count("samples").c_str(),
-                count("positives").c_str(), number("auc").c_str(), number("gauc").c_str(), count("gauc_users").c_str(),
-                number("log_loss").c_str(), number("calibration").c_str());
-  }
-  return absl::OkStatus();
-}
-
 absl::Status DeliverPredictions(const std::string& folder, const std::string& to) {
   const std::string from = JoinPath(folder, "predictions/eval.tsv.zst");
   if (!absl::EndsWith(to, ".zst")) return DecompressZstd(from, to);
@@ -497,8 +473,8 @@ int Evaluate(const EvalOptions& options) {
     Say(absl::StrCat("evaluation ended with ", DescribeEnd(end->code)));
     return end->code;
   }
-  absl::Status status = PrintEvaluation(path);
-  if (status.ok() && !options.predictions.empty()) status = DeliverPredictions(path, options.predictions);
+  if (options.predictions.empty()) return kExitOk;
+  const absl::Status status = DeliverPredictions(path, options.predictions);
   return status.ok() ? kExitOk : Complain(status);
 }
 

@@ -126,6 +126,11 @@ TEST(FaultyTransport, EachKindOfWeatherDoesWhatItSaysAndTheSameForASeed) {
   EXPECT_NE(Arrived({7, 0.2, 0.2, 0.2}), Arrived({8, 0.2, 0.2, 0.2}));
 }
 
+TEST(Transport, RefusesPayloadsThatMpiCouldNotCount) {
+  EXPECT_TRUE(CheckSend(2, 1, {1, 2}, kPayloadBytesMax).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckSend(2, 1, {1, 2}, kPayloadBytesMax + 1)));
+}
+
 TEST(LocalCollective, PartsThatDoNotFitAreRefusedOnEveryWorker) {
   LocalCollectiveHub hub(Env::Real(), 2);
   RunInThreads(2, [&](int worker) {

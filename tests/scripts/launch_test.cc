@@ -304,10 +304,7 @@ TEST_F(LaunchTest, EvaluatesInAFolderOfItsOwn) {
   WriteMpirun(
       "cp \"$dir/job.txtpb\" \"$root/eval-job.txtpb\"; echo \"$dir\" > \"$root/eval-dir\"\n"
       "printf 'source\\toffset\\n' | zstd -q > \"$dir/predictions/eval.tsv.zst\"\n"
-      "echo "
-      "'{\"status\":\"finished\",\"tasks\":{\"click\":{\"eval\":{\"samples\":1,\"positives\":1,\"auc\":null,\"gauc\":"
-      "null,"
-      "\"gauc_users\":0,\"log_loss\":0.5,\"calibration\":1.0}}}}' > \"$dir/run.json\"");
+      "echo the table");
   EvalOptions options;
   options.programs = options_.programs;
   options.job = options_.job;
@@ -316,9 +313,7 @@ TEST_F(LaunchTest, EvaluatesInAFolderOfItsOwn) {
   options.predictions = root_ + "/predictions.tsv";
   testing::internal::CaptureStdout();
   EXPECT_EQ(Evaluate(options), 0);
-  const std::string table = testing::internal::GetCapturedStdout();
-  EXPECT_THAT(table, HasSubstr("click"));
-  EXPECT_THAT(table, HasSubstr("0.50000"));
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "the table\n");
   EXPECT_EQ(*ReadFile(options.predictions), "source\toffset\n");
   EXPECT_THAT(Calls()[0],
               HasSubstr(" --evaluate " + std::filesystem::canonical(options_.out).string() + "/snapshots/5 "));
