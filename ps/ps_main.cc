@@ -18,6 +18,7 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kEndedByOthersUs = 2'000'000;
+constexpr int kRanksMax = 65535;
 
 struct Arguments {
   Ranks ranks;
@@ -73,8 +74,8 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", absl::StrCat("hearth-ps ", BuildCommit()));
   app.add_option("--ps", arguments.ranks.servers, "number of parameter servers")
       ->required()
-      ->check(CLI::PositiveNumber);
-  app.add_option("--worker", arguments.ranks.workers, "number of workers")->required()->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, kRanksMax));
+  app.add_option("--worker", arguments.ranks.workers, "number of workers")->required()->check(CLI::Range(1, kRanksMax));
   app.add_option("--live", arguments.live, "parent folder of the working store; default: DIR/live");
   app.add_option("DIR", arguments.dir, "the run's folder")->required();
   try {

@@ -21,14 +21,14 @@ void DenseUpdater::Update(float* weights, const float* gradient) {
       return;
     }
     case DenseOptimizer::ADAM: {
-      // The scalars are computed in double, as torch.optim.Adam does; each element in float, in one order of operations.
+      // The scalars are computed in double, as torch.optim.Adam does; each element in float, in one order of
+      // operations.
       const double t = static_cast<double>(t_);
       const float beta1 = static_cast<float>(config_.beta1());
       const float beta2 = static_cast<float>(config_.beta2());
       const float keep1 = static_cast<float>(1.0 - config_.beta1());
       const float keep2 = static_cast<float>(1.0 - config_.beta2());
-      const float step_size =
-          static_cast<float>(config_.learning_rate() / (1.0 - std::pow(config_.beta1(), t)));
+      const float step_size = static_cast<float>(config_.learning_rate() / (1.0 - std::pow(config_.beta1(), t)));
       const float root2 = static_cast<float>(std::sqrt(1.0 - std::pow(config_.beta2(), t)));
       const float epsilon = static_cast<float>(config_.epsilon());
       float* m = m_.data();

@@ -27,7 +27,8 @@ class DenseUpdater {
   int64_t t_ = 0;
 };
 
-// Scales gradient so that its Euclidean norm (summed in double, in order) is at most clip_norm; 0: leaves it. Returns the norm.
+// Scales gradient so that its Euclidean norm (summed in double, in order) is at most clip_norm; 0: leaves it. Returns
+// the norm.
 double ClipNorm(absl::Span<float> gradient, double clip_norm);
 
 }  // namespace hearth

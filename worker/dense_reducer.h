@@ -28,10 +28,10 @@ struct LaneVote {
 // The same on every worker.
 struct StepSum {
   StepVerdict verdict;
-  bool trains = false;              // there is something to apply: records, and no skip
-  absl::Span<float> gradient;       // [parameters] divided by the step's records, clipped; the reducer's own memory
-  double gradient_norm = 0;         // before clipping
-  BatchMoments moments;             // pooled over lanes
+  bool trains = false;         // there is something to apply: records, and no skip
+  absl::Span<float> gradient;  // [parameters] divided by the step's records, clipped; the reducer's own memory
+  double gradient_norm = 0;    // before clipping
+  BatchMoments moments;        // pooled over lanes
   uint64_t read = 0;
   uint64_t bad = 0;
 };
@@ -52,12 +52,12 @@ class DenseReducer {
   const size_t columns_;
   const size_t tail_bytes_;
   const double clip_norm_;
-  const std::vector<float> zeros_;          // [parameters] what a lane without records adds
-  std::vector<float> sum_;                  // [parameters]
-  std::vector<char> own_tails_;             // [own lanes, tail]
-  std::vector<char> tails_;                 // [lanes, tail]
+  const std::vector<float> zeros_;  // [parameters] what a lane without records adds
+  std::vector<float> sum_;          // [parameters]
+  std::vector<char> own_tails_;     // [own lanes, tail]
+  std::vector<char> tails_;         // [lanes, tail]
   std::vector<Collective::Part> parts_;
-  std::vector<BatchMoments> moments_;       // [lanes]
+  std::vector<BatchMoments> moments_;  // [lanes]
 };
 
 }  // namespace hearth

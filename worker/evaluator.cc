@@ -16,7 +16,9 @@ namespace {
 
 constexpr size_t kChunkRecordsMax = 16384;  // in one message
 
-void AppendAll(const std::vector<float>& from, std::vector<float>* to) { to->insert(to->end(), from.begin(), from.end()); }
+void AppendAll(const std::vector<float>& from, std::vector<float>* to) {
+  to->insert(to->end(), from.begin(), from.end());
+}
 
 }  // namespace
 
@@ -31,7 +33,8 @@ absl::StatusOr<std::unique_ptr<Evaluator>> Evaluator::Open(const EvaluatorOption
   return evaluator;
 }
 
-Evaluator::Evaluator(const EvaluatorOptions& options) : options_(options), puller_(options.clients, kPortEvaluatePull) {}
+Evaluator::Evaluator(const EvaluatorOptions& options)
+    : options_(options), puller_(options.clients, kPortEvaluatePull) {}
 Evaluator::~Evaluator() = default;
 
 absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_t step) {
@@ -119,13 +122,14 @@ absl::Status Evaluator::SendToFirst(const PredictionRows& rows, int split, uint6
     header.next_cut = chunks;
     const size_t begin = chunk * kChunkRecordsMax;
     Bytes message = EncodePredictions(rows, begin, std::min(rows.records(), begin + kChunkRecordsMax), header);
-    HEARTH_RETURN_IF_ERROR(options_.transport->Send(
-        kPortEvaluate, {options_.clients.ranks.worker(0), kPortEvaluate}, std::move(message)));
+    HEARTH_RETURN_IF_ERROR(
+        options_.transport->Send(kPortEvaluate, {options_.clients.ranks.worker(0), kPortEvaluate}, std::move(message)));
   }
   return absl::OkStatus();
 }
 
-// Adds the other workers' results of this split. Order of arrival does not matter: rows are sorted later. Results of later splits wait.
+// Adds the other workers' results of this split. Order of arrival does not matter: rows are sorted later. Results of
+// later splits wait.
 absl::Status Evaluator::Gather(int split, uint64_t step, PredictionRows* rows) {
   Mailbox* mailbox = options_.transport->Open(kPortEvaluate);
   std::vector<std::set<uint64_t>> got(static_cast<size_t>(options_.workers));     // chunks, by worker
@@ -148,12 +152,13 @@ absl::Status Evaluator::Gather(int split, uint64_t step, PredictionRows* rows) {
       message = mailbox->Receive(options_.env->NowUs() + options_.give_up_us);
     }
     if (!message.has_value()) {
-      return absl::UnavailableError(absl::StrCat("evaluation at step ", step, ": no results from worker ", missing(), " for ",
-                                                 options_.give_up_us / 1'000'000, " s; see its log"));
+      return absl::UnavailableError(absl::StrCat("evaluation at step ", step, ": no results from worker ", missing(),
+                                                 " for ", options_.give_up_us / 1'000'000, " s; see its log"));
     }
     HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message->payload.span()));
     if (header.lane >= got.size()) {
-      return absl::DataLossError(absl::StrCat("evaluation results from worker ", header.lane, ", which does not exist"));
+      return absl::DataLossError(
+          absl::StrCat("evaluation results from worker ", header.lane, ", which does not exist"));
     }
     const bool later = header.step > step || (header.step == step && header.epoch > static_cast<uint32_t>(split));
     if (later) {
@@ -165,7 +170,8 @@ absl::Status Evaluator::Gather(int split, uint64_t step, PredictionRows* rows) {
     expected[header.lane] = header.next_cut;
     HEARTH_ASSIGN_OR_RETURN(const PredictionRows more, DecodePredictions(message->payload.span()));
     if (more.tasks != rows->tasks) {
-      return absl::DataLossError(absl::StrCat("evaluation results of worker ", header.lane, " are of ", more.tasks, " tasks"));
+      return absl::DataLossError(
+          absl::StrCat("evaluation results of worker ", header.lane, " are of ", more.tasks, " tasks"));
     }
     rows->Append(more);
   }

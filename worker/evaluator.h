@@ -1,5 +1,5 @@
-// Evaluation of the job's splits on the tables after a cut (protocol.md §5): read only, batches fixed by (file, block), results merged
-// in (file, record) order, so that figures and predictions do not depend on the number of workers.
+// Evaluation of the job's splits on the tables after a cut (protocol.md §5): read only, batches fixed by (file, block),
+// results merged in (file, record) order, so that figures and predictions do not depend on the number of workers.
 #pragma once
 
 #include <cstdint>
@@ -27,12 +27,12 @@ struct EvaluatorOptions {
   Job job;
   std::shared_ptr<const LogSchema> schema;  // of `logs`, the splits' among them
   std::vector<Log> logs;
-  uint32_t first_split_log = 0;             // split i is logs[first_split_log + i]
+  uint32_t first_split_log = 0;  // split i is logs[first_split_log + i]
   int worker = 0;
   int workers = 1;
-  std::string dir;                          // predictions go to dir/predictions
+  std::string dir;  // predictions go to dir/predictions
   std::string scratch;
-  int64_t give_up_us = 600'000'000;         // worker 0 waits so long for the others' next results
+  int64_t give_up_us = 600'000'000;  // worker 0 waits so long for the others' next results
 };
 
 // One thread. Every worker calls Run at the same cut; worker 0 gathers.

@@ -16,7 +16,8 @@ namespace {
 absl::Status IoError(const std::string& path, const char* what) {
   const int error = errno;
   const std::string message = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(absl::StrCat(message, "; free some space"));
+  if (error == ENOSPC || error == EDQUOT)
+    return absl::ResourceExhaustedError(absl::StrCat(message, "; free some space"));
   return absl::UnavailableError(message);
 }
 
@@ -47,7 +48,8 @@ absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vec
   if (batch.delta.read() != accounted) {
     return absl::InternalError(absl::StrCat("lane ", batch.lane, ", step ", batch.step, ": the reader counts ",
                                             batch.delta.read(), " records read, of which ", records, " valid, ",
-                                            batch.delta.rejected(), " rejected, ", batch.delta.filtered(), " filtered"));
+                                            batch.delta.rejected(), " rejected, ", batch.delta.filtered(),
+                                            " filtered"));
   }
   Ledger* ledger = state_.mutable_ledger();
   ledger->set_read(ledger->read() + batch.delta.read());

@@ -1,5 +1,5 @@
-// What one lane has to show for itself at a cut: cursor, ledger and dead letters of applied steps, and nothing of what was merely
-// read ahead (protocol.md §1).
+// What one lane has to show for itself at a cut: cursor, ledger and dead letters of applied steps, and nothing of what
+// was merely read ahead (protocol.md §1).
 #pragma once
 
 #include <cstdint>
@@ -17,13 +17,13 @@ namespace hearth {
 // One thread.
 class LaneAccount {
  public:
-  // Takes up the lane where `state` left it: cuts its dead-letter file, folder/lane-<l>.tsv, back to the recorded length. DataLoss
-  // when the file is shorter than that.
+  // Takes up the lane where `state` left it: cuts its dead-letter file, folder/lane-<l>.tsv, back to the recorded
+  // length. DataLoss when the file is shorter than that.
   static absl::StatusOr<std::unique_ptr<LaneAccount>> Open(const std::string& folder, const LaneState& state);
   ~LaneAccount();
 
-  // Enters an applied step's batch. `skipped`: its records are rejected and dead-lettered as non-finite; files[file_of[i]] is then
-  // looked up, by number. Internal when the reader's counts do not add up.
+  // Enters an applied step's batch. `skipped`: its records are rejected and dead-lettered as non-finite;
+  // files[file_of[i]] is then looked up, by number. Internal when the reader's counts do not add up.
   absl::Status Enter(const Batch& batch, bool skipped, const std::vector<LogFile>& files);
 
   // Makes the dead-letter file durable, and notes what a LaneState needs beside cursor and ledger.

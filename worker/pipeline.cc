@@ -71,7 +71,8 @@ uint64_t StepClock::NextCut(uint64_t step) const {
   const auto candidate = [&](uint64_t cut) {
     if (cut >= step && (next == 0 || cut < next)) next = cut;
   };
-  if (options_.every_steps > 0) candidate((step + options_.every_steps - 1) / options_.every_steps * options_.every_steps);
+  if (options_.every_steps > 0)
+    candidate((step + options_.every_steps - 1) / options_.every_steps * options_.every_steps);
   if (options_.steps_max > 0) candidate(options_.steps_max);
   for (const uint64_t cut : cuts_) candidate(cut);
   return next;
@@ -134,7 +135,7 @@ struct Pipeline::State {
   struct Lane {
     Lane(Env* env, size_t capacity) : queue(env, capacity) {}
     std::unique_ptr<LaneReader> reader;  // read thread
-    BoundedQueue<BatchRead> queue;            // read → pull; a null batch: the reader has no more
+    BoundedQueue<BatchRead> queue;       // read → pull; a null batch: the reader has no more
     Cursor cursor;                       // pull thread: end of the last batch handed out
     bool at_end = false;                 // pull thread
   };
@@ -165,8 +166,8 @@ struct Pipeline::State {
 
   std::vector<std::unique_ptr<Lane>> lanes;
   const std::unique_ptr<Event> room;  // the read thread waits on it: a batch was taken, or all ends
-  BoundedQueue<StepPulled> pulled;        // pull → trainer
-  BoundedQueue<PushJob> pushes;          // trainer → push
+  BoundedQueue<StepPulled> pulled;    // pull → trainer
+  BoundedQueue<PushJob> pushes;       // trainer → push
   BoundedQueue<Decision> permits;     // push → pull
   std::atomic<bool> closing{false};
   std::atomic<int64_t> push_us{0};
@@ -284,8 +285,8 @@ Pipeline::Times Pipeline::times() const {
   return times;
 }
 
-// Round-robin, passing over lanes whose queue is full: a lane that has run ahead into its next epoch must not hold up one that
-// is still in this one.
+// Round-robin, passing over lanes whose queue is full: a lane that has run ahead into its next epoch must not hold up
+// one that is still in this one.
 void Pipeline::State::Read() {
   std::vector<bool> ended(lanes.size(), false);
   std::vector<uint64_t> read(lanes.size(), 0);
@@ -362,10 +363,10 @@ absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool ne
   HEARTH_RETURN_IF_ERROR(read->status());
   std::unique_ptr<Batch> batch = *std::move(*read);
   if (batch == nullptr || batch->epoch != epoch || batch->lane != lane->cursor.lane()) {
-    return absl::InternalError(absl::StrCat("lane ", lane->cursor.lane(), " in epoch ", epoch, ": its reader gave ",
-                                            batch == nullptr ? std::string("nothing")
-                                                             : absl::StrCat("a batch of lane ", batch->lane, ", epoch ",
-                                                                            batch->epoch)));
+    return absl::InternalError(
+        absl::StrCat("lane ", lane->cursor.lane(), " in epoch ", epoch, ": its reader gave ",
+                     batch == nullptr ? std::string("nothing")
+                                      : absl::StrCat("a batch of lane ", batch->lane, ", epoch ", batch->epoch)));
   }
   lane->cursor = batch->cursor;
   lane->at_end = batch->kind == Batch::Kind::kEndOfEpoch;

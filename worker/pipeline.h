@@ -1,12 +1,13 @@
 // A step's life around the trainer: read → pull → (trainer) → push, and the rules that fix what each step sees.
 //
 //   read thread    every held lane's LaneReader, as far ahead as the queues allow; tells the servers the signs early
-//   pull thread    takes the permit of step s − k − 1, then the next batch of each lane, and pulls in (step, lane) order
-//   trainer        the caller of Next and Finish: computes, and takes part in the reduction
-//   push thread    pushes each lane in order, hands the permit back, repeats what was not acknowledged
+//   pull thread    takes the permit of step s − k − 1, then the next batch of each lane, and pulls in (step, lane)
+//   order trainer        the caller of Next and Finish: computes, and takes part in the reduction push thread    pushes
+//   each lane in order, hands the permit back, repeats what was not acknowledged
 //
-// A permit carries what the reduction of its step decided. Everything that step f decides takes effect at f + k + 1, which is
-// the step whose pull the permit unlocks: so the pull thread always knows enough, and never waits for more (protocol.md §2–3).
+// A permit carries what the reduction of its step decided. Everything that step f decides takes effect at f + k + 1,
+// which is the step whose pull the permit unlocks: so the pull thread always knows enough, and never waits for more
+// (protocol.md §2–3).
 #pragma once
 
 #include <cstdint>
@@ -39,18 +40,18 @@ struct Decision {
   bool stop = false;        // at `cut`
 };
 
-// Cuts, epochs and views as protocol.md §2–3 fixes them. Pure; the trainer's side decides, the pull thread's side follows, and
-// every worker's clock says the same. Steps are taken in order.
+// Cuts, epochs and views as protocol.md §2–3 fixes them. Pure; the trainer's side decides, the pull thread's side
+// follows, and every worker's clock says the same. Steps are taken in order.
 class StepClock {
  public:
   struct Options {
-    uint32_t staleness = 0;       // k
-    uint32_t every_steps = 0;     // multiples of it are cuts; 0: none
-    uint64_t steps_max = 0;       // > 0: a cut, and the job's last step
+    uint32_t staleness = 0;    // k
+    uint32_t every_steps = 0;  // multiples of it are cuts; 0: none
+    uint64_t steps_max = 0;    // > 0: a cut, and the job's last step
     uint32_t epochs = 1;
-    uint64_t step = 0;            // the cut that everything starts from
-    uint32_t epoch = 0;           // of that cut's own step, 0-based
-    uint64_t epoch_ends_at = 0;   // LaneState.epoch_ends_at of that cut; REQUIRES: <= step + staleness
+    uint64_t step = 0;           // the cut that everything starts from
+    uint32_t epoch = 0;          // of that cut's own step, 0-based
+    uint64_t epoch_ends_at = 0;  // LaneState.epoch_ends_at of that cut; REQUIRES: <= step + staleness
   };
   explicit StepClock(const Options& options);
 
@@ -59,14 +60,16 @@ class StepClock {
   // Takes in what another clock decided.
   void Take(const Decision& decision);
 
-  // max(step − 1 − k, last cut before step). REQUIRES: step − k − 1 is decided, or not after the start; step itself is not.
+  // max(step − 1 − k, last cut before step). REQUIRES: step − k − 1 is decided, or not after the start; step itself is
+  // not.
   uint64_t View(uint64_t step) const;
   // First cut >= step that is known; 0: none.
   uint64_t NextCut(uint64_t step) const;
   bool IsCut(uint64_t step) const { return NextCut(step) == step; }
   bool EpochEndsAt(uint64_t step) const { return epoch_ends_at_ != 0 && step == epoch_ends_at_; }
   uint32_t EpochOf(uint64_t step) const { return epoch_ + (epoch_ends_at_ != 0 && step > epoch_ends_at_ ? 1 : 0); }
-  // The run ends after this step; 0: not known yet. A job that was finished before it started ends at or before its start.
+  // The run ends after this step; 0: not known yet. A job that was finished before it started ends at or before its
+  // start.
   uint64_t StopAt() const;
   // All epochs are trained, or steps_max is reached, once `step` is applied.
   bool FinishedAt(uint64_t step) const;
@@ -76,9 +79,9 @@ class StepClock {
   void AddCut(uint64_t step);
 
   const Options options_;
-  std::vector<uint64_t> cuts_;   // asked for, ascending; of those passed only the last is kept
-  uint32_t epoch_;               // of the steps up to epoch_ends_at_
-  uint64_t epoch_ends_at_;       // the newest one decided; 0: none
+  std::vector<uint64_t> cuts_;  // asked for, ascending; of those passed only the last is kept
+  uint32_t epoch_;              // of the steps up to epoch_ends_at_
+  uint64_t epoch_ends_at_;      // the newest one decided; 0: none
   uint64_t asked_stop_ = 0;
 };
 
@@ -96,8 +99,8 @@ struct CutState {
   bool cut = false;
   bool epoch_ended = false;
   bool job_finished = false;
-  bool stopping = false;         // the run ends here
-  uint64_t epoch_ends_at = 0;    // LaneState.epoch_ends_at
+  bool stopping = false;       // the run ends here
+  uint64_t epoch_ends_at = 0;  // LaneState.epoch_ends_at
 };
 
 // The batch's signs as the clients want them, by table, ascending.
@@ -108,14 +111,14 @@ struct PipelineOptions {
   Env* env = nullptr;
   ClientOptions clients;
   StepClock::Options clock;
-  uint32_t read_ahead_batches_max = 4;   // per lane
+  uint32_t read_ahead_batches_max = 4;  // per lane
   bool prefetch = true;
-  std::vector<uint32_t> group_dims;      // FeatureLayout's groups, for batches without records
+  std::vector<uint32_t> group_dims;  // FeatureLayout's groups, for batches without records
   struct Lane {
     std::unique_ptr<LaneReader> reader;
-    Cursor cursor;                       // end of the last applied batch; its lane and whether it is at its end
+    Cursor cursor;  // end of the last applied batch; its lane and whether it is at its end
   };
-  std::vector<Lane> lanes;               // ascending
+  std::vector<Lane> lanes;  // ascending
 };
 
 class Pipeline {

@@ -159,8 +159,8 @@ Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, He
 absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message) {
   HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message));
   const auto lost = [&] {
-    return absl::DataLossError(absl::StrCat("evaluation results of worker ", header.lane, ", chunk ", header.n,
-                                            ": sizes do not add up"));
+    return absl::DataLossError(
+        absl::StrCat("evaluation results of worker ", header.lane, ", chunk ", header.n, ": sizes do not add up"));
   };
   Taker taker(OpaqueBody(message));
   std::vector<ChunkHeader> chunk;
@@ -193,8 +193,8 @@ absl::Status SortPredictions(PredictionRows* rows) {
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return key(a) < key(b); });
   for (size_t i = 1; i < order.size(); ++i) {
     if (key(order[i - 1]) == key(order[i])) {
-      return absl::DataLossError(absl::StrCat("evaluation: the record at byte ", rows->offset[order[i]], " of file number ",
-                                              rows->file[order[i]], " was evaluated twice"));
+      return absl::DataLossError(absl::StrCat("evaluation: the record at byte ", rows->offset[order[i]],
+                                              " of file number ", rows->file[order[i]], " was evaluated twice"));
     }
   }
   Reorder(&rows->file, order, 1);
@@ -226,8 +226,8 @@ Evaluation ScorePredictions(const PredictionRows& rows, const std::vector<std::s
   return evaluation;
 }
 
-absl::Status WritePredictions(const std::string& path, const PredictionRows& rows, const std::vector<std::string>& tasks,
-                              const std::vector<LogFile>& files) {
+absl::Status WritePredictions(const std::string& path, const PredictionRows& rows,
+                              const std::vector<std::string>& tasks, const std::vector<LogFile>& files) {
   HEARTH_RETURN_IF_ERROR(MakeDirectories(path.substr(0, path.rfind('/'))));
   const std::string aside = path + ".tmp";
   ZstdWriter writer(aside);

@@ -16,20 +16,20 @@ namespace hearth {
 // Parallel arrays over records. Which of them are kept is the same for all parts of one evaluation.
 struct PredictionRows {
   uint32_t tasks = 0;
-  std::vector<uint32_t> file;           // [records] number in the split's list of files
-  std::vector<uint64_t> offset;         // [records]
-  std::vector<float> logits;            // [records, tasks]
-  std::vector<float> labels;            // [records, tasks]
-  std::vector<float> mask;              // [records, tasks]
-  std::vector<uint64_t> user;           // [records], or empty: no GAUC
-  std::vector<std::string> user_text;   // [records], or empty: no predictions are written
+  std::vector<uint32_t> file;          // [records] number in the split's list of files
+  std::vector<uint64_t> offset;        // [records]
+  std::vector<float> logits;           // [records, tasks]
+  std::vector<float> labels;           // [records, tasks]
+  std::vector<float> mask;             // [records, tasks]
+  std::vector<uint64_t> user;          // [records], or empty: no GAUC
+  std::vector<std::string> user_text;  // [records], or empty: no predictions are written
 
   size_t records() const { return file.size(); }
   void Append(const PredictionRows& more);
 };
 
-// Rows [begin, end) as a kEvaluation message. Header: lane = worker, step, epoch = split, n = number of this chunk, next_cut = number
-// of chunks.
+// Rows [begin, end) as a kEvaluation message. Header: lane = worker, step, epoch = split, n = number of this chunk,
+// next_cut = number of chunks.
 Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, Header header);
 // DataLoss when sizes do not add up.
 absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message);
@@ -42,7 +42,7 @@ Evaluation ScorePredictions(const PredictionRows& rows, const std::vector<std::s
                             uint64_t step);
 
 // docs/FORMATS.md, "Predictions": tab-separated, zstd, written aside and renamed.
-absl::Status WritePredictions(const std::string& path, const PredictionRows& rows, const std::vector<std::string>& tasks,
-                              const std::vector<LogFile>& files);
+absl::Status WritePredictions(const std::string& path, const PredictionRows& rows,
+                              const std::vector<std::string>& tasks, const std::vector<LogFile>& files);
 
 }  // namespace hearth

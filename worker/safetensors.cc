@@ -6,13 +6,12 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "common/status.h"
-
-#include <nlohmann/json.hpp>
 
 namespace hearth {
 namespace {
@@ -90,8 +89,8 @@ bool CheckCoverage(absl::Span<const char> data, const std::vector<NamedTensor>& 
   uint64_t covered = 0;
   for (const Place& place : places) {
     if (place.begin != covered) {
-      *fault = absl::StrCat("tensor ", *place.name, place.begin < covered ? " overlaps another" : " leaves a hole", " at ",
-                            std::min(place.begin, covered));
+      *fault = absl::StrCat("tensor ", *place.name, place.begin < covered ? " overlaps another" : " leaves a hole",
+                            " at ", std::min(place.begin, covered));
       return false;
     }
     covered = place.end;
@@ -116,7 +115,8 @@ int64_t BytesOfDtype(absl::string_view dtype) {
   return 0;
 }
 
-absl::Status WriteSafetensors(const std::string& path, std::vector<NamedTensor> tensors, const TensorMetadata& metadata) {
+absl::Status WriteSafetensors(const std::string& path, std::vector<NamedTensor> tensors,
+                              const TensorMetadata& metadata) {
   std::sort(tensors.begin(), tensors.end(), ByName);
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[kMetadata] = metadata;
@@ -126,10 +126,12 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<NamedTensor> 
     int64_t bytes = 0;
     if (!SizeOf(tensor.shape, BytesOfDtype(tensor.dtype), &bytes) || static_cast<size_t>(bytes) != tensor.data.size() ||
         tensor.name == kMetadata || (i > 0 && tensors[i - 1].name == tensor.name)) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor ", tensor.name, ": ", tensor.data.size(), " bytes of ",
-                                                     tensor.dtype, " do not fit its shape, or its name is taken"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor ", tensor.name, ": ", tensor.data.size(),
+                                                     " bytes of ", tensor.dtype,
+                                                     " do not fit its shape, or its name is taken"));
     }
-    header[tensor.name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {end, end + tensor.data.size()}}};
+    header[tensor.name] = {
+        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {end, end + tensor.data.size()}}};
     end += tensor.data.size();
   }
   std::string text = header.dump();

@@ -74,11 +74,11 @@ struct Trainer::State {
   torch::Tensor task_weights;               // [T]
 
   std::shared_ptr<MultiTaskModel> model;
-  torch::Tensor flat;                  // [parameters] all parameters side by side, in name order
+  torch::Tensor flat;  // [parameters] all parameters side by side, in name order
   std::vector<Parameter> parameters;
   std::vector<std::pair<std::string, torch::Tensor>> buffers;  // in name order
   DenseUpdater updater;
-  int64_t updates = 0;                 // the updater's count, where a NamedTensor can point at it
+  int64_t updates = 0;  // the updater's count, where a NamedTensor can point at it
 };
 
 Trainer::State::State(const Job& given, std::shared_ptr<MultiTaskModel> given_model)
@@ -310,7 +310,8 @@ absl::Status Trainer::Restore(const std::string& path) {
   for (const NamedTensor& place : places) {
     const NamedTensor* saved = file.Find(place.name);
     if (saved == nullptr || saved->dtype != place.dtype || saved->shape != place.shape) {
-      return absl::DataLossError(absl::StrCat(path, ": tensor ", place.name, saved == nullptr ? " is missing" : " has another shape",
+      return absl::DataLossError(absl::StrCat(path, ": tensor ", place.name,
+                                              saved == nullptr ? " is missing" : " has another shape",
                                               "; it was written by another job"));
     }
   }
@@ -322,7 +323,8 @@ absl::Status Trainer::Restore(const std::string& path) {
   s->updater.set_updates(s->updates);
   const auto hash = file.metadata.find("dense_hash");
   if (hash == file.metadata.end() || hash->second != absl::StrCat(absl::Hex(Hash(), absl::kZeroPad16))) {
-    return absl::DataLossError(absl::StrCat(path, ": its dense_hash is not that of its tensors; take another snapshot"));
+    return absl::DataLossError(
+        absl::StrCat(path, ": its dense_hash is not that of its tensors; take another snapshot"));
   }
   return absl::OkStatus();
 }

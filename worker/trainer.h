@@ -1,5 +1,5 @@
-// The dense half of a step: rows and labels of one lane in, gradient sums out; and, after the reduction, the update. The one
-// place in the worker that runs Torch while training. Its exceptions end here, as a Status.
+// The dense half of a step: rows and labels of one lane in, gradient sums out; and, after the reduction, the update.
+// The one place in the worker that runs Torch while training. Its exceptions end here, as a Status.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ namespace hearth {
 struct LaneResult {
   std::vector<float> gradient;  // [parameters] sum over the lane's samples, parameters in name order
   BatchMoments moments;
-  std::vector<float> logits;    // [records, tasks]
-  bool finite = true;           // loss, dense gradient and every row gradient
+  std::vector<float> logits;  // [records, tasks]
+  bool finite = true;         // loss, dense gradient and every row gradient
 };
 
 // One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU.

@@ -31,7 +31,7 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kProgressUs = 1'000'000;
-constexpr int kPullSecondsMax = 256;            // in one Progress
+constexpr int kPullSecondsMax = 256;             // in one Progress
 constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log
 constexpr const char* kDenseFile = "dense.safetensors";
 
@@ -48,8 +48,8 @@ double LogLoss(double logit, bool positive) {
   return std::max(logit, 0.0) - (positive ? logit : 0.0) + std::log1p(std::exp(-std::abs(logit)));
 }
 
-// Share of the bytes of one epoch that lie behind a cursor, as far as it tells: within a file only where it is plain text in its own
-// order, within a log whose pieces are shuffled not at all.
+// Share of the bytes of one epoch that lie behind a cursor, as far as it tells: within a file only where it is plain
+// text in its own order, within a log whose pieces are shuffled not at all.
 double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cursor& cursor) {
   if (cursor.end_of_epoch()) return 1;
   double total = 0;
@@ -119,27 +119,27 @@ struct Worker::State {
   std::atomic<bool> asked_cut{false};
   std::atomic<bool> asked_stop{false};
   std::atomic<bool> quit{false};
-  std::atomic<bool> goodbye{false};          // or the control thread failed: see control_status
+  std::atomic<bool> goodbye{false};  // or the control thread failed: see control_status
   const std::unique_ptr<Event> goodbye_event;
-  absl::Status control_status;               // written before `goodbye` is set, read after
+  absl::Status control_status;  // written before `goodbye` is set, read after
   std::unique_ptr<hearth::Thread> control_thread;
 
   // The trainer's.
-  uint32_t lanes = 1;                        // of the job
-  std::vector<Log> logs;                     // the job's (unless only evaluating), then the splits'
+  uint32_t lanes = 1;     // of the job
+  std::vector<Log> logs;  // the job's (unless only evaluating), then the splits'
   std::shared_ptr<const LogSchema> schema;
   ClientOptions clients;
   std::unique_ptr<Trainer> trainer;
-  std::unique_ptr<Evaluator> evaluator;      // none without splits
+  std::unique_ptr<Evaluator> evaluator;                // none without splits
   std::vector<std::unique_ptr<LaneAccount>> accounts;  // [held lanes]
   std::vector<std::unique_ptr<LaneReader>> readers;    // [held lanes], until the pipeline takes them
-  std::vector<LaneResult> results;           // [held lanes]
+  std::vector<LaneResult> results;                     // [held lanes]
   std::unique_ptr<DenseReducer> reducer;
   std::unique_ptr<Pipeline> pipeline;
 
   // Since the last Progress, or the start.
-  uint64_t step = 0;                         // last finished
-  std::vector<TaskMetric> metrics;           // [tasks]
+  uint64_t step = 0;                // last finished
+  std::vector<TaskMetric> metrics;  // [tasks]
   std::vector<double> pull_seconds;
   uint32_t staleness_max_seen = 0;
   int64_t start_us = 0;
@@ -201,7 +201,8 @@ absl::Status Worker::State::Run() {
   piping.clients = clients;
   piping.clock = clock;
   piping.read_ahead_batches_max = options.job.training().read_ahead_batches_max();
-  for (const FeatureLayout::Group& group : MakeFeatureLayout(options.job).groups) piping.group_dims.push_back(group.dim);
+  for (const FeatureLayout::Group& group : MakeFeatureLayout(options.job).groups)
+    piping.group_dims.push_back(group.dim);
   for (size_t i = 0; i < accounts.size(); ++i) {
     Cursor cursor = accounts[i]->state().cursor();
     cursor.set_end_of_epoch(cursor.end_of_epoch() && cursor.epoch() == clock.epoch);
@@ -352,8 +353,9 @@ absl::Status Worker::State::PrepareLanes(const StartWorker& start) {
     expected += workers;
   }
   if (accounts.empty() || expected < lanes) {
-    return absl::FailedPreconditionError(absl::StrCat("worker ", options.index, " of ", workers, " holds ", accounts.size(),
-                                                      " of ", lanes, " lanes; use at most as many workers as lanes"));
+    return absl::FailedPreconditionError(absl::StrCat("worker ", options.index, " of ", workers, " holds ",
+                                                      accounts.size(), " of ", lanes,
+                                                      " lanes; use at most as many workers as lanes"));
   }
   results.resize(accounts.size());
   reducer = std::make_unique<DenseReducer>(options.collective, lanes, trainer->parameters(), trainer->moment_columns(),
@@ -398,7 +400,8 @@ StepClock::Options Worker::State::ClockOptions(const StartWorker& start) const {
 absl::Status Worker::State::Train() {
   while (true) {
     HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<StepBatch> batch, pipeline->Next());
-    if (batch == nullptr) return absl::InternalError(absl::StrCat("no step after ", step, ", and no cut ended the run"));
+    if (batch == nullptr)
+      return absl::InternalError(absl::StrCat("no step after ", step, ", and no cut ended the run"));
     if (goodbye) {
       HEARTH_RETURN_IF_ERROR(control_status);
       return absl::CancelledError(absl::StrCat("the scheduler said goodbye before step ", batch->step));
@@ -440,7 +443,8 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   HEARTH_RETURN_IF_ERROR(reducer->Reduce(votes, &sum));
   const int64_t reduced_us = env->NowUs();
 
-  if (sum.verdict.skip) spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
+  if (sum.verdict.skip)
+    spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
   HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
   const std::vector<LogFile> listed = sum.verdict.skip ? files.files() : std::vector<LogFile>();
   for (size_t i = 0; i < votes.size(); ++i) {
@@ -462,9 +466,10 @@ absl::Status Worker::State::CheckBudget(uint64_t number, const StepSum& sum) con
   if (sum.bad < std::max<uint64_t>(1, limits.bad_records_min()) || static_cast<double>(sum.bad) <= allowed) {
     return absl::OkStatus();
   }
-  return absl::DataLossError(absl::StrCat(
-      sum.bad, " of ", sum.read, " records are bad at step ", number, ", more than limits.bad_records_max_fraction = ",
-      limits.bad_records_max_fraction(), "; see ", JoinPath(options.dir, "dead-letter"), ", correct the log or raise the limit"));
+  return absl::DataLossError(
+      absl::StrCat(sum.bad, " of ", sum.read, " records are bad at step ", number,
+                   ", more than limits.bad_records_max_fraction = ", limits.bad_records_max_fraction(), "; see ",
+                   JoinPath(options.dir, "dead-letter"), ", correct the log or raise the limit"));
 }
 
 void Worker::State::AddMetrics(const StepBatch& batch) {

@@ -1,4 +1,5 @@
-// One training process: leases in, gradients out. Runs the worker's side of "A run, message by message" (docs/ARCHITECTURE.md).
+// One training process: leases in, gradients out. Runs the worker's side of "A run, message by message"
+// (docs/ARCHITECTURE.md).
 #pragma once
 
 #include <memory>
@@ -15,12 +16,12 @@ namespace hearth {
 
 struct WorkerOptions {
   Env* env = nullptr;
-  Transport* transport = nullptr;     // of this worker's rank
-  Collective* collective = nullptr;   // of this worker
-  Job job;                            // effective
-  std::string dir;                    // DIR of the run
+  Transport* transport = nullptr;    // of this worker's rank
+  Collective* collective = nullptr;  // of this worker
+  Job job;                           // effective
+  std::string dir;                   // DIR of the run
   Ranks ranks;
-  int index = 0;                      // worker index < ranks.workers
+  int index = 0;  // worker index < ranks.workers
 };
 
 // Several may live in one process, each on a thread of its own. No globals but Torch's thread pool.
@@ -29,8 +30,8 @@ class Worker {
   explicit Worker(const WorkerOptions& options);
   ~Worker();
 
-  // From Hello to Goodbye, on the calling thread, which becomes the trainer. Ok: the scheduler said Goodbye. An error is logged, and
-  // the caller's to report (Failed) and to turn into an exit code.
+  // From Hello to Goodbye, on the calling thread, which becomes the trainer. Ok: the scheduler said Goodbye. An error
+  // is logged, and the caller's to report (Failed) and to turn into an exit code.
   absl::Status Run();
 
  private:

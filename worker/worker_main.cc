@@ -1,4 +1,6 @@
-// hearth-worker --ps P --worker W DIR: one training process of a job (docs/ARCHITECTURE.md, "A run, message by message").
+// hearth-worker --ps P --worker W DIR: one training process of a job (docs/ARCHITECTURE.md, "A run, message by
+// message").
+#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <memory>
@@ -15,8 +17,6 @@
 #include "common/wire.h"
 #include "worker/mpi_collective.h"
 #include "worker/worker.h"
-
-#include <CLI/CLI.hpp>
 
 namespace hearth {
 namespace {

@@ -30,6 +30,7 @@ std::string RunWith(uint64_t seed, ShardOptions::Rules rules) {
 }
 
 constexpr uint64_t kSeeds = 300;
+constexpr uint64_t kSeedsWithoutARule = 120;
 
 TEST(Protocol, EveryOrderOfDeliveryGivesTheSequentialRunsRowsAndHash) {
   for (uint64_t seed = 0; seed < kSeeds; ++seed) ASSERT_EQ(RunWith(seed, {}), "") << "seed " << seed;
@@ -73,14 +74,14 @@ TEST(Protocol, ARunResumedFromAnyCutOnOtherServersEqualsTheOneNeverStopped) {
   EXPECT_GT(resumed, 30);
 }
 
-// How many of the seeds notice, and the first way in which one does.
+// How many of the seeds notice, by a fault of this kind.
 int Noticed(ShardOptions::Rules rules, const std::string& what) {
   int noticed = 0;
-  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+  for (uint64_t seed = 0; seed < kSeedsWithoutARule; ++seed) {
     const std::string fault = RunWith(seed, rules);
     if (fault.find(what) != std::string::npos) ++noticed;
   }
-  std::cout << noticed << " of " << kSeeds << " seeds: " << what << "\n";
+  std::cout << noticed << " of " << kSeedsWithoutARule << " seeds: " << what << "\n";
   return noticed;
 }
 

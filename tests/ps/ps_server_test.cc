@@ -9,9 +9,11 @@
 
 #include "common/config.h"
 #include "common/file.h"
+#include "common/logging.h"
 #include "common/manifest.h"
 #include "common/status.h"
 #include "common/wire.h"
+#include "embedding/rocksdb_store.h"
 #include "embedding/snapshot_reader.h"
 #include "ps/ps_client.h"
 #include "tests/ps/plan.h"
@@ -184,6 +186,17 @@ class Servers {
   std::vector<std::unique_ptr<Thread>> threads_;
 };
 
+// Libraries that a sanitizer does not see into make their statics on first use: here, before there are threads.
+class PsServerTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    spdlog::info("event=first_use");
+    const std::string folder = NewFolder("first_use");
+    auto store = OpenRocksDbStore(JoinPath(folder, "live"), RocksDbOptions());
+    HEARTH_CHECK(store.ok() && (*store)->Checkpoint(JoinPath(folder, "saved")).ok());
+  }
+};
+
 Plan MakePlan() {
   Plan plan = Plan::Make(5, 2, 1, 18);
   plan.every_steps = 6;
@@ -193,7 +206,7 @@ Plan MakePlan() {
   return plan;
 }
 
-TEST(PsServer, AFreshStartSavesStepZeroBeforeItIsReady) {
+TEST_F(PsServerTest, AFreshStartSavesStepZeroBeforeItIsReady) {
   const Plan plan = MakePlan();
   const std::string dir = NewFolder("fresh");
   Servers servers(plan.job(), dir, 2);
@@ -244,13 +257,13 @@ void RunResumed(int before, int after) {
   ASSERT_TRUE(VerifySnapshot(snapshot).ok()) << VerifySnapshot(snapshot);  // what was committed stays as it was
 }
 
-TEST(PsServer, ResumesOnAnyNumberOfServersWithTheHashOfTheRunNeverStopped) {
+TEST_F(PsServerTest, ResumesOnAnyNumberOfServersWithTheHashOfTheRunNeverStopped) {
   RunResumed(2, 3);
   RunResumed(3, 1);
   RunResumed(2, 2);
 }
 
-TEST(PsServer, EvaluatesASnapshotReadOnly) {
+TEST_F(PsServerTest, EvaluatesASnapshotReadOnly) {
   const Plan plan = MakePlan();
   const Reference reference(plan);
   const std::string dir = NewFolder("evaluated");
@@ -287,7 +300,7 @@ absl::Status FailureOf(const Job& job, const std::string& dir, uint64_t step, co
   return servers.statuses()[0];
 }
 
-TEST(PsServer, ASnapshotThatDoesNotFitIsRefusedAndTheSchedulerHearsWhy) {
+TEST_F(PsServerTest, ASnapshotThatDoesNotFitIsRefusedAndTheSchedulerHearsWhy) {
   const Plan plan = MakePlan();
   const std::string dir = NewFolder("refused");
   std::string snapshot;
@@ -307,7 +320,7 @@ TEST(PsServer, ASnapshotThatDoesNotFitIsRefusedAndTheSchedulerHearsWhy) {
   EXPECT_EQ(FailureOf(plan.job(), dir, 0, snapshot).code(), absl::StatusCode::kDataLoss);
 }
 
-TEST(PsServer, ADiskThatIsTooFullForACutIsOneClearError) {
+TEST_F(PsServerTest, ADiskThatIsTooFullForACutIsOneClearError) {
   Job job = MakePlan().job();
   job.mutable_snapshot()->set_disk_free_bytes_min(uint64_t{1} << 60);
   const absl::Status status = FailureOf(job, NewFolder("full"), 0, "");
@@ -315,7 +328,7 @@ TEST(PsServer, ADiskThatIsTooFullForACutIsOneClearError) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("snapshot.disk_free_bytes_min"));
 }
 
-TEST(PsServer, AMessageBeforeTheStartAndAStrayControlMessageAreDataLoss) {
+TEST_F(PsServerTest, AMessageBeforeTheStartAndAStrayControlMessageAreDataLoss) {
   const Job job = MakePlan().job();
   {
     Servers servers(job, NewFolder("early"), 1);

@@ -59,9 +59,10 @@ TEST(LaneAccount, AddsUpAndKeepsDeadLettersOfAppliedSteps) {
   EXPECT_EQ(state.cursor().record(), 2u);
   const auto text = ReadFile(JoinPath(folder, "lane-2.tsv"));
   ASSERT_TRUE(text.ok());
-  EXPECT_EQ(*text, "b.csv\t7\tbad\n"
-                   "b.csv\t0\tloss or gradient not finite in step 9\n"
-                   "b.csv\t100\tloss or gradient not finite in step 9\n");
+  EXPECT_EQ(*text,
+            "b.csv\t7\tbad\n"
+            "b.csv\t0\tloss or gradient not finite in step 9\n"
+            "b.csv\t100\tloss or gradient not finite in step 9\n");
   EXPECT_EQ(state.dead_letter_bytes(), text->size());
 }
 

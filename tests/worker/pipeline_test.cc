@@ -19,16 +19,16 @@
 namespace hearth {
 namespace {
 
-// A job in small: per lane and epoch a list of batches, each a set of signs of one table of dim 1. A batch has as many records as
-// signs. The learner's gradient depends on the row, so a wrong view shows in the result.
+// A job in small: per lane and epoch a list of batches, each a set of signs of one table of dim 1. A batch has as many
+// records as signs. The learner's gradient depends on the row, so a wrong view shows in the result.
 struct Plan {
   uint32_t lanes = 1;
   uint32_t staleness = 0;
   uint32_t every_steps = 5;
   uint64_t steps_max = 0;
   uint32_t epochs = 1;
-  uint64_t stop_at_vote = 0;                                    // the step whose reduction carries the flag
-  std::set<uint64_t> skipped;                                   // steps with a gradient that is not finite
+  uint64_t stop_at_vote = 0;                                         // the step whose reduction carries the flag
+  std::set<uint64_t> skipped;                                        // steps with a gradient that is not finite
   std::vector<std::vector<std::vector<std::vector<Sign>>>> batches;  // [epoch][lane][batch][signs], ascending
 };
 
@@ -50,9 +50,9 @@ struct Saved {
 struct Outcome {
   std::vector<std::pair<uint64_t, uint64_t>> views;  // (step, view)
   std::map<uint64_t, Saved> cuts;
-  std::map<uint64_t, CutState> states;               // of cuts
+  std::map<uint64_t, CutState> states;  // of cuts
   uint64_t last_step = 0;
-  uint64_t records = 0;                              // trained
+  uint64_t records = 0;  // trained
 };
 
 float Gradient(uint32_t lane, Sign sign, float weight) {
@@ -142,7 +142,8 @@ Outcome Reference(const Plan& plan, const Saved& start) {
     for (uint32_t lane = 0; lane < plan.lanes; ++lane) {
       if (at_end[lane]) continue;
       const auto& batches = plan.batches[epoch][lane];
-      const uint64_t next = cursors[lane].epoch() == epoch && !cursors[lane].end_of_epoch() ? cursors[lane].record() : 0;
+      const uint64_t next =
+          cursors[lane].epoch() == epoch && !cursors[lane].end_of_epoch() ? cursors[lane].record() : 0;
       at_end[lane] = next == batches.size();
       cursors[lane] = CursorAt(lane, epoch, at_end[lane] ? next : next + 1, at_end[lane]);
       if (at_end[lane]) continue;
@@ -251,7 +252,8 @@ class StrictServer {
           for (uint32_t i = 0; i < section.count; ++i) push.gradients.emplace_back(section.signs[i], section.values[i]);
         }
         if (push.skip && !push.gradients.empty()) Fault(absl::StrCat("rows in a skipped push: ", where));
-        if (!pushes_[header.step].emplace(header.lane, std::move(push)).second) Fault(absl::StrCat("pushed twice: ", where));
+        if (!pushes_[header.step].emplace(header.lane, std::move(push)).second)
+          Fault(absl::StrCat("pushed twice: ", where));
         Header ack = header;
         ack.kind = MessageKind::kPushAck;
         ack.flags = 0;
@@ -337,7 +339,8 @@ class StrictServer {
 // One worker's trainer around the real pipeline.
 class FakeWorker {
  public:
-  FakeWorker(const Plan& plan, const Saved& start, Transport* transport, Collective* collective, ShardMap map, Ranks ranks)
+  FakeWorker(const Plan& plan, const Saved& start, Transport* transport, Collective* collective, ShardMap map,
+             Ranks ranks)
       : plan_(plan), collective_(collective) {
     PipelineOptions options;
     options.env = Env::Real();
@@ -443,11 +446,13 @@ Outcome RunForReal(const Plan& plan, const Saved& start, int workers, int server
   LocalCollectiveHub collectives(env, workers);
   std::vector<std::unique_ptr<StrictServer>> server;
   for (int i = 0; i < servers; ++i) {
-    server.push_back(std::make_unique<StrictServer>(plan, hub.transport(ranks.server(i)), start, map, static_cast<uint32_t>(i)));
+    server.push_back(
+        std::make_unique<StrictServer>(plan, hub.transport(ranks.server(i)), start, map, static_cast<uint32_t>(i)));
   }
   std::vector<std::unique_ptr<FakeWorker>> worker;
   for (int i = 0; i < workers; ++i) {
-    worker.push_back(std::make_unique<FakeWorker>(plan, start, hub.transport(ranks.worker(i)), collectives.collective(i), map, ranks));
+    worker.push_back(std::make_unique<FakeWorker>(plan, start, hub.transport(ranks.worker(i)),
+                                                  collectives.collective(i), map, ranks));
   }
   {
     std::vector<std::unique_ptr<Thread>> threads;
@@ -538,7 +543,8 @@ TEST_P(PipelineAtStaleness, EqualsTheSequentialReferenceForAnyNumberOfWorkersAnd
     const Plan plan = RandomPlan(&random, GetParam());
     const Outcome truth = Reference(plan, Beginning(plan));
     ExpectEqual(RunForReal(plan, Beginning(plan), 1, 1), truth);
-    ExpectEqual(RunForReal(plan, Beginning(plan), WorkersFor(plan, &random), 1 + static_cast<int>(random.Below(3))), truth);
+    ExpectEqual(RunForReal(plan, Beginning(plan), WorkersFor(plan, &random), 1 + static_cast<int>(random.Below(3))),
+                truth);
   }
 }
 
@@ -573,7 +579,8 @@ TEST_P(PipelineAtStaleness, StepsMaxIsACutThatFinishesTheJob) {
   EXPECT_TRUE(outcome.states.at(4).job_finished);
 }
 
-// A planned cut may fall between the decision to end an epoch and the end itself: the resumed run must end it at the same step.
+// A planned cut may fall between the decision to end an epoch and the end itself: the resumed run must end it at the
+// same step.
 TEST_P(PipelineAtStaleness, AResumeFromAnyCutEndsLikeTheRunThatNeverStopped) {
   uint64_t resumed_while_an_epoch_was_ending = 0;
   for (uint64_t seed = 1; seed <= 6; ++seed) {

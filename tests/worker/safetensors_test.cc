@@ -60,9 +60,11 @@ TEST(Safetensors, GivesBackWhatWasWrittenInNameOrder) {
 TEST(Safetensors, RefusesToWriteASizeThatDoesNotFitItsShape) {
   const std::vector<float> weights = {1, 2, 3};
   const std::string path = JoinPath(Folder(), "bad.safetensors");
-  EXPECT_EQ(WriteSafetensors(path, {{"w", "F32", {2, 2}, BytesOf(weights)}}, {}).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(WriteSafetensors(path, {{"w", "F32", {3}, BytesOf(weights)}, {"w", "F32", {3}, BytesOf(weights)}}, {}).code(),
+  EXPECT_EQ(WriteSafetensors(path, {{"w", "F32", {2, 2}, BytesOf(weights)}}, {}).code(),
             absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      WriteSafetensors(path, {{"w", "F32", {3}, BytesOf(weights)}, {"w", "F32", {3}, BytesOf(weights)}}, {}).code(),
+      absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Safetensors, NamesEachFaultOfADamagedFile) {
@@ -79,13 +81,15 @@ TEST(Safetensors, NamesEachFaultOfADamagedFile) {
       {WithHeader(R"({"a":{"dtype":"Q7","shape":[2],"data_offsets":[0,8]}})", eight), "dtype Q7"},
       {WithHeader(R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})", eight), "natural number"},
       {WithHeader(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", eight), "shape and dtype"},
-      {WithHeader(R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}})", eight), "shape and dtype"},
+      {WithHeader(R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}})", eight),
+       "shape and dtype"},
       {WithHeader(R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})", eight), "leave the file"},
       {WithHeader(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", eight), "leave the file"},
       {WithHeader(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", eight), "behind the last"},
       {WithHeader(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", eight), "leaves a hole"},
-      {WithHeader(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-                  eight),
+      {WithHeader(
+           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+           eight),
        "overlaps"},
   };
   for (const auto& c : cases) {

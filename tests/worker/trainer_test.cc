@@ -51,7 +51,8 @@ std::unique_ptr<Batch> RandomBatch(const Job& job, int64_t records, Random* rand
     for (uint64_t n = random->Below(4); n > 0; --n) builder.AddSign(3, sign(1));
     builder.AddDense({static_cast<float>(random->Uniform()), static_cast<float>(random->Uniform() - 0.5)});
     const float unmasked = random->Below(3) > 0;
-    builder.AddLabels({static_cast<float>(random->Below(2)), unmasked * static_cast<float>(random->Below(2))}, {1.0f, unmasked});
+    builder.AddLabels({static_cast<float>(random->Below(2)), unmasked * static_cast<float>(random->Below(2))},
+                      {1.0f, unmasked});
     builder.EndRecord(0, static_cast<uint64_t>(i) * 10);
   }
   std::unique_ptr<Batch> batch = builder.Build();
@@ -73,6 +74,7 @@ class LinearModel : public MultiTaskModel {
   torch::Tensor Forward(const torch::Tensor& v, Phase, BatchMoments*) override { return torch::linear(v, weight_); }
   void UpdateRunningStatistics(const BatchMoments&) override {}
   int64_t batch_norm_columns() const override { return 0; }
+  Activations Observe(const torch::Tensor&) override { return {}; }
   const torch::Tensor& weight() const { return weight_; }
 
  private:
@@ -279,7 +281,8 @@ void ExpectLikeTorch(const DenseOptimizer& config, TorchOptimizer* optimizer, to
     parameter.mutable_grad() = gradient.clone();
     optimizer->step();
     updater.Update(weights.data(), gradient.data_ptr<float>());
-    for (size_t i = 0; i < weights.size(); ++i) ASSERT_NEAR(weights[i], parameter.data_ptr<float>()[i], 3e-6) << "t " << t;
+    for (size_t i = 0; i < weights.size(); ++i)
+      ASSERT_NEAR(weights[i], parameter.data_ptr<float>()[i], 3e-6) << "t " << t;
   }
 }
 
@@ -316,7 +319,8 @@ struct Reduced {
 };
 
 // The votes of all lanes through `workers` workers; what each of them got.
-std::vector<Reduced> ReduceAll(const std::vector<LaneVote>& votes, int workers, size_t parameters, size_t columns, double clip) {
+std::vector<Reduced> ReduceAll(const std::vector<LaneVote>& votes, int workers, size_t parameters, size_t columns,
+                               double clip) {
   Env* env = Env::Real();
   LocalCollectiveHub hub(env, workers);
   std::vector<Reduced> reduced(static_cast<size_t>(workers));
