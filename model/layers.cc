@@ -44,20 +44,6 @@ torch::Tensor ParameterTree::Buffer(const std::string& path, std::vector<int64_t
   return node->register_buffer(leaf, torch::full(shape, value, torch::kFloat32));
 }
 
-std::string PathStep(const std::string& name) {
-  std::string step;
-  for (char c : name) {
-    if (c == '.') {
-      step += "%2e";
-    } else if (c == '%') {
-      step += "%25";
-    } else {
-      step += c;
-    }
-  }
-  return step.empty() ? "%" : step;
-}
-
 Affine MakeAffine(ParameterTree* tree, const std::string& path, int64_t in, int64_t out) {
   const double bound = 1 / std::sqrt(static_cast<double>(in));  // torch's Linear: Kaiming uniform with a = √5
   return {tree->Uniform(path + ".weight", {out, in}, bound), tree->Uniform(path + ".bias", {out}, bound)};

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "model/multi_task_model.h"
+#include "model/path_step.h"
 
 namespace hearth {
 
@@ -30,8 +31,6 @@ class ParameterTree {
   uint64_t seed_;
   std::map<std::string, torch::nn::Module*> nodes_;  // owned by their parents
 };
-// A name of the job as one step of a path: never empty, without dots, and different for different names.
-std::string PathStep(const std::string& name);
 
 struct Affine {
   torch::Tensor weight;  // [out, in]

@@ -7,9 +7,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/safetensors.h"
 #include "common/status.h"
 #include "worker/dense_optimizer.h"
-#include "worker/safetensors.h"
 
 namespace hearth {
 namespace {

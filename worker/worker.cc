@@ -445,11 +445,11 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
 
   if (sum.verdict.skip)
     spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
-  HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
   const std::vector<LogFile> listed = sum.verdict.skip ? files.files() : std::vector<LogFile>();
   for (size_t i = 0; i < votes.size(); ++i) {
     HEARTH_RETURN_IF_ERROR(accounts[i]->Enter(*batch->lanes[i], sum.verdict.skip, listed));
   }
+  HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
   if (sum.trains) AddMetrics(*batch);
   HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline->Finish(std::move(batch), sum.verdict));
   const int64_t finished_us = env->NowUs();
@@ -466,6 +466,8 @@ absl::Status Worker::State::CheckBudget(uint64_t number, const StepSum& sum) con
   if (sum.bad < std::max<uint64_t>(1, limits.bad_records_min()) || static_cast<double>(sum.bad) <= allowed) {
     return absl::OkStatus();
   }
+  // The message sends the reader to the dead letters: they must be there when the process ends.
+  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync(0));
   return absl::DataLossError(
       absl::StrCat(sum.bad, " of ", sum.read, " records are bad at step ", number,
                    ", more than limits.bad_records_max_fraction = ", limits.bad_records_max_fraction(), "; see ",

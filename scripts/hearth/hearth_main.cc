@@ -1,14 +1,20 @@
 // The front command. What needs MPI or Torch is done by the roles that it starts.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <string>
 
+#include "common/bundle.h"
 #include "common/logging.h"
 #include "common/status.h"
 #include "common/version.h"
 #include "scripts/hearth/generate.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/launch.h"
+#include "scripts/hearth/submit.h"
 
 namespace hearth {
 namespace {
@@ -31,6 +37,14 @@ int Finish(const absl::StatusOr<std::string>& text) {
   return Finish(text.status());
 }
 
+// Becomes hearth-<name>, which needs Torch and lies beside this program, with all of the arguments behind the name.
+int Become(const std::string& name, char** argv) {
+  const std::string program = ProgramsBesideThis().folder + "/hearth-" + name;
+  execv(program.c_str(), argv + 1);
+  std::fprintf(stderr, "hearth: %s: %s; build it, with LibTorch\n", program.c_str(), std::strerror(errno));
+  return kExitConfig;
+}
+
 void AddRanks(CLI::App* command, int* servers, int* workers) {
   command->add_option("--np-ps", *servers, "Parameter servers")->check(CLI::Range(1, kRanksMax))->capture_default_str();
   command->add_option("--np-worker", *workers, "Workers, at most one a lane")
@@ -44,6 +58,62 @@ void AddOverrides(CLI::App* command, std::vector<std::string>* overrides) {
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+}
+
+void AddSubmit(CLI::App* app, int* code) {
+  static SubmitOptions submit;
+  CLI::App* command = app->add_subcommand("submit", "Submit a job to Slurm: it saves before its limit and requeues");
+  command->add_option("JOB", submit.job, "The job file, job.txtpb")->required();
+  command->add_option("--out", submit.out, "The run's folder, on a file system of all nodes")->required();
+  command->add_option("--time", submit.time, "Time limit of one start, as Slurm writes it")->required();
+  command->add_option("--nodes", submit.nodes, "Nodes")->check(CLI::Range(1, kRanksMax))->capture_default_str();
+  AddOverrides(command, &submit.overrides);
+  AddRanks(command, &submit.servers, &submit.workers);
+  command->add_option("--partition", submit.partition, "Slurm's partition");
+  command->add_option("--cpus-per-task", submit.cpus_per_task, "Cores for each rank (if not said: training.threads)")
+      ->check(CLI::Range(1, kRanksMax));
+  command->add_option("--signal-lead", submit.signal_lead_s, "Seconds before the limit in which to save")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  command
+      ->add_option("--max-requeues", submit.requeues_max,
+                   "Requeues after a dead rank, or a start that brought no new snapshot")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  command->add_option("--sbatch", submit.sbatch, "One more option for sbatch, e.g. --sbatch=--account=ranking")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_flag("--print", submit.print, "Print the batch script; write and submit nothing");
+  command->callback([code] {
+    submit.programs = ProgramsBesideThis().folder;
+    *code = Submit(submit);
+  });
+}
+
+// What scripts/slurm/hearth.sbatch asks; not for people.
+void AddBatch(CLI::App* app, int* code) {
+  static std::string folder, slurm_job;
+  static BatchOutcome outcome;
+  CLI::App* command = app->add_subcommand("batch-begin", "")->group("");
+  command->add_option("DIR", folder)->required();
+  command->add_option("--job", slurm_job)->required();
+  command->callback([code] { *code = Finish(BatchBegin(folder, slurm_job)); });
+
+  command = app->add_subcommand("batch-end", "")->group("");
+  command->add_option("DIR", folder)->required();
+  command->add_option("--job", slurm_job)->required();
+  command->add_option("--code", outcome.code)->required();
+  command->add_option("--max-requeues", outcome.requeues_max)->required();
+  command->add_flag("--asked", outcome.asked);
+  command->add_flag("--stopped", outcome.stopped);
+  command->callback([code] {
+    const absl::StatusOr<BatchVerdict> verdict = BatchEnd(folder, slurm_job, outcome);
+    *code = Finish(verdict.status());
+    if (!verdict.ok()) return;
+    std::fprintf(stderr, "hearth: %s\n", verdict->reason.c_str());
+    std::printf("%s %d\n", verdict->requeue ? "requeue" : "end", verdict->code);
+  });
 }
 
 int Main(int argc, char** argv) {
@@ -76,6 +146,9 @@ int Main(int argc, char** argv) {
     if (train.out.empty()) throw CLI::RequiredError("--out");
     code = Train(train);
   });
+
+  AddSubmit(&app, &code);
+  AddBatch(&app, &code);
 
   EvalOptions eval;
   command = app.add_subcommand("eval", "Evaluate a snapshot on other logs, through servers, read only");
@@ -111,9 +184,15 @@ int Main(int argc, char** argv) {
   command->add_flag("--json", json, "As JSON");
   command->callback([&] { code = Finish(InspectSnapshot(snapshot, json)); });
 
-  command = app.add_subcommand("verify", "Check every checksum of a snapshot");
-  command->add_option("SNAPSHOT", snapshot, "A snapshot's folder, or a run's (its newest)")->required();
-  command->callback([&] { code = Finish(VerifySnapshotAt(snapshot)); });
+  command = app.add_subcommand("verify", "Check every checksum of a snapshot or an export bundle");
+  command->add_option("SNAPSHOT", snapshot, "A snapshot's folder, a run's (its newest), or a bundle's")->required();
+  command->callback([&] { code = Finish(IsBundle(snapshot) ? VerifyBundle(snapshot) : VerifySnapshotAt(snapshot)); });
+
+  for (const auto& [name, what] : {std::make_pair("export", "Export a snapshot as a bundle for serving"),
+                                   std::make_pair("score", "Score raw logs from an export bundle alone")}) {
+    app.add_subcommand(name, what);  // for the list of commands; never parsed here
+    if (argc > 1 && std::strcmp(argv[1], name) == 0) return Become(name, argv);
+  }
 
   try {
     app.parse(argc, argv);

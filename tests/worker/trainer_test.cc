@@ -69,7 +69,7 @@ class LinearModel : public MultiTaskModel {
   LinearModel(int64_t width, int64_t tasks) {
     torch::manual_seed(5);
     weight_ = register_parameter("weight", torch::randn({tasks, width}));
-    register_parameter("a.unused", torch::ones({3}));  // before "weight" in name order
+    register_parameter("a_unused", torch::ones({3}));  // before "weight" in name order
   }
   torch::Tensor Forward(const torch::Tensor& v, Phase, BatchMoments*) override { return torch::linear(v, weight_); }
   void UpdateRunningStatistics(const BatchMoments&) override {}

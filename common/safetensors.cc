@@ -1,4 +1,4 @@
-#include "worker/safetensors.h"
+#include "common/safetensors.h"
 
 #include <xxhash.h>
 

@@ -1,0 +1,162 @@
+#include "scripts/hearth/prepare.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/status.h"
+
+namespace hearth {
+namespace {
+
+void FindMissing(const Job& job, const std::string& field, const std::string& path, std::vector<std::string>* missing) {
+  const std::string resolved = ResolvePath(job, path);
+  if (!PathExists(resolved)) missing->push_back(absl::StrCat(field, ": ", resolved, ": no such file"));
+}
+
+// A run that has committed something but of which nothing verifies must not silently begin anew.
+absl::Status RefuseIfAllCorrupt(const std::string& snapshots, const SnapshotChoice& choice) {
+  if (!choice.folder.empty() || !PathExists(snapshots)) return absl::OkStatus();
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(snapshots));
+  for (const std::string& name : names) {
+    if (!PathExists(JoinPath(JoinPath(snapshots, name), "MANIFEST"))) continue;
+    return absl::DataLossError(absl::StrCat(snapshots, ": no snapshot verifies:\n",
+                                            absl::StrJoin(choice.passed_over, "\n"),
+                                            "\nbring one back from a copy, or train into another --out"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void Say(const std::string& line) { std::fprintf(stderr, "hearth: %s\n", line.c_str()); }
+
+int Complain(const absl::Status& status) {
+  Say(std::string(status.message()));
+  return ExitCodeOf(status);
+}
+
+absl::Status CheckInputs(const Job& job) {
+  std::vector<std::string> missing;
+  for (int i = 0; i < job.log_size(); ++i) {
+    const std::string field = absl::StrCat("log[", i, "]");
+    for (const std::string& path : job.log(i).path()) FindMissing(job, field + ".path", path, &missing);
+    if (!job.log(i).directory().empty()) FindMissing(job, field + ".directory", job.log(i).directory(), &missing);
+  }
+  for (int i = 0; i < job.side_table_size(); ++i) {
+    FindMissing(job, absl::StrCat("side_table[", i, "].path"), job.side_table(i).path(), &missing);
+  }
+  for (int i = 0; i < job.split_size(); ++i) {
+    for (const std::string& path : job.split(i).log().path()) {
+      FindMissing(job, absl::StrCat("split[", i, "].log.path"), path, &missing);
+    }
+  }
+  if (missing.empty()) return absl::OkStatus();
+  return absl::NotFoundError(
+      absl::StrCat(absl::StrJoin(missing, "\n"), "\nput them there, or point the job at them: --set data_dir=…"));
+}
+
+absl::Status CheckPrograms(const std::string& folder) {
+  for (const char* name : {"hearth-scheduler", "hearth-ps", "hearth-worker"}) {
+    const std::string path = JoinPath(folder, name);
+    if (access(path.c_str(), X_OK) != 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(path, ": ", std::strerror(errno), "; build all of Hearth first: scripts/build"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides) {
+  HEARTH_ASSIGN_OR_RETURN(Job job, LoadJob(path, overrides));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), path));
+  return job;
+}
+
+absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const std::string& path, bool fresh) {
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(path));
+  std::error_code error;
+  const std::string canonical = std::filesystem::canonical(path, error).string();
+  if (error) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.message()));
+  const std::string lock_path = JoinPath(canonical, "lock");
+  const int lock = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (lock < 0) return absl::UnavailableError(absl::StrCat(lock_path, ": ", std::strerror(errno)));
+  std::unique_ptr<RunFolder> folder(new RunFolder(canonical, lock));
+  if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(canonical, ": another hearth is running in it; wait for it, stop it, or give another --out"));
+  }
+  if (fresh) {
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(canonical));
+    for (const std::string& name : names) {
+      if (name == "lock") continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat(canonical, ": holds \"", name,
+                       "\"; --fresh needs an empty folder: give another --out, remove it, "
+                       "or leave --fresh out to go on from its newest snapshot"));
+    }
+  }
+  return folder;
+}
+
+absl::Status CheckWorkers(const Job& job, int workers, bool resumed) {
+  if (static_cast<uint32_t>(workers) <= job.training().lanes()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("--np-worker ", workers, ": the job has ", job.training().lanes(), " lanes",
+                   resumed ? ", fixed at its first start" : "", ", and a worker needs one; give --np-worker ",
+                   job.training().lanes(),
+                   " or fewer, or start anew in another --out with --set training.lanes=", workers, " or more"));
+}
+
+absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
+  HEARTH_ASSIGN_OR_RETURN(const Job saved, ParseJob(snapshot.manifest.job(), JoinPath(snapshot.folder, "MANIFEST")));
+  if (!job->training().has_lanes()) job->mutable_training()->set_lanes(snapshot.manifest.lanes());
+  const std::vector<std::string> differences = JobDifferences(*job, saved);
+  if (differences.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(snapshot.folder, ": is of another job; they differ (this job != the saved one) in\n",
+                   absl::StrJoin(differences, "\n"), "\nset these fields back, or train into another --out"));
+}
+
+std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job) {
+  return {
+      {"OMP_NUM_THREADS", absl::StrCat(job.training().threads())},
+      {"OMP_WAIT_POLICY", "passive"},
+      // Large blocks come and go with each batch: keep them, first touch is what costs.
+      {"MALLOC_MMAP_THRESHOLD_", "33554432"},
+      {"MALLOC_TRIM_THRESHOLD_", "536870912"},
+      {"MALLOC_TOP_PAD_", "16777216"},
+  };
+}
+
+absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder) {
+  const std::string snapshots = JoinPath(folder.path(), "snapshots");
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshots));
+  HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
+  HEARTH_RETURN_IF_ERROR(RefuseIfAllCorrupt(snapshots, choice));
+  for (const std::string& line : choice.passed_over) Say(absl::StrCat("passed over: ", line));
+  if (!choice.folder.empty()) {
+    HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot(choice, &job));
+    Say(absl::StrCat("resuming from ", choice.folder));
+  } else if (!job.training().has_lanes()) {
+    job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));
+  }
+  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, workers, !choice.folder.empty()));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), job_path));  // again: lanes are known now
+  for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder.path(), name)));
+  }
+  HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder.path(), "job.txtpb"), PrintJob(job)));
+  return job;
+}
+
+}  // namespace hearth

@@ -1,0 +1,56 @@
+// What `train`, `eval` and `submit` do before any role is started: a valid job, its inputs, and a run's folder ready
+// for it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/manifest.h"
+#include "common/proto/job.pb.h"
+
+namespace hearth {
+
+// One line for the person at the terminal.
+void Say(const std::string& line);
+// Says what is wrong and returns its exit code.
+int Complain(const absl::Status& status);
+
+absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides);
+
+// The files that the job names, all missing ones at once. Columns are checked by those who read.
+absl::Status CheckInputs(const Job& job);
+
+// hearth-scheduler, hearth-ps and hearth-worker are in `folder`.
+absl::Status CheckPrograms(const std::string& folder);
+
+// No more workers than lanes. REQUIRES: the lanes are known.
+absl::Status CheckWorkers(const Job& job, int workers, bool resumed);
+
+// Same job as the snapshot's? Takes its lanes where the job says none.
+absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job);
+
+// An open run folder, locked against other front commands until it is destroyed or the process ends.
+class RunFolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<RunFolder>> Open(const std::string& path, bool fresh);
+  ~RunFolder() { close(lock_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  RunFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
+  const std::string path_;
+  const int lock_;
+};
+
+// The effective job, with its lanes, written to the folder's job.txtpb, and the folder ready for the roles: what it
+// holds is of the same job, and something of it verifies.
+absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder);
+
+// What every rank of the job is to have in its environment, whoever starts it.
+std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job);
+
+}  // namespace hearth

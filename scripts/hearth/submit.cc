@@ -1,0 +1,270 @@
+#include "scripts/hearth/submit.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/config.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "scripts/hearth/launch.h"
+#include "scripts/hearth/prepare.h"
+#include "scripts/hearth/supervise.h"
+
+namespace hearth {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kRunJsonBytesMax = 64u << 20;
+constexpr uint64_t kRequeuesBytesMax = 4096;
+constexpr char kParametersBegin[] = "# >>> parameters\n";
+constexpr char kParametersEnd[] = "# <<< parameters\n";
+
+// --- the script ---
+
+// srun's list of programs knows no quoting worth relying on, and replaces %t and %o.
+absl::Status CheckName(const std::string& what, const std::string& path) {
+  for (const char c : path) {
+    if (c > ' ' && !absl::StrContains("%\"'\\#$`*?[]{}()<>|&;!~", absl::string_view(&c, 1))) continue;
+    if (static_cast<unsigned char>(c) >= 0x80) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(what, " ", path,
+                     ": under Slurm its name may hold no blank, quote, %, # or other sign of the shell; rename it"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const SubmitOptions& options) {
+  if (options.time.empty() || options.time.find_first_not_of("0123456789:-") != std::string::npos) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--time ", options.time, ": give minutes, hours:minutes:seconds or days-hours"));
+  }
+  if (const int ranks = 1 + options.servers + options.workers; options.nodes > ranks) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--nodes ", options.nodes, ": the job has ", ranks, " ranks; give fewer nodes or more workers"));
+  }
+  for (const std::string& option : options.sbatch) {
+    if (absl::StartsWith(option, "-") && !absl::StrContains(option, '\n')) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "--sbatch ", option, ": give an option of sbatch in one word, such as --sbatch=--account=ranking"));
+  }
+  return absl::OkStatus();
+}
+
+std::string SbatchLine(absl::string_view option) { return absl::StrCat("#SBATCH ", option, "\n"); }
+
+bool IsOnPath(const std::string& program) {
+  const char* path = std::getenv("PATH");
+  for (const absl::string_view folder : absl::StrSplit(path == nullptr ? "" : path, ':', absl::SkipEmpty())) {
+    if (access(JoinPath(folder, program).c_str(), X_OK) == 0) return true;
+  }
+  return false;
+}
+
+absl::Status CheckSbatch() {
+  if (IsOnPath("sbatch")) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "sbatch is not on PATH; submit on a host of the cluster (Debian: slurm-client), or look at the script with "
+      "--print");
+}
+
+// The job is in the folder and the folder is let go again: Slurm may start it at once.
+absl::StatusOr<std::string> WriteScript(const SubmitOptions& options, const Job& loaded) {
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<RunFolder> folder, RunFolder::Open(options.out, false));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, PrepareRun(loaded, options.job, options.workers, *folder));
+  const int cpus = options.cpus_per_task > 0 ? options.cpus_per_task : static_cast<int>(job.training().threads());
+  HEARTH_ASSIGN_OR_RETURN(const std::string script, BatchScript(options, folder->path(), cpus, RankEnvironment(job)));
+  const std::string path = JoinPath(folder->path(), "hearth.sbatch");
+  HEARTH_RETURN_IF_ERROR(WriteFileAtomically(path, script));
+  return path;
+}
+
+absl::Status SubmitOrPrint(const SubmitOptions& options) {
+  HEARTH_RETURN_IF_ERROR(CheckOptions(options));
+  HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
+  HEARTH_RETURN_IF_ERROR(CheckInputs(job));
+  HEARTH_RETURN_IF_ERROR(CheckPrograms(options.programs));
+  if (options.print) {
+    const std::string folder = std::filesystem::weakly_canonical(options.out).string();
+    const int cpus = options.cpus_per_task > 0 ? options.cpus_per_task : static_cast<int>(job.training().threads());
+    HEARTH_ASSIGN_OR_RETURN(const std::string script, BatchScript(options, folder, cpus, RankEnvironment(job)));
+    std::fputs(script.c_str(), stdout);
+    return absl::OkStatus();
+  }
+  HEARTH_RETURN_IF_ERROR(CheckSbatch());
+  HEARTH_RETURN_IF_ERROR(CheckName("--out", std::filesystem::weakly_canonical(options.out).string()));
+  HEARTH_ASSIGN_OR_RETURN(const std::string script, WriteScript(options, job));
+  Supervisor supervisor;
+  HEARTH_ASSIGN_OR_RETURN(const Supervisor::End end, supervisor.Run({{"sbatch", script}, {}}));
+  if (end.code == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("sbatch refused ", script, " (", DescribeEnd(end.code),
+                                                    "); its reason stands above. Nothing was submitted"));
+}
+
+// --- after a start ---
+
+// DIR/requeues: which of Slurm's jobs counts here, how often it was put back as a failure, the newest snapshot's step
+// at its latest start. One line, three numbers.
+struct Requeues {
+  std::string slurm_job;
+  int failures = 0;
+  int64_t step = -1;
+};
+
+std::string RequeuesPath(const std::string& folder) { return JoinPath(folder, "requeues"); }
+
+Requeues ReadRequeues(const std::string& folder, const std::string& slurm_job) {
+  Requeues none;
+  none.slurm_job = slurm_job;
+  const absl::StatusOr<std::string> text = ReadFile(RequeuesPath(folder), kRequeuesBytesMax);
+  if (!text.ok()) return none;
+  const std::vector<std::string> words = absl::StrSplit(*text, absl::ByAnyChar(" \n"), absl::SkipEmpty());
+  Requeues read;
+  if (words.size() != 3 || words[0] != slurm_job || !absl::SimpleAtoi(words[1], &read.failures) ||
+      !absl::SimpleAtoi(words[2], &read.step)) {
+    return none;
+  }
+  read.slurm_job = slurm_job;
+  return read;
+}
+
+absl::Status WriteRequeues(const std::string& folder, const Requeues& requeues) {
+  return WriteFileAtomically(RequeuesPath(folder),
+                             absl::StrCat(requeues.slurm_job, " ", requeues.failures, " ", requeues.step, "\n"));
+}
+
+// The newest step with a MANIFEST; -1 where there is none.
+int64_t NewestStep(const std::string& folder) {
+  const std::string snapshots = JoinPath(folder, "snapshots");
+  const absl::StatusOr<std::vector<std::string>> names = ListDirectory(snapshots);
+  int64_t newest = -1;
+  if (!names.ok()) return newest;
+  for (const std::string& name : *names) {
+    int64_t step = 0;
+    if (absl::SimpleAtoi(name, &step) && PathExists(JoinPath(JoinPath(snapshots, name), "MANIFEST")))
+      newest = std::max(newest, step);
+  }
+  return newest;
+}
+
+Json ReadRunJson(const std::string& folder) {
+  const absl::StatusOr<std::string> text = ReadFile(JoinPath(folder, "run.json"), kRunJsonBytesMax);
+  const Json run = text.ok() ? Json::parse(*text, nullptr, false) : Json();
+  return run.is_object() ? run : Json::object();
+}
+
+// The start's exit code: the scheduler's word where it has written one, else srun's.
+int CodeOfStart(const std::string& folder, const BatchOutcome& outcome) {
+  const Json run = ReadRunJson(folder);
+  const std::string status = run.value("status", "running");
+  if (status == "saved") return kExitSaved;
+  if (status != "failed" || !run.contains("exit") || !run["exit"].is_object()) return outcome.code;
+  const int code = run["exit"].value("code", 0);
+  return code != 0 ? code : outcome.code;
+}
+
+absl::Status TellRunJson(const std::string& folder, const std::string& status, int code, const std::string& reason) {
+  const absl::StatusOr<Job> job = LoadJob(JoinPath(folder, "job.txtpb"), {});
+  return WriteRunEnd(folder, job.ok() ? job->name() : "", status, code, reason);
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> BatchScript(const SubmitOptions& options, const std::string& folder, int cpus_per_task,
+                                        const std::vector<std::pair<std::string, std::string>>& environment) {
+  HEARTH_RETURN_IF_ERROR(CheckName("--out", folder));
+  HEARTH_RETURN_IF_ERROR(CheckName("programs in", options.programs));
+  std::string parameters;
+  std::string name = absl::StrCat("hearth-", std::filesystem::path(folder).filename().string());
+  for (const std::string& option :
+       {absl::StrCat("--job-name=", name), absl::StrCat("--output=", folder, "/slurm-%j.out"),
+        absl::StrCat("--nodes=", options.nodes), absl::StrCat("--ntasks=", 1 + options.servers + options.workers),
+        absl::StrCat("--cpus-per-task=", std::max(1, cpus_per_task)), absl::StrCat("--time=", options.time),
+        absl::StrCat("--signal=B:USR1@", options.signal_lead_s)}) {
+    parameters += SbatchLine(option);
+  }
+  if (!options.partition.empty()) parameters += SbatchLine(absl::StrCat("--partition=", options.partition));
+  for (const std::string& option : options.sbatch) parameters += SbatchLine(option);
+  for (const auto& [variable, value] :
+       std::vector<std::pair<std::string, std::string>>{{"HEARTH_BIN", options.programs},
+                                                        {"HEARTH_OUT", folder},
+                                                        {"HEARTH_PS", absl::StrCat(options.servers)},
+                                                        {"HEARTH_WORKER", absl::StrCat(options.workers)},
+                                                        {"HEARTH_MAX_REQUEUES", absl::StrCat(options.requeues_max)}}) {
+    absl::StrAppend(&parameters, "export ", variable, "=", value, "\n");
+  }
+  for (const auto& [variable, value] : environment) absl::StrAppend(&parameters, "export ", variable, "=", value, "\n");
+  absl::StrAppend(&parameters, "export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}\n");
+
+  std::string script = kSbatchTemplate;
+  const size_t begin = script.find(kParametersBegin), end = script.find(kParametersEnd);
+  HEARTH_CHECK(begin != std::string::npos && end != std::string::npos && begin < end,
+               "hearth.sbatch has no parameters");
+  script.replace(begin, end + sizeof(kParametersEnd) - 1 - begin, parameters);
+  return script;
+}
+
+int Submit(const SubmitOptions& options) {
+  const absl::Status status = SubmitOrPrint(options);
+  return status.ok() ? kExitOk : Complain(status);
+}
+
+absl::Status BatchBegin(const std::string& folder, const std::string& slurm_job) {
+  Requeues requeues = ReadRequeues(folder, slurm_job);
+  requeues.step = NewestStep(folder);
+  HEARTH_RETURN_IF_ERROR(WriteRequeues(folder, requeues));
+  if (!PathExists(JoinPath(folder, "run.json"))) return absl::OkStatus();
+  return TellRunJson(folder, "running", kExitOk, "");
+}
+
+absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::string& slurm_job,
+                                      const BatchOutcome& outcome) {
+  BatchVerdict verdict;
+  verdict.code = CodeOfStart(folder, outcome);
+  const bool saved = verdict.code == kExitSaved || outcome.asked;
+  if (verdict.code != kExitSaved && IsFinalExit(verdict.code)) {
+    verdict.reason = DescribeEnd(verdict.code);
+    if (verdict.code == kExitOk || ReadRunJson(folder).value("status", "") == "failed") return verdict;
+    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", verdict.code, verdict.reason));
+    return verdict;
+  }
+  if (outcome.stopped) {
+    verdict.code = 128 + SIGTERM;
+    verdict.reason = absl::StrCat("stopped by signal ", SIGTERM);
+    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", verdict.code, verdict.reason));
+    return verdict;
+  }
+  Requeues requeues = ReadRequeues(folder, slurm_job);
+  const bool forward = NewestStep(folder) > requeues.step;
+  verdict.reason = saved ? (forward ? "saved before the time limit" : "the time limit came before a new snapshot")
+                         : DescribeEnd(verdict.code);
+  const bool counted = !saved || !forward;
+  if (counted) ++requeues.failures;
+  verdict.requeue = !counted || requeues.failures <= outcome.requeues_max;
+  if (saved || verdict.requeue) verdict.code = kExitSaved;
+  if (!verdict.requeue) {
+    absl::StrAppend(&verdict.reason, "; requeued ", outcome.requeues_max, " times, --max-requeues");
+  } else if (counted) {
+    absl::StrAppend(&verdict.reason, "; requeue ", requeues.failures, " of ", outcome.requeues_max,
+                    " from the newest snapshot");
+  } else {
+    absl::StrAppend(&verdict.reason, "; requeued");
+  }
+  HEARTH_RETURN_IF_ERROR(WriteRequeues(folder, requeues));
+  HEARTH_RETURN_IF_ERROR(
+      TellRunJson(folder, verdict.code == kExitSaved ? "saved" : "failed", verdict.code, verdict.reason));
+  return verdict;
+}
+
+}  // namespace hearth

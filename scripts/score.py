@@ -1,0 +1,492 @@
+#!/usr/bin/env python3
+"""Reference scorer: raw log records -> signs -> the graph's input -> probabilities, from an export bundle alone.
+
+Needs numpy, onnxruntime and xxhash. Written from features.json (docs/FORMATS.md, "Export bundle") and nothing else of Hearth, so that it
+checks the exporter and shows what a serving system has to do.
+
+  score.py BUNDLE --check                                golden.jsonl, step by step
+  score.py BUNDLE --logs FILE... [--log NAME] [--predictions FILE]     scores records, prints AUC by task as JSON
+"""
+import argparse
+import gzip
+import io
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy
+import onnxruntime
+import xxhash
+
+ID_BITS = 52
+ID_MASK = (1 << ID_BITS) - 1
+NAN = math.nan
+NUMBER = re.compile(r"-?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?|nan(\([a-z0-9_]*\))?)", re.IGNORECASE | re.ASCII)
+INTEGER = re.compile(r"\d+", re.ASCII)
+
+
+def number_of(text):
+    """A double as std::from_chars reads it; NaN for anything else."""
+    if not NUMBER.fullmatch(text):
+        return NAN
+    value = float(text.split("(")[0])
+    return NAN if math.isinf(value) and "inf" not in text.lower() else value
+
+
+def text_of(value):
+    """The shortest text of a double, as std::to_chars writes it; whole numbers without a point."""
+    if value == math.floor(value) and abs(value) < 2.0**53:
+        return str(int(value))
+    sign = "-" if value < 0 else ""
+    mantissa, exponent = f"{numpy.format_float_scientific(abs(value), unique=True, trim='-')}".split("e")
+    digits, power = mantissa.replace(".", ""), int(exponent)
+    scientific = f"{mantissa}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    if power >= len(digits) - 1:
+        fixed = str(int(abs(value)))
+    elif power >= 0:
+        fixed = f"{digits[:power + 1]}.{digits[power + 1:]}"
+    else:
+        fixed = "0." + "0" * (-power - 1) + digits
+    return sign + (fixed if len(fixed) <= len(scientific) else scientific)
+
+
+# --- expressions: text -> a function of get(column) -> text
+
+
+class Parser:
+    TOKEN = re.compile(r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<text>'[^']*')|`(?P<quoted>[^`]*)`|"
+                       r"(?P<name>[A-Za-z_][A-Za-z0-9_.]*)|(?P<op>\|\||&&|==|!=|<=|>=|[-+*/%<>!(),]))")
+    FUNCTIONS = {"min": 2, "max": 2, "abs": 1, "log1p": 1, "floor": 1, "if": 3, "missing": 1}
+
+    def __init__(self, source):
+        self.tokens, at = [], 0
+        source = source.rstrip()
+        while at < len(source):
+            match = self.TOKEN.match(source, at)
+            if not match:
+                raise ValueError(f"expression {source!r}: position {at}")
+            self.tokens.append((match.lastgroup, match.group(match.lastgroup)))
+            at = match.end()
+        self.at = 0
+
+    def peek(self):
+        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+
+    def take(self, *symbols):
+        kind, value = self.peek()
+        if kind == "op" and value in symbols:
+            self.at += 1
+            return value
+        return None
+
+    def parse(self):
+        node = self.binary(0)
+        if self.peek()[0] != "end":
+            raise ValueError(f"expression: unexpected {self.peek()[1]!r}")
+        return node
+
+    LEVELS = [("||",), ("&&",), ("==", "!=", "<=", ">=", "<", ">"), ("+", "-"), ("*", "/", "%")]
+
+    def binary(self, level):
+        if level == len(self.LEVELS):
+            return self.unary()
+        left = self.binary(level + 1)
+        while symbol := self.take(*self.LEVELS[level]):
+            left = (symbol, left, self.binary(level + 1))
+        return left
+
+    def unary(self):
+        if self.take("!"):
+            return ("!", self.unary())
+        if self.take("-"):
+            return ("negate", self.unary())
+        kind, value = self.peek()
+        self.at += 1
+        if kind == "number":
+            return ("number", float(value))
+        if kind == "text":
+            return ("text", value[1:-1])
+        if kind == "quoted":
+            return ("column", value)
+        if kind == "op" and value == "(":
+            inner = self.binary(0)
+            if not self.take(")"):
+                raise ValueError("expression: expected )")
+            return inner
+        if kind != "name":
+            raise ValueError(f"expression: unexpected {value!r}")
+        if not self.take("("):
+            return ("column", value)
+        operands = [self.binary(0)]
+        while self.take(","):
+            operands.append(self.binary(0))
+        if not self.take(")") or self.FUNCTIONS.get(value) != len(operands):
+            raise ValueError(f"expression: call of {value}")
+        return (value, *operands)
+
+
+def truth(value):
+    return value != 0 and value == value
+
+
+COMPARE = {"==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, b: a < b, "<=": lambda a, b: a <= b,
+           ">": lambda a, b: a > b, ">=": lambda a, b: a >= b}
+
+
+def divide(a, b):
+    if b == 0:
+        return NAN if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1, b)
+    return a / b
+
+
+def evaluate(node, get):
+    op = node[0]
+    if op == "number":
+        return node[1]
+    if op == "column":
+        return number_of(get(node[1]))
+    if op == "missing":
+        return float(get(node[1][1]) == "")
+    if op in COMPARE and "text" in (node[1][0], node[2][0]):
+        sides = [side[1] if side[0] == "text" else get(side[1]) for side in node[1:]]
+        return float(COMPARE[op](*(side.encode("utf-8", "surrogateescape") for side in sides)))
+    values = [evaluate(operand, get) for operand in node[1:]] if op not in ("if", "||", "&&") else []
+    if op in COMPARE:
+        return float(values[0] == values[0] and values[1] == values[1] and COMPARE[op](*values))
+    if op == "if":
+        return evaluate(node[2] if truth(evaluate(node[1], get)) else node[3], get)
+    if op == "||":
+        return float(truth(evaluate(node[1], get)) or truth(evaluate(node[2], get)))
+    if op == "&&":
+        return float(truth(evaluate(node[1], get)) and truth(evaluate(node[2], get)))
+    if op == "!":
+        return float(not truth(values[0]))
+    if op == "negate":
+        return -values[0]
+    if op == "+":
+        return values[0] + values[1]
+    if op == "-":
+        return values[0] - values[1]
+    if op == "*":
+        return values[0] * values[1]
+    if op == "/":
+        return divide(*values)
+    if op == "%":
+        return NAN if values[1] == 0 or math.isinf(values[0]) else math.fmod(*values)
+    if op in ("min", "max"):
+        return NAN if values[0] != values[0] or values[1] != values[1] else (min if op == "min" else max)(values)
+    if op == "abs":
+        return abs(values[0])
+    if op == "log1p":
+        return math.log1p(values[0]) if values[0] > -1 else -math.inf if values[0] == -1 else NAN
+    if op == "floor":
+        return float(math.floor(values[0])) if math.isfinite(values[0]) else values[0]
+    raise ValueError(f"expression: {op}")
+
+
+# --- delimited text
+
+
+def open_text(path):
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.open(path, "rb")
+    if magic == b"\x28\xb5\x2f\xfd":
+        return io.BytesIO(subprocess.run(["zstd", "-dcq", path], check=True, stdout=subprocess.PIPE).stdout)
+    return open(path, "rb")
+
+
+def fields_of(record, delimiter):
+    """Fields of a record; None where it is bad. A quote counts only at a field's start."""
+    fields, at = [], 0
+    while True:
+        if record[at:at + 1] != '"':
+            end = record.find(delimiter, at)
+            end = len(record) if end < 0 else end
+            fields.append(record[at:end])
+            at = end
+        else:
+            text, at = "", at + 1
+            while True:
+                close = record.find('"', at)
+                if close < 0:
+                    return None
+                text += record[at:close]
+                at = close + 1
+                if record[at:at + 1] != '"':
+                    break
+                text += '"'
+                at += 1
+            fields.append(text)
+            if at < len(record) and record[at] != delimiter:
+                return None
+        if at >= len(record):
+            return fields
+        at += 1
+
+
+def records_of(path, delimiter, multiline):
+    """(byte offset, text) of each record that is not empty."""
+    offset, start, held = 0, 0, b""
+    for line in open_text(path):
+        if not held:
+            start = offset
+        offset += len(line)
+        held += line
+        if multiline and fields_of(held.decode("utf-8", "surrogateescape").rstrip("\r\n"), delimiter) is None:
+            continue
+        text = held[:-1] if held.endswith(b"\n") else held
+        text = text[:-1] if text.endswith(b"\r") else text
+        held = b""
+        if text:
+            yield start, text.decode("utf-8", "surrogateescape")
+
+
+# --- from a record to the graph's input
+
+
+class Scorer:
+    def __init__(self, bundle):
+        self.bundle = pathlib.Path(bundle)
+        self.features = json.loads((self.bundle / "features.json").read_text())
+        manifest = json.loads((self.bundle / "manifest.json").read_text())
+        graph = self.bundle / "triton" / manifest["model"] / str(manifest["version"]) / "model.onnx"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self.tables = {}
+        for table in self.features["tables"]:
+            folder = self.bundle / table["folder"]
+            if (folder / "keys.npy").exists():
+                keys = numpy.load(folder / "keys.npy")
+                rows = numpy.load(folder / "values.npy", mmap_mode="r")
+            else:
+                keys = numpy.fromfile(folder / "key", "<i8").view("<u8")
+                rows = numpy.fromfile(folder / "emb_vector", "<f4").reshape(len(keys), table["dim"])
+            self.tables[table["name"]] = ({int(key): i for i, key in enumerate(keys)}, rows)
+        self.sides = {side["name"]: self.side_table(side) for side in self.features["side_tables"]}
+        self.expressions = {}
+
+    def side_table(self, side):
+        rows, columns = {}, None
+        for _, text in records_of(self.bundle / side["file"], side["delimiter"], True):
+            fields = fields_of(text.removeprefix("\ufeff") if columns is None else text, side["delimiter"])
+            if columns is None:
+                columns = fields
+                key = columns.index(side["key"])
+            else:
+                rows[fields[key]] = fields
+        return {"columns": columns, "rows": rows, "log_key": side["log_key"]}
+
+    def evaluate(self, text, get):
+        if text not in self.expressions:
+            self.expressions[text] = Parser(text).parse()
+        return evaluate(self.expressions[text], get)
+
+    def getter(self, raw, log):
+        """column -> text: the log's own, else a joined side table's, else missing."""
+        def get(name):
+            if name in raw:
+                return raw[name]
+            for table in log["join"]:
+                side = self.sides[table]
+                column = name if name in side["columns"] else name.removeprefix(table + ".")
+                if column in side["columns"]:
+                    key = raw.get(side["log_key"], "")
+                    row = side["rows"].get(key) if key else None
+                    return "" if row is None else row[side["columns"].index(column)]
+            if name in log["absent_column"]:
+                return ""
+            raise KeyError(f"no column {name}")
+        return get
+
+    def signs(self, slot, get):
+        """The signs of one slot; None where the record is to be rejected."""
+        base = slot["table_number"] << ID_BITS
+        missing = [slot["missing_sign"]] if slot["missing"] == "OWN_ROW" else []
+        is_missing = lambda text: text == "" or text in slot["missing_value"]
+        raw = slot["hash"] == "RAW"
+
+        def sign(text):
+            if raw:
+                return base | int(text)
+            return base | (xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogateescape"), slot["seed"]) & ID_MASK)
+
+        def is_id(text):
+            return bool(INTEGER.fullmatch(text)) and int(text) < ID_MASK
+
+        if "value" in slot or slot["kind"] == "BUCKET":
+            if "value" in slot:
+                value = self.evaluate(slot["value"], get)
+            else:
+                text = get(slot["column"])
+                value = NAN if is_missing(text) else number_of(text)
+            if not math.isfinite(value):
+                return missing
+            if slot["kind"] == "BUCKET":
+                if slot["boundary"]:
+                    bucket = sum(1 for boundary in slot["boundary"] if boundary <= value)
+                else:
+                    bucket = math.floor(math.log2(1 + abs(value))) * (-1 if value < 0 else 1)
+                return [base | bucket] if raw else [sign(str(bucket))]
+            if raw and not (0 <= value < ID_MASK and value == math.floor(value)):
+                return None
+            return [sign(text_of(value))]
+        text = get(slot["column"])
+        if is_missing(text):
+            return missing
+        if slot["kind"] == "ID":
+            return None if raw and not is_id(text) else [sign(text)]
+        parts = [part for part in text.split(slot["separator"]) if not is_missing(part)]
+        if raw and not all(map(is_id, parts)):
+            return None
+        return [sign(part) for part in parts[:slot["values_max"]]] or missing
+
+    def dense(self, feature, get):
+        value = self.evaluate(feature["value"], get)
+        if feature["transform"] == "LOG1P":
+            value = math.copysign(math.log1p(abs(value)), value)
+        elif feature["transform"] == "STANDARD":
+            value = divide(value - feature["mean"], feature["deviation"])
+        with numpy.errstate(over="ignore"):
+            narrow = numpy.float32(value)
+        return narrow if numpy.isfinite(narrow) else numpy.float32(feature["missing"])
+
+    def input(self, signs, dense):
+        out = numpy.zeros(self.features["width"], numpy.float32)
+        for slot in self.features["slots"]:
+            index, rows = self.tables[slot["table"]]
+            place = out[slot["offset"]:slot["offset"] + slot["dim"]]
+            for sign in signs[slot["slot"]]:
+                if sign in index:
+                    place += rows[index[sign]]
+            if slot["pooling"] == "mean" and signs[slot["slot"]]:
+                place *= numpy.float32(1) / numpy.float32(len(signs[slot["slot"]]))
+        for feature, value in zip(self.features["dense"], dense):
+            out[feature["offset"]] = value
+        return out
+
+    def prepare(self, raw, log):
+        """(signs, dense) of a raw record, or None where it is filtered or rejected."""
+        get = self.getter(raw, log)
+        if log["where"] and not truth(self.evaluate(log["where"], get)):
+            return None
+        signs = {slot["slot"]: self.signs(slot, get) for slot in self.features["slots"]}
+        if any(of_slot is None for of_slot in signs.values()):
+            return None
+        return signs, [self.dense(feature, get) for feature in self.features["dense"]]
+
+    def predict(self, inputs):
+        names = [task["output"] for task in self.features["tasks"]]
+        outputs = self.session.run(names, {"features": numpy.asarray(inputs, numpy.float32)})
+        return numpy.concatenate(outputs, 1)  # [records, tasks]
+
+    def labels(self, raw, log):
+        """1, 0, or None where unknown, by task."""
+        get, labels = self.getter(raw, log), []
+        for task in self.features["tasks"]:
+            known = not log["known_task"] or task["name"] in log["known_task"]
+            value = self.evaluate(task["label"], get) if known else NAN
+            known = value == value and (not task["mask"] or truth(self.evaluate(task["mask"], get)))
+            labels.append(int(value != 0) if known else None)
+        return labels
+
+    def log(self, name):
+        for log in self.features["logs"]:
+            if not name or log["name"] == name:
+                return log
+        sys.exit(f"score.py: the bundle knows no log {name}")
+
+
+def auc(scores, labels):
+    """Exact, ties count one half; None where a class is absent."""
+    scores, labels = numpy.asarray(scores), numpy.asarray(labels)
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if positives == 0 or negatives == 0:
+        return None
+    _, inverse, counts = numpy.unique(scores, return_inverse=True, return_counts=True)
+    ranks = numpy.cumsum(counts) - (counts - 1) / 2.0
+    return float((ranks[inverse][labels == 1].sum() - positives * (positives + 1) / 2.0) / (positives * negatives))
+
+
+def check(scorer, log, bound):
+    golden = [json.loads(line) for line in (scorer.bundle / "golden.jsonl").read_text().splitlines()]
+    worst, faults = {"input": 0.0, "p": 0.0}, 0
+    for i, line in enumerate(golden):
+        prepared = scorer.prepare(line["raw"], log)
+        if prepared is None or prepared[0] != line["signs"]:
+            faults += 1
+            print(f"golden record {i}: raw -> signs differs: {prepared and prepared[0]} != {line['signs']}", file=sys.stderr)
+            continue
+        own = scorer.input(line["signs"], prepared[1])
+        worst["input"] = max(worst["input"], float(numpy.abs(own - numpy.asarray(line["input"])).max(initial=0)))
+        own_p = scorer.predict([line["input"]])[0]
+        want = [line["p"][task["name"]] for task in scorer.features["tasks"]]
+        worst["p"] = max(worst["p"], float(numpy.abs(own_p - want).max()))
+    failed = faults > 0 or not golden or worst["input"] > 1e-6 or worst["p"] > bound
+    print(json.dumps({"records": len(golden), "sign_faults": faults, "input_difference_max": worst["input"],
+                      "p_difference_max": worst["p"]}))
+    return 1 if failed else 0
+
+
+def score(scorer, log, paths, predictions):
+    tasks = scorer.features["tasks"]
+    inputs, places, all_labels, rejected = [], [], [], 0
+    for path in paths:
+        columns = list(log["column"])
+        in_header = log["header"]
+        for offset, text in records_of(path, log["delimiter"], log["multiline_records"]):
+            fields = fields_of(text.removeprefix("\ufeff") if in_header else text, log["delimiter"])
+            if in_header:
+                columns, in_header = fields, False
+                continue
+            prepared = raw = None
+            if fields is not None and len(fields) == len(columns):
+                raw = dict(zip(columns, fields))
+                prepared = scorer.prepare(raw, log)
+            if prepared is None:
+                rejected += 1
+                continue
+            inputs.append(scorer.input(*prepared))
+            places.append((path, offset))
+            all_labels.append(scorer.labels(raw, log))
+    batches = [scorer.predict(inputs[i:i + 4096]) for i in range(0, len(inputs), 4096)]
+    scores = numpy.concatenate(batches) if batches else numpy.zeros((0, len(tasks)), numpy.float32)
+    if predictions:
+        with open(predictions, "w") as out:
+            out.write("\t".join(["source", "offset"] + [f"{kind}_{task['name']}" for task in tasks for kind in ("label", "p")]) + "\n")
+            for (path, offset), row, labels in zip(places, scores, all_labels):
+                cells = [cell for label, p in zip(labels, row) for cell in ("" if label is None else str(label), repr(float(p)))]
+                out.write("\t".join([str(path), str(offset)] + cells) + "\n")
+    report = {"records": len(inputs), "filtered_or_rejected": rejected, "auc": {}}
+    for t, task in enumerate(tasks):
+        known = [i for i, labels in enumerate(all_labels) if labels[t] is not None]
+        report["auc"][task["name"]] = auc(scores[known, t], [all_labels[i][t] for i in known])
+    print(json.dumps(report))
+    return 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("--check", action="store_true", help="compare each step with golden.jsonl; exit 1 where one differs")
+    parser.add_argument("--bound", type=float, default=1e-5, help="for --check: largest difference of a probability")
+    parser.add_argument("--logs", nargs="+", default=[])
+    parser.add_argument("--log", default="", help="which of the bundle's logs the files are like; default: the first")
+    parser.add_argument("--predictions")
+    arguments = parser.parse_args()
+    scorer = Scorer(arguments.bundle)
+    log = scorer.log(arguments.log)
+    code = check(scorer, log, arguments.bound) if arguments.check else 0
+    if arguments.logs:
+        code = score(scorer, log, arguments.logs, arguments.predictions) or code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Hearth on a real Slurm, started here on loopback (slurm_cluster): time limits, requeues, kills. One case a run.
+
+Usage: slurm.py --bin DIR CASE     (or: all)
+"""
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from e2e import Bench, Failure, check, check_equal, check_ledger
+
+HERE = pathlib.Path(__file__).resolve().parent
+DEADLINE_S = 240
+RECORDS = 6000
+SETS = ("training.staleness=0",)
+PS, WORKER = 2, 2
+
+
+class Cluster:
+    def __init__(self, root, nodes):
+        self.dir = pathlib.Path(root) / "slurm"
+        self.program = str(HERE / "slurm_cluster")
+        self.nodes = nodes
+        self.environment = dict(os.environ)
+
+    def __enter__(self):
+        subprocess.run([self.program, "start", str(self.dir), str(self.nodes)], check=True, timeout=120,
+                       stdin=subprocess.DEVNULL)
+        text = subprocess.run(["bash", "-c", ". \"$0/env\" && env -0", str(self.dir)], check=True, stdout=subprocess.PIPE).stdout
+        self.environment = dict(os.fsdecode(line).split("=", 1) for line in text.split(b"\0") if line)
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run([self.program, "stop", str(self.dir)], timeout=120, stdin=subprocess.DEVNULL)
+
+    def run(self, *command, expect=0):
+        done = subprocess.run(list(map(str, command)), env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S)
+        check(done.returncode == expect, f"{' '.join(map(str, command))}: exit {done.returncode}, not {expect}\n{done.stdout}")
+        return done.stdout
+
+    def job(self, number):
+        """What Slurm says of a job: JobState, Restarts, ExitCode, Reason …"""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", "-o", number)))
+
+    def wait(self, number, done, what):
+        deadline = time.monotonic() + DEADLINE_S
+        while not done(job := self.job(number)):
+            check(time.monotonic() < deadline, f"{what}: still {job['JobState']} {job['Reason']}")
+            time.sleep(0.2)
+        return job
+
+    def wait_requeued(self, number, restarts):
+        """Until the job is back in the queue for that time; then lets it start at once instead of in two minutes."""
+        self.wait(number, lambda job: int(job["Restarts"]) >= restarts and job["JobState"] in ("PENDING", "RUNNING")
+                  or job["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"), f"requeue {restarts}")
+        job = self.job(number)
+        check(job["JobState"] in ("PENDING", "RUNNING"), f"the job ended, {job['JobState']} {job['ExitCode']}, before requeue {restarts}")
+        if job["JobState"] == "PENDING":
+            self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        self.wait(number, lambda job: job["JobState"] != "PENDING", "start after a requeue")
+
+
+def submit(cluster, bench, name, *extra, ps=PS, worker=WORKER, epochs, minutes):
+    text = cluster.run(bench.hearth, "submit", bench.job, "--out", bench.root / name, "--nodes", cluster.nodes, "--time", minutes,
+                       "--np-ps", ps, "--np-worker", worker, "--set", f"training.epochs={epochs}",
+                       *[word for one in SETS for word in ("--set", one)], *extra)
+    number = re.search(r"Submitted batch job (\d+)", text)
+    check(number, f"no job number in\n{text}")
+    return number.group(1)
+
+
+def output(bench, name):
+    return "".join(path.read_text(errors="replace") for path in sorted((bench.root / name).glob("slurm-*.out"))) + bench.logs()
+
+
+def epochs_for(bench, seconds):
+    """Epochs that keep one mpirun run busy for so long on this machine."""
+    short = bench.train("short", ps=PS, worker=WORKER, sets=[*SETS, "training.epochs=4"])
+    return max(4, round(4 * seconds / max(0.2, short["seconds"])))
+
+
+def check_same_end(bench, name, epochs, restarts):
+    whole = bench.train("whole", ps=PS, worker=WORKER, sets=[*SETS, f"training.epochs={epochs}"])
+    run = bench.run_json(name)
+    check_equal(run["status"], "finished", f"status\n{output(bench, name)}\nstatus")
+    check_equal(run["exit"]["code"], 0, "exit code in run.json")
+    check_equal(run["restarts"], restarts, "restarts in run.json")
+    check_ledger(run, epochs * RECORDS)
+    check_equal(run["model_hash"], whole["model_hash"], "hash after three requeues, against one mpirun run")
+    check_equal(run["samples"], whole["samples"], "ledger after three requeues")
+
+
+def kill_a_rank(bench, name, program, step):
+    deadline = time.monotonic() + DEADLINE_S
+    while bench.newest_step(name) <= step or not bench.pids(program, name):
+        check(time.monotonic() < deadline, f"no snapshot after step {step}\n{output(bench, name)}")
+        time.sleep(0.02)
+    os.kill(bench.pids(program, name)[-1], signal.SIGKILL)
+    print(f"  killed {program} after step {bench.newest_step(name)}", flush=True)
+
+
+def requeues(bench, nodes, limit):
+    """Twice saved before its time limit, once put back after a kill; then the hash of one mpirun run."""
+    bench.generate(records=RECORDS)
+    # Slurm looks at time limits every 30 s, and a limit is whole minutes: with this lead each start is told at the next look.
+    epochs = epochs_for(bench, 60 if limit else 25)
+    with Cluster(bench.root, nodes) as cluster:
+        number = submit(cluster, bench, "run", "--signal-lead", 45, epochs=epochs, minutes=1 if limit else 10)
+        step = -1
+        for restart in (1, 2):
+            if not limit:
+                deadline = time.monotonic() + DEADLINE_S
+                while bench.newest_step("run") <= step:
+                    check(time.monotonic() < deadline, f"no snapshot after step {step}\n{output(bench, 'run')}")
+                    time.sleep(0.05)
+                cluster.run("scancel", "--signal=USR1", "--batch", number)
+            cluster.wait(number, lambda job: int(job["Restarts"]) >= restart or job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"),
+                         f"the time limit, {restart}")
+            run = bench.run_json("run")
+            check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json between two starts\n{output(bench, 'run')}\nstate")
+            check(bench.newest_step("run") > step, "a start brought no snapshot")
+            step = bench.newest_step("run")
+            print(f"  requeued at step {step}", flush=True)
+            if restart == 2:  # the last starts end by themselves
+                cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=30")
+            cluster.wait_requeued(number, restart)
+        kill_a_rank(bench, "run", "hearth-ps", step)
+        cluster.wait_requeued(number, 3)
+        job = cluster.wait(number, lambda job: job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"), "the end")
+        check_equal((job["JobState"], job["ExitCode"]), ("COMPLETED", "0:0"), f"the job's end\n{output(bench, 'run')}\nend")
+        check_equal(job["Restarts"], "3", "requeues by Slurm's count")
+    check_same_end(bench, "run", epochs, 3)
+    for program in ("hearth-scheduler", "hearth-ps", "hearth-worker"):
+        check_equal(bench.pids(program, "run"), [], f"left-over {program}")
+
+
+def one_node_requeued_by_its_time_limit_and_a_kill_ends_with_the_same_hash(bench):
+    requeues(bench, 1, limit=True)
+
+
+def two_nodes_requeued_by_signals_and_a_kill_end_with_the_same_hash(bench):
+    requeues(bench, 2, limit=False)
+
+
+def failures_end_the_job_as_documented(bench):
+    bench.generate(records=RECORDS)
+    no_slurm = dict(os.environ, PATH=str(bench.root))
+    refused = subprocess.run([bench.hearth, "submit", bench.job, "--out", bench.root / "none", "--time", "5"], env=no_slurm,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    check_equal(refused.returncode, 78, f"exit without sbatch\n{refused.stdout}\nexit")
+    check("sbatch is not on PATH" in refused.stdout, f"no clear error in\n{refused.stdout}")
+    check(not (bench.root / "none").exists(), "a refused submit left a folder")
+    script = bench.run("submit", bench.job, "--out", bench.root / "none", "--time", "5", "--print")
+    (bench.root / "printed.sbatch").write_text(script)
+    bare = subprocess.run(["/bin/bash", bench.root / "printed.sbatch"], env=dict(no_slurm, SLURM_JOB_ID="1"), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    check_equal(bare.returncode, 78, f"exit of the script without srun\n{bare.stdout}\nexit")
+    check("srun is not on PATH" in bare.stdout, f"no clear error in\n{bare.stdout}")
+
+    with Cluster(bench.root, 1) as cluster:
+        # Bad data would be as bad after a requeue.
+        part = bench.data / "train" / "part-0000.csv"
+        whole = part.read_text()
+        part.write_text("\n".join([whole.splitlines()[0]] + ["broken"] * 2000) + "\n")
+        number = submit(cluster, bench, "bad", epochs=1, minutes=5)
+        job = cluster.wait(number, lambda job: job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"), "the end")
+        check_equal((job["JobState"], job["ExitCode"], job["Restarts"]), ("FAILED", "65:0", "0"), f"bad data\n{output(bench, 'bad')}\nend")
+        run = bench.run_json("bad")
+        check_equal((run["status"], run["exit"]["code"]), ("failed", 65), "run.json after bad data")
+        # A dead rank with no requeue left.
+        part.write_text(whole)
+        number = submit(cluster, bench, "dead", "--max-requeues", 0, epochs=100, minutes=5)
+        kill_a_rank(bench, "dead", "hearth-worker", 0)
+        job = cluster.wait(number, lambda job: job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"), "the end")
+        check_equal((job["JobState"], job["Restarts"]), ("FAILED", "0"), f"a dead rank\n{output(bench, 'dead')}\nend")
+        run = bench.run_json("dead")
+        check_equal(run["status"], "failed", "status after a dead rank")
+        check("--max-requeues" in run["exit"]["reason"], f"reason {run['exit']['reason']!r}")
+
+
+CASES = [one_node_requeued_by_its_time_limit_and_a_kill_ends_with_the_same_hash,
+         two_nodes_requeued_by_signals_and_a_kill_end_with_the_same_hash, failures_end_the_job_as_documented]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bin", required=True)
+    parser.add_argument("case")
+    arguments = parser.parse_args()
+    chosen = [case for case in CASES if arguments.case in ("all", case.__name__)]
+    if not chosen:
+        sys.exit(f"no case {arguments.case}; there are " + ", ".join(case.__name__ for case in CASES))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a time-out of ctest: still stop the cluster
+    failed = 0
+    for case in chosen:
+        root = tempfile.mkdtemp(prefix="hearth-slurm-")
+        os.chmod(root, 0o755)  # munged looks at who may enter
+        print(case.__name__, flush=True)
+        started = time.monotonic()
+        try:
+            case(Bench(arguments.bin, root))
+            print(f"  passed in {time.monotonic() - started:.0f} s", flush=True)
+        except Failure as failure:
+            failed += 1
+            print(f"FAILED {case.__name__}: {failure}", flush=True)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
