@@ -11,8 +11,9 @@
 namespace hearth {
 
 // Reads a job.txtpb, applies the overrides "training.staleness=2", "table[0].dim=8", "log[1].path=x", "model.kind=MMOE"
-// in order, and makes data_dir absolute (against the file's folder; "" means that folder). Overrides of a scalar repeated
-// field replace its elements. InvalidArgument names file, line, column and cause; an unknown field is an error.
+// in order, and makes data_dir absolute (against the file's folder; "" means that folder). Overrides of a scalar
+// repeated field replace its elements. InvalidArgument names file, line, column and cause; an unknown field is an
+// error.
 absl::StatusOr<Job> LoadJob(const std::string& path, const std::vector<std::string>& overrides);
 absl::StatusOr<Job> ParseJob(const std::string& text, const std::string& name_for_errors);
 

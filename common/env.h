@@ -35,8 +35,8 @@ class Thread {
 class Env {
  public:
   virtual ~Env() = default;
-  virtual int64_t NowUs() = 0;      // monotonic
-  virtual int64_t WallUs() = 0;     // since 1970; for names and logs, never for decisions
+  virtual int64_t NowUs() = 0;   // monotonic
+  virtual int64_t WallUs() = 0;  // since 1970; for names and logs, never for decisions
   virtual std::unique_ptr<Event> NewEvent() = 0;
   virtual std::unique_ptr<Thread> StartThread(absl::string_view name, std::function<void()> run) = 0;
 

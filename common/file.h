@@ -14,14 +14,14 @@ namespace hearth {
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max = uint64_t{1} << 32);
 // Writes `path`.tmp beside it, fsyncs, renames, fsyncs the folder: the file is the old one or the new one, whole.
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents);
-absl::Status FsyncPath(const std::string& path);  // a file or a folder
-absl::Status MakeDirectories(const std::string& path);  // like mkdir -p
-absl::Status RemoveTree(const std::string& path);       // like rm -rf; fine if absent
-absl::Status RenamePath(const std::string& from, const std::string& to);  // and fsyncs the folder of `to`
+absl::Status FsyncPath(const std::string& path);                                  // a file or a folder
+absl::Status MakeDirectories(const std::string& path);                            // like mkdir -p
+absl::Status RemoveTree(const std::string& path);                                 // like rm -rf; fine if absent
+absl::Status RenamePath(const std::string& from, const std::string& to);          // and fsyncs the folder of `to`
 absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path);  // names, sorted
 bool PathExists(const std::string& path);
 absl::StatusOr<uint64_t> FileBytes(const std::string& path);
-absl::StatusOr<uint64_t> HashFile(const std::string& path);        // XXH3-64 of the whole file
+absl::StatusOr<uint64_t> HashFile(const std::string& path);                      // XXH3-64 of the whole file
 absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes);  // of its first bytes
 absl::StatusOr<uint64_t> DiskFreeBytes(const std::string& path);
 std::string JoinPath(absl::string_view folder, absl::string_view name);  // an absolute name stays as it is

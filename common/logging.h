@@ -2,15 +2,16 @@
 // errors also stderr.
 #pragma once
 
+#include <spdlog/spdlog.h>
+
 #include <string>
 
 #include "absl/status/status.h"
 
-#include <spdlog/spdlog.h>
-
 namespace hearth {
 
-// Sets spdlog's default logger. `file` empty: stderr alone. `who`, e.g. "worker-1", begins each line after time and level.
+// Sets spdlog's default logger. `file` empty: stderr alone. `who`, e.g. "worker-1", begins each line after time and
+// level.
 absl::Status StartLogging(const std::string& who, const std::string& file);
 // Writes what is buffered.
 void FlushLogging();

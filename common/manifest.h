@@ -1,5 +1,5 @@
-// Committed snapshots: DIR/snapshots/<step>/MANIFEST and what it lists (docs/FORMATS.md). A folder without a valid MANIFEST
-// does not exist.
+// Committed snapshots: DIR/snapshots/<step>/MANIFEST and what it lists (docs/FORMATS.md). A folder without a valid
+// MANIFEST does not exist.
 #pragma once
 
 #include <string>
@@ -10,11 +10,13 @@
 
 namespace hearth {
 
-// MANIFEST is the text format of `Manifest` followed by a last line "# xxh3 <16 hex digits>" over all bytes before that line.
+// MANIFEST is the text format of `Manifest` followed by a last line "# xxh3 <16 hex digits>" over all bytes before that
+// line.
 std::string SerializeManifest(const Manifest& manifest);
 absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::string& path_for_errors);
 
-// Reads and checks folder/MANIFEST, and that each listed file exists with its length (under a second). DataLoss names the file.
+// Reads and checks folder/MANIFEST, and that each listed file exists with its length (under a second). DataLoss names
+// the file.
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 // Every listed file's checksum too.
 absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest);
@@ -24,7 +26,7 @@ absl::Status CommitManifest(const std::string& folder, const Manifest& manifest)
 absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, const std::vector<std::string>& names);
 
 struct SnapshotChoice {
-  std::string folder;               // empty: none
+  std::string folder;  // empty: none
   Manifest manifest;
   std::vector<std::string> passed_over;  // one line for each newer folder that does not verify, and why
 };

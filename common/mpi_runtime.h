@@ -1,7 +1,7 @@
 // The one place that knows MPI. One communication thread a process owns the library (MPI_THREAD_FUNNELED: it calls
 // MPI_Init and MPI_Finalize itself); everyone else talks to it. Open MPI has no progress thread of its own, so the one
-// loop progresses messages and the reduction's exchange together. It never spins for long: idle it sleeps between looks, up
-// to half a millisecond each time, woken at once by a local Send or Exchange.
+// loop progresses messages and the reduction's exchange together. It never spins for long: idle it sleeps between
+// looks, up to half a millisecond each time, woken at once by a local Send or Exchange.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ class MpiRuntime {
   };
   // Sends and receives raw buffers without copies, and returns when all have moved. At most one buffer a peer and
   // direction. Calls are matched in order between each pair of ranks; one thread a process may call it. An empty
-  // buffer is not sent. A length that differs from the sender's is Internal. A peer's death ends the job, so there is no
-  // deadline; one rank may not name itself.
+  // buffer is not sent. A length that differs from the sender's is Internal. A peer's death ends the job, so there is
+  // no deadline; one rank may not name itself.
   absl::Status Exchange(absl::Span<const SendBuffer> sends, absl::Span<const ReceiveBuffer> receives);
 
   // Ends every rank of the job now with this exit code. Any thread. Does not return.

@@ -37,15 +37,15 @@ namespace internal {
 }  // namespace hearth
 
 // On in release builds. For errors of the programmer only.
-#define HEARTH_CHECK(condition, ...)                                                                 \
-  do {                                                                                               \
-    if (__builtin_expect(!(condition), 0))                                                           \
+#define HEARTH_CHECK(condition, ...)                                                                   \
+  do {                                                                                                 \
+    if (__builtin_expect(!(condition), 0))                                                             \
       ::hearth::internal::CheckFailed(__FILE__, __LINE__, #condition, ::absl::StrCat("" __VA_ARGS__)); \
   } while (false)
 
-#define HEARTH_RETURN_IF_ERROR(expression)                         \
-  do {                                                             \
-    ::absl::Status hearth_status_ = (expression);                  \
+#define HEARTH_RETURN_IF_ERROR(expression)                                \
+  do {                                                                    \
+    ::absl::Status hearth_status_ = (expression);                         \
     if (__builtin_expect(!hearth_status_.ok(), 0)) return hearth_status_; \
   } while (false)
 
@@ -53,7 +53,7 @@ namespace internal {
 #define HEARTH_CONCAT_(a, b) HEARTH_CONCAT_INNER_(a, b)
 #define HEARTH_ASSIGN_OR_RETURN(declaration, expression) \
   HEARTH_ASSIGN_OR_RETURN_(HEARTH_CONCAT_(hearth_statusor_, __LINE__), declaration, expression)
-#define HEARTH_ASSIGN_OR_RETURN_(temporary, declaration, expression) \
-  auto temporary = (expression);                                     \
+#define HEARTH_ASSIGN_OR_RETURN_(temporary, declaration, expression)              \
+  auto temporary = (expression);                                                  \
   if (__builtin_expect(!temporary.ok(), 0)) return std::move(temporary).status(); \
   declaration = std::move(temporary).value()

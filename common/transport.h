@@ -13,18 +13,18 @@ namespace hearth {
 
 // Endpoints of a process, as ports.
 enum Port : int {
-  kPortScheduler = 1,  // the scheduler's loop
-  kPortServer = 2,     // a parameter server's loop
-  kPortPull = 3,       // a worker's pull thread
-  kPortPush = 4,       // a worker's push thread
-  kPortControl = 5,    // a worker's control endpoint: start, ask-cut, files, goodbye
-  kPortEvaluate = 6,   // worker 0 gathers the other workers' evaluation results here
-  kPortPrefetch = 7,   // a worker's read thread (sends only)
-  kPortCollective = 8, // worker ↔ worker (MpiRuntime::Exchange; not a mailbox)
+  kPortScheduler = 1,     // the scheduler's loop
+  kPortServer = 2,        // a parameter server's loop
+  kPortPull = 3,          // a worker's pull thread
+  kPortPush = 4,          // a worker's push thread
+  kPortControl = 5,       // a worker's control endpoint: start, ask-cut, files, goodbye
+  kPortEvaluate = 6,      // worker 0 gathers the other workers' evaluation results here
+  kPortPrefetch = 7,      // a worker's read thread (sends only)
+  kPortCollective = 8,    // worker ↔ worker (MpiRuntime::Exchange; not a mailbox)
   kPortEvaluatePull = 9,  // a worker's read-only pulls during an evaluation
 };
 
-constexpr int kPortsMax = 128;              // ports are 0 … kPortsMax - 1
+constexpr int kPortsMax = 128;  // ports are 0 … kPortsMax - 1
 constexpr size_t kPayloadBytesMax = size_t{1} << 30;
 
 // InvalidArgument for a rank or a port that does not exist, or a payload beyond kPayloadBytesMax. Every Send begins so.

@@ -3,8 +3,8 @@
 //   Header (72 bytes) · for each section: SectionHeader (24 bytes) · signs u64[count] · occurrences u32[count] (padded
 //   to 8) · values dtype[count × dim] (padded to 8)
 //
-// A section carries one table. Signs are strictly ascending. Which of the three arrays are present is said by the flags.
-// Sizes are checked against the bytes received before anything is read or allocated.
+// A section carries one table. Signs are strictly ascending. Which of the three arrays are present is said by the
+// flags. Sizes are checked against the bytes received before anything is read or allocated.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +24,12 @@ enum class MessageKind : uint16_t {
   kPrefetch = 5,      // worker → server: signs to bring into memory; a hint, may be lost
   kReadOnlyPull = 6,  // worker → server: signs; rows after step `view`, expiry judged at `view`, nothing changes
   kReadOnlyReply = 7,
-  kControl = 8,       // payload after the header: one protobuf `Control`
-  kEvaluation = 9,    // worker → worker 0: evaluation results
+  kControl = 8,     // payload after the header: one protobuf `Control`
+  kEvaluation = 9,  // worker → worker 0: evaluation results
 };
 
 enum HeaderFlags : uint16_t {
-  kFlagSkip = 1,      // push: the step is skipped on all ranks; only the clock moves
+  kFlagSkip = 1,  // push: the step is skipped on all ranks; only the clock moves
 };
 
 constexpr uint32_t kWireMagic = 0x48545248;  // "HRTH"
@@ -49,16 +49,16 @@ struct Header {
   uint64_t n = 0;         // push: records of the whole step, over all lanes
   uint64_t next_cut = 0;  // push: first cut >= step known to the worker; 0: none known
   uint64_t body_bytes = 0;
-  uint32_t crc = 0;       // low 32 bits of XXH3-64 of the header with crc = 0; the body is the transport's care
+  uint32_t crc = 0;  // low 32 bits of XXH3-64 of the header with crc = 0; the body is the transport's care
   uint32_t reserved2 = 0;
 };
 static_assert(sizeof(Header) == 72);
 
 struct SectionHeader {
-  uint32_t table = 0;     // number of the table, 1-based
+  uint32_t table = 0;  // number of the table, 1-based
   uint32_t dim = 0;
   uint32_t count = 0;
-  uint8_t dtype = 0;      // 0: float32
+  uint8_t dtype = 0;  // 0: float32
   uint8_t has_signs = 0;
   uint8_t has_occurrences = 0;
   uint8_t has_values = 0;
@@ -85,7 +85,8 @@ struct DecodedMessage {
   Header header;
   std::vector<Section> sections;  // views into the bytes given
 };
-// DataLoss with the cause when a size, magic, version, crc, dtype or the order of signs is wrong. `bytes` outlives the result.
+// DataLoss with the cause when a size, magic, version, crc, dtype or the order of signs is wrong. `bytes` outlives the
+// result.
 absl::StatusOr<DecodedMessage> DecodeMessage(absl::Span<const char> bytes);
 // Header alone (any kind), checked.
 absl::StatusOr<Header> DecodeHeader(absl::Span<const char> bytes);

@@ -1,5 +1,5 @@
-// Seam 3: sums over the lanes of all workers, part by part in lane order, so that the bits do not depend on which process
-// held which lane (protocol.md §3).
+// Seam 3: sums over the lanes of all workers, part by part in lane order, so that the bits do not depend on which
+// process held which lane (protocol.md §3).
 #pragma once
 
 #include <cstddef>
@@ -21,12 +21,12 @@ class Collective {
 
   // A lane's part: floats that are added, and bytes that ride along and are kept apart (flags, moments, counts).
   struct Part {
-    absl::Span<const float> sum;    // [n], the same n for all lanes
-    absl::Span<const char> tail;    // [m], the same m for all lanes
+    absl::Span<const float> sum;  // [n], the same n for all lanes
+    absl::Span<const char> tail;  // [m], the same m for all lanes
   };
   // This worker brings the parts of its lanes: lane worker() + i · workers() is parts[i]. Afterwards, on every worker:
-  // sum_out[j] = ((part_0[j] + part_1[j]) + part_2[j]) + … over all `lanes` lanes in lane order, and tails_out holds the
-  // tails of all lanes in lane order, [lanes × m]. sum_out may not alias a part.
+  // sum_out[j] = ((part_0[j] + part_1[j]) + part_2[j]) + … over all `lanes` lanes in lane order, and tails_out holds
+  // the tails of all lanes in lane order, [lanes × m]. sum_out may not alias a part.
   virtual absl::Status SumParts(int lanes, absl::Span<const Part> parts, absl::Span<float> sum_out,
                                 absl::Span<char> tails_out) = 0;
   // `bytes` of worker `root` to all.
