@@ -21,6 +21,7 @@ DEADLINE_S = 240
 RECORDS = 6000
 SETS = ("training.staleness=0",)
 PS, WORKER = 2, 2
+ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")  # JobState, for good
 
 
 class Cluster:
@@ -60,7 +61,7 @@ class Cluster:
     def wait_requeued(self, number, restarts):
         """Until the job is back in the queue for that time; then lets it start at once instead of in two minutes."""
         self.wait(number, lambda job: int(job["Restarts"]) >= restarts and job["JobState"] in ("PENDING", "RUNNING")
-                  or job["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"), f"requeue {restarts}")
+                  or job["JobState"] in ENDED, f"requeue {restarts}")
         job = self.job(number)
         check(job["JobState"] in ("PENDING", "RUNNING"), f"the job ended, {job['JobState']} {job['ExitCode']}, before requeue {restarts}")
         if job["JobState"] == "PENDING":
@@ -122,7 +123,7 @@ def requeues(bench, nodes, limit):
                     check(time.monotonic() < deadline, f"no snapshot after step {step}\n{output(bench, 'run')}")
                     time.sleep(0.05)
                 cluster.run("scancel", "--signal=USR1", "--batch", number)
-            cluster.wait(number, lambda job: int(job["Restarts"]) >= restart or job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"),
+            cluster.wait(number, lambda job: int(job["Restarts"]) >= restart or job["JobState"] in ENDED,
                          f"the time limit, {restart}")
             run = bench.run_json("run")
             check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json between two starts\n{output(bench, 'run')}\nstate")
@@ -134,7 +135,7 @@ def requeues(bench, nodes, limit):
             cluster.wait_requeued(number, restart)
         kill_a_rank(bench, "run", "hearth-ps", step)
         cluster.wait_requeued(number, 3)
-        job = cluster.wait(number, lambda job: job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"), "the end")
+        job = cluster.wait(number, lambda job: job["JobState"] in ENDED, "the end")
         check_equal((job["JobState"], job["ExitCode"]), ("COMPLETED", "0:0"), f"the job's end\n{output(bench, 'run')}\nend")
         check_equal(job["Restarts"], "3", "requeues by Slurm's count")
     check_same_end(bench, "run", epochs, 3)
@@ -171,7 +172,7 @@ def failures_end_the_job_as_documented(bench):
         whole = part.read_text()
         part.write_text("\n".join([whole.splitlines()[0]] + ["broken"] * 2000) + "\n")
         number = submit(cluster, bench, "bad", epochs=1, minutes=5)
-        job = cluster.wait(number, lambda job: job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"), "the end")
+        job = cluster.wait(number, lambda job: job["JobState"] in ENDED, "the end")
         check_equal((job["JobState"], job["ExitCode"], job["Restarts"]), ("FAILED", "65:0", "0"), f"bad data\n{output(bench, 'bad')}\nend")
         run = bench.run_json("bad")
         check_equal((run["status"], run["exit"]["code"]), ("failed", 65), "run.json after bad data")
@@ -179,7 +180,7 @@ def failures_end_the_job_as_documented(bench):
         part.write_text(whole)
         number = submit(cluster, bench, "dead", "--max-requeues", 0, epochs=100, minutes=5)
         kill_a_rank(bench, "dead", "hearth-worker", 0)
-        job = cluster.wait(number, lambda job: job["JobState"] not in ("RUNNING", "COMPLETING", "PENDING"), "the end")
+        job = cluster.wait(number, lambda job: job["JobState"] in ENDED, "the end")
         check_equal((job["JobState"], job["Restarts"]), ("FAILED", "0"), f"a dead rank\n{output(bench, 'dead')}\nend")
         run = bench.run_json("dead")
         check_equal(run["status"], "failed", "status after a dead rank")
