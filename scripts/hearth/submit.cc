@@ -169,6 +169,8 @@ int CodeOfStart(const std::string& folder, const BatchOutcome& outcome) {
   const Json run = ReadRunJson(folder);
   const std::string status = run.value("status", "running");
   if (status == "saved") return kExitSaved;
+  // srun may end with 0 when it could not launch the step at all.
+  if (outcome.code == kExitOk && status != "finished" && status != "failed") return kExitInternal;
   if (status != "failed" || !run.contains("exit") || !run["exit"].is_object()) return outcome.code;
   const int code = run["exit"].value("code", 0);
   return code != 0 ? code : outcome.code;
