@@ -38,7 +38,10 @@ class Cluster:
         self.environment = dict(os.fsdecode(line).split("=", 1) for line in text.split(b"\0") if line)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            for log in ("slurmctld.log", *(f"n{node + 1}/slurmd.log" for node in range(self.nodes))):
+                print("\n".join((self.dir / log).read_text(errors="replace").splitlines()[-15:]), flush=True)
         subprocess.run([self.program, "stop", str(self.dir)], timeout=120, stdin=subprocess.DEVNULL)
 
     def run(self, *command, expect=0):
@@ -64,8 +67,9 @@ class Cluster:
                   or job["JobState"] in ENDED, f"requeue {restarts}")
         job = self.job(number)
         check(job["JobState"] in ("PENDING", "RUNNING"), f"the job ended, {job['JobState']} {job['ExitCode']}, before requeue {restarts}")
+        # Not at once: within the second of its end a node takes the job's credential for the one just revoked.
         if job["JobState"] == "PENDING":
-            self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+            self.run("scontrol", "update", f"JobId={number}", "StartTime=now+3")
         self.wait(number, lambda job: job["JobState"] != "PENDING", "start after a requeue")
 
 
@@ -111,10 +115,11 @@ def kill_a_rank(bench, name, program, step):
 def requeues(bench, nodes, limit):
     """Twice saved before its time limit, once put back after a kill; then the hash of one mpirun run."""
     bench.generate(records=RECORDS)
-    # Slurm looks at time limits every 30 s, and a limit is whole minutes: with this lead each start is told at the next look.
-    epochs = epochs_for(bench, 60 if limit else 25)
+    # Slurm looks at time limits every 30 s, and a limit is whole minutes: with this lead each start is told 5 to 35 s after
+    # its beginning, and two of them must not reach the end.
+    epochs = epochs_for(bench, 75 if limit else 12)
     with Cluster(bench.root, nodes) as cluster:
-        number = submit(cluster, bench, "run", "--signal-lead", 45, epochs=epochs, minutes=1 if limit else 10)
+        number = submit(cluster, bench, "run", "--signal-lead", 25, epochs=epochs, minutes=1 if limit else 10)
         step = -1
         for restart in (1, 2):
             if not limit:
@@ -127,7 +132,7 @@ def requeues(bench, nodes, limit):
                          f"the time limit, {restart}")
             run = bench.run_json("run")
             check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json between two starts\n{output(bench, 'run')}\nstate")
-            check(bench.newest_step("run") > step, "a start brought no snapshot")
+            check(bench.newest_step("run") > step, f"a start brought no snapshot\n{output(bench, 'run')}")
             step = bench.newest_step("run")
             print(f"  requeued at step {step}", flush=True)
             if restart == 2:  # the last starts end by themselves

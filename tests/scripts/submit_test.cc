@@ -1,0 +1,154 @@
+#include "scripts/hearth/submit.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "scripts/hearth/launch.h"
+
+namespace hearth {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+class SubmitTest : public testing::Test {
+ protected:
+  SubmitTest()
+      : dir_(absl::StrCat(testing::TempDir(), "submit_", getpid(), "_",
+                          testing::UnitTest::GetInstance()->current_test_info()->name())) {
+    std::filesystem::remove_all(dir_);
+    EXPECT_TRUE(MakeDirectories(dir_).ok());
+  }
+  void Commit(int step) {
+    const std::string folder = absl::StrCat(dir_, "/snapshots/", step);
+    ASSERT_TRUE(MakeDirectories(folder).ok());
+    ASSERT_TRUE(WriteFileAtomically(folder + "/MANIFEST", "").ok());
+  }
+  // One start of Slurm's job: what the scheduler leaves in run.json ("": it died first), a snapshot, and srun's code.
+  BatchVerdict Start(const std::string& job, const std::string& status, int code, BatchOutcome outcome, int step = 0) {
+    EXPECT_TRUE(BatchBegin(dir_, job).ok());
+    if (step > 0) Commit(step);
+    if (!status.empty()) {
+      EXPECT_TRUE(WriteRunEnd(dir_, "small", status, code, "why").ok());
+    }
+    const absl::StatusOr<BatchVerdict> verdict = BatchEnd(dir_, job, outcome);
+    EXPECT_TRUE(verdict.ok()) << verdict.status();
+    return *verdict;
+  }
+  nlohmann::json RunJson() { return nlohmann::json::parse(*ReadFile(dir_ + "/run.json")); }
+  static BatchOutcome Ended(int code, int requeues_max = 2) {
+    BatchOutcome outcome;
+    outcome.code = code;
+    outcome.requeues_max = requeues_max;
+    return outcome;
+  }
+  static BatchOutcome Asked(int code, int requeues_max = 2) {
+    BatchOutcome outcome = Ended(code, requeues_max);
+    outcome.asked = true;
+    return outcome;
+  }
+
+  const std::string dir_;
+};
+
+TEST_F(SubmitTest, TheScriptHoldsItsParametersAndNoneOfTheTemplates) {
+  SubmitOptions options;
+  options.programs = "/opt/bin";
+  options.servers = 2;
+  options.workers = 4;
+  options.nodes = 3;
+  options.time = "8:00:00";
+  options.partition = "long";
+  options.sbatch = {"--account=ranking"};
+  const std::string script = *BatchScript(options, "/runs/a", 2, {{"OMP_NUM_THREADS", "2"}});
+  for (const char* line : {"#SBATCH --nodes=3\n", "#SBATCH --ntasks=7\n", "#SBATCH --cpus-per-task=2\n",
+                           "#SBATCH --time=8:00:00\n", "#SBATCH --signal=B:USR1@90\n", "#SBATCH --partition=long\n",
+                           "#SBATCH --account=ranking\n", "export HEARTH_OUT=/runs/a\n", "export HEARTH_PS=2\n",
+                           "export HEARTH_WORKER=4\n", "export OMP_NUM_THREADS=2\n"}) {
+    EXPECT_THAT(script, HasSubstr(line));
+  }
+  EXPECT_EQ(script.rfind("#!/bin/bash\n", 0), 0u);
+  EXPECT_THAT(script, Not(HasSubstr("${HEARTH_OUT:-}")));
+  // sbatch stops looking for its options at the first command.
+  EXPECT_LT(script.rfind("#SBATCH"), script.find("\nexport "));
+}
+
+TEST_F(SubmitTest, PathsThatSrunCannotQuoteAreRefused) {
+  SubmitOptions options;
+  options.programs = "/opt/bin";
+  for (const char* folder : {"/runs/a b", "/runs/%t", "/runs/it's", "/runs/a\"b", "/runs/$HOME", "/runs/a\nb"}) {
+    EXPECT_EQ(ExitCodeOf(BatchScript(options, folder, 1, {}).status()), kExitConfig) << folder;
+  }
+}
+
+TEST_F(SubmitTest, ASavedRunGoesBackAsLongAsEachStartBringsASnapshot) {
+  for (int start = 1; start <= 5; ++start) {
+    const BatchVerdict verdict = Start("7", "saved", kExitSaved, Asked(kExitSaved), start * 10);
+    EXPECT_TRUE(verdict.requeue) << verdict.reason;
+    EXPECT_EQ(verdict.code, kExitSaved);
+  }
+  EXPECT_TRUE(Start("7", "", 0, Asked(138)).requeue);
+  EXPECT_TRUE(Start("7", "", 0, Asked(138)).requeue);
+  const BatchVerdict verdict = Start("7", "", 0, Asked(138));
+  EXPECT_FALSE(verdict.requeue);
+  EXPECT_EQ(verdict.code, kExitSaved);
+  EXPECT_THAT(verdict.reason, HasSubstr("--max-requeues"));
+  EXPECT_TRUE(Start("8", "", 0, Asked(138)).requeue) << "another job of Slurm's counts anew";
+}
+
+TEST_F(SubmitTest, ADeadRankGoesBackSoOftenAndNoMore) {
+  EXPECT_TRUE(Start("7", "running", 0, Ended(137), 10).requeue);
+  EXPECT_EQ(RunJson()["status"], "saved");
+  EXPECT_EQ(RunJson()["exit"]["code"], 75);
+  EXPECT_TRUE(Start("7", "running", 0, Ended(137), 20).requeue);
+  const BatchVerdict verdict = Start("7", "running", 0, Ended(137), 30);
+  EXPECT_FALSE(verdict.requeue);
+  EXPECT_EQ(verdict.code, 137);
+  EXPECT_EQ(RunJson()["status"], "failed");
+  EXPECT_EQ(RunJson()["exit"]["code"], 137);
+}
+
+TEST_F(SubmitTest, WhatWouldRepeatEndsTheJobWithTheSchedulersCode) {
+  for (const int code : {64, 65, 66, 74, 78}) {
+    // The others were killed harder, and srun says so.
+    const BatchVerdict verdict = Start("7", "failed", code, Ended(137));
+    EXPECT_FALSE(verdict.requeue);
+    EXPECT_EQ(verdict.code, code);
+    EXPECT_EQ(RunJson()["exit"]["reason"], "why");
+  }
+  const BatchVerdict usage = Start("7", "", 0, Ended(64));
+  EXPECT_FALSE(usage.requeue);
+  EXPECT_EQ(RunJson()["status"], "failed");
+}
+
+TEST_F(SubmitTest, AFinishedRunEndsTheJob) {
+  const BatchVerdict verdict = Start("7", "finished", 0, Ended(0));
+  EXPECT_FALSE(verdict.requeue);
+  EXPECT_EQ(verdict.code, 0);
+  EXPECT_EQ(RunJson()["status"], "finished");
+}
+
+TEST_F(SubmitTest, AnOldOutcomeIsNotTakenForThisStartsAndZeroFromSrunAloneIsNoSuccess) {
+  ASSERT_FALSE(Start("7", "failed", 65, Ended(137)).requeue);
+  EXPECT_TRUE(Start("7", "", 0, Ended(137)).requeue);
+  EXPECT_TRUE(Start("7", "", 0, Ended(0)).requeue) << "srun may end with 0 when no rank was launched";
+}
+
+TEST_F(SubmitTest, ACancelledJobStaysCancelled) {
+  BatchOutcome outcome = Ended(143);
+  outcome.stopped = true;
+  const BatchVerdict verdict = Start("7", "running", 0, outcome, 10);
+  EXPECT_FALSE(verdict.requeue);
+  EXPECT_EQ(verdict.code, 143);
+  EXPECT_EQ(RunJson()["exit"]["code"], 143);
+}
+
+}  // namespace
+}  // namespace hearth
