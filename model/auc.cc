@@ -44,10 +44,6 @@ std::optional<double> AucOfSorted(size_t begin, size_t end, KeyOf key_of) {
   return static_cast<double>(won_twice) / (2.0 * static_cast<double>(positives) * static_cast<double>(negatives));
 }
 
-double LogLoss(double logit, bool positive) {
-  return std::max(logit, 0.0) - (positive ? logit : 0.0) + std::log1p(std::exp(-std::abs(logit)));
-}
-
 double Sigmoid(double logit) {
   if (logit >= 0) return 1 / (1 + std::exp(-logit));
   const double e = std::exp(logit);
@@ -62,6 +58,10 @@ void SizeHistograms(TaskMetric* metric) {
 }
 
 }  // namespace
+
+double LogLoss(double logit, bool positive) {
+  return std::max(logit, 0.0) - (positive ? logit : 0.0) + std::log1p(std::exp(-std::abs(logit)));
+}
 
 std::optional<double> Auc(absl::Span<const float> scores, absl::Span<const float> labels) {
   HEARTH_CHECK(scores.size() == labels.size());

@@ -30,6 +30,9 @@ struct TaskScores {
 };
 Evaluation::Task Evaluate(const std::string& name, const TaskScores& scores);
 
+// Binary cross-entropy of a logit, without overflow.
+double LogLoss(double logit, bool positive);
+
 // Streaming histograms of predictions, TaskMetric's buckets (256): added, subtracted and merged exactly.
 constexpr int kAucBuckets = 256;
 void AddPrediction(TaskMetric* metric, float logit, bool positive, double loss);

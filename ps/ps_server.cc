@@ -1,7 +1,5 @@
 #include "ps/ps_server.h"
 
-#include <sys/resource.h>
-
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -9,9 +7,11 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
+#include "common/control_message.h"
 #include "common/file.h"
 #include "common/logging.h"
 #include "common/manifest.h"
+#include "common/process.h"
 #include "common/status.h"
 #include "common/wire.h"
 #include "embedding/rocksdb_store.h"
@@ -25,23 +25,18 @@ constexpr char kSortedTableSuffix[] = ".sst";
 absl::Status Say(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
   control.set_from_index(static_cast<uint32_t>(transport->rank() - ranks.server(0)));
-  Header header;
-  header.kind = MessageKind::kControl;
-  const std::string body = control.SerializeAsString();
-  return transport->Send(kPortServer, {ranks.scheduler(), kPortScheduler},
-                         EncodeOpaque(header, {body.data(), body.size()}));
+  return transport->Send(kPortServer, {ranks.scheduler(), kPortScheduler}, EncodeControl(control));
 }
 
 // The control message, or nothing where it is of the data plane.
 absl::StatusOr<std::optional<Control>> ControlOf(const Message& message) {
   HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message.payload.span()));
   if (header.kind != MessageKind::kControl) return std::optional<Control>();
-  const absl::Span<const char> body = OpaqueBody(message.payload.span());
-  Control control;
-  if (!control.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
+  std::optional<Control> control = ParseControl(message.payload.span());
+  if (!control) {
     return absl::DataLossError(absl::StrCat("rank ", message.from.rank, " sent a control message that does not parse"));
   }
-  return std::optional<Control>(std::move(control));
+  return control;
 }
 
 // The checkpoint `from` as a store to go on with in the folder `to`: sorted tables are never changed and so may be
@@ -62,12 +57,6 @@ absl::Status CloneCheckpoint(const std::string& from, const std::string& to) {
     return error == std::errc::no_space_on_device ? absl::ResourceExhaustedError(text) : absl::UnavailableError(text);
   }
   return absl::OkStatus();
-}
-
-uint64_t PeakRssBytes() {
-  struct rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
 }  // namespace
@@ -241,10 +230,7 @@ absl::StatusOr<std::vector<FileEntry>> PsServer::DescribeCheckpoint(const std::s
 absl::Status PsServer::SendControl(const Control& control) { return Say(options_.transport, options_.ranks, control); }
 
 absl::Status SendFailed(Transport* transport, const Ranks& ranks, const absl::Status& status) {
-  Control control;
-  control.mutable_failed()->set_exit_code(ExitCodeOf(status));
-  control.mutable_failed()->set_reason(std::string(status.message()));
-  return Say(transport, ranks, control);
+  return Say(transport, ranks, FailedControl(status));
 }
 
 }  // namespace hearth

@@ -1,7 +1,5 @@
 #include "scheduler/run_report.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -9,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/logging.h"
+#include "common/process.h"
 #include "common/status.h"
 #include "common/version.h"
 #include "scheduler/lease_table.h"
@@ -38,12 +37,6 @@ std::optional<double> Quantile(std::vector<double> values, double q) {
   const size_t rank = std::min(values.size() - 1, static_cast<size_t>(q * static_cast<double>(values.size())));
   std::nth_element(values.begin(), values.begin() + rank, values.end());
   return values[rank];
-}
-
-uint64_t PeakRssBytes() {
-  struct rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
 Json TableJson(const TableStats& table) {

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "common/config.h"
+#include "common/control_message.h"
 #include "common/file.h"
 #include "common/logging.h"
 #include "common/status.h"
@@ -18,25 +19,15 @@ namespace {
 constexpr int64_t kSignalPollUs = 100'000;
 constexpr uint32_t kManifestSchema = 1;
 
-Bytes EncodeControl(const Control& control) {
-  Header header;
-  header.kind = MessageKind::kControl;
-  const std::string body = control.SerializeAsString();
-  return EncodeOpaque(header, {body.data(), body.size()});
-}
-
 absl::StatusOr<Control> DecodeControl(const Message& message) {
   HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message.payload.span()));
   if (header.kind != MessageKind::kControl) {
     return absl::InternalError(
         absl::StrCat("a message of kind ", static_cast<int>(header.kind), " came to the scheduler"));
   }
-  const absl::Span<const char> body = OpaqueBody(message.payload.span());
-  Control control;
-  if (!control.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
-    return absl::InternalError("a control message does not parse");
-  }
-  return control;
+  std::optional<Control> control = ParseControl(message.payload.span());
+  if (!control) return absl::InternalError("a control message does not parse");
+  return *std::move(control);
 }
 
 // Decides what a snapshot's rows and dense parameters mean; the rest is no matter when it is only evaluated.

@@ -65,7 +65,6 @@ class StepClock {
   uint64_t View(uint64_t step) const;
   // First cut >= step that is known; 0: none.
   uint64_t NextCut(uint64_t step) const;
-  bool IsCut(uint64_t step) const { return NextCut(step) == step; }
   bool EpochEndsAt(uint64_t step) const { return epoch_ends_at_ != 0 && step == epoch_ends_at_; }
   uint32_t EpochOf(uint64_t step) const { return epoch_ + (epoch_ends_at_ != 0 && step > epoch_ends_at_ ? 1 : 0); }
   // The run ends after this step; 0: not known yet. A job that was finished before it started ends at or before its

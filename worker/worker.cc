@@ -1,7 +1,5 @@
 #include "worker/worker.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -12,10 +10,12 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
+#include "common/control_message.h"
 #include "common/file.h"
 #include "common/file_list.h"
 #include "common/logging.h"
 #include "common/manifest.h"
+#include "common/process.h"
 #include "common/proto/control.pb.h"
 #include "common/status.h"
 #include "common/wire.h"
@@ -35,18 +35,7 @@ constexpr int kPullSecondsMax = 256;             // in one Progress
 constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log
 constexpr const char* kDenseFile = "dense.safetensors";
 
-uint64_t PeakRssBytes() {
-  rusage usage = {};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
-}
-
 double SecondsOf(int64_t us) { return static_cast<double>(us) * 1e-6; }
-
-// Binary cross-entropy of a logit, without overflow.
-double LogLoss(double logit, bool positive) {
-  return std::max(logit, 0.0) - (positive ? logit : 0.0) + std::log1p(std::exp(-std::abs(logit)));
-}
 
 // Share of the bytes of one epoch that lie behind a cursor, as far as it tells: within a file only where it is plain
 // text in its own order, within a log whose pieces are shuffled not at all.
@@ -219,24 +208,21 @@ absl::Status Worker::State::Run() {
 absl::Status Worker::State::Send(Control* control) {
   control->set_from_role("worker");
   control->set_from_index(static_cast<uint32_t>(options.index));
-  Header header;
-  header.kind = MessageKind::kControl;
-  header.step = step;
-  const std::string body = control->SerializeAsString();
-  return options.transport->Send(kPortControl, {options.ranks.scheduler(), kPortScheduler}, EncodeOpaque(header, body));
+  return options.transport->Send(kPortControl, {options.ranks.scheduler(), kPortScheduler},
+                                 EncodeControl(*control, step));
 }
 
 absl::StatusOr<Control> Worker::State::Receive() {
   const std::optional<Message> message = mailbox->Receive(kNever);
   if (!message.has_value() || message->payload.empty()) return Control();  // woken to quit
   HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message->payload.span()));
-  const absl::Span<const char> body = OpaqueBody(message->payload.span());
-  Control control;
-  if (header.kind != MessageKind::kControl || !control.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
+  std::optional<Control> control;
+  if (header.kind == MessageKind::kControl) control = ParseControl(message->payload.span());
+  if (!control) {
     return absl::InternalError(absl::StrCat("control message of kind ", static_cast<int>(header.kind), " from rank ",
                                             message->from.rank, " cannot be read"));
   }
-  return control;
+  return *std::move(control);
 }
 
 // What may come at any time.

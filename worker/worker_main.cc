@@ -8,13 +8,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
+#include "common/control_message.h"
 #include "common/file.h"
 #include "common/logging.h"
 #include "common/mpi_runtime.h"
 #include "common/proto/control.pb.h"
 #include "common/status.h"
 #include "common/version.h"
-#include "common/wire.h"
 #include "worker/mpi_collective.h"
 #include "worker/worker.h"
 
@@ -62,15 +62,10 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
   const int code = ExitCodeOf(status);
   std::fprintf(stderr, "hearth-worker: %s\n", std::string(status.message()).c_str());
   FlushLogging();
-  Control control;
+  Control control = FailedControl(status);
   control.set_from_role("worker");
   control.set_from_index(static_cast<uint32_t>(runtime->transport()->rank() - 1 - arguments.servers));
-  control.mutable_failed()->set_exit_code(code);
-  control.mutable_failed()->set_reason(std::string(status.message()));
-  Header header;
-  header.kind = MessageKind::kControl;
-  const std::string body = control.SerializeAsString();
-  const absl::Status sent = runtime->transport()->Send(kPortControl, {0, kPortScheduler}, EncodeOpaque(header, body));
+  const absl::Status sent = runtime->transport()->Send(kPortControl, {0, kPortScheduler}, EncodeControl(control));
   if (sent.ok()) Env::Real()->NewEvent()->WaitUntil(Env::Real()->NowUs() + kFailedGraceUs);
   runtime->Abort(code);
 }
