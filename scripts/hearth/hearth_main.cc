@@ -62,7 +62,7 @@ void AddOverrides(CLI::App* command, std::vector<std::string>* overrides) {
 
 void AddSubmit(CLI::App* app, int* code) {
   static SubmitOptions submit;
-  CLI::App* command = app->add_subcommand("submit", "Submit a job to Slurm; its cluster tests are run by hand");
+  CLI::App* command = app->add_subcommand("submit", "Submit a job to Slurm: saves before its time limit, requeues, resumes");
   command->add_option("JOB", submit.job, "The job file, job.txtpb")->required();
   command->add_option("--out", submit.out, "The run's folder, on a file system of all nodes")->required();
   command->add_option("--time", submit.time, "Time limit of one start, as Slurm writes it")->required();
