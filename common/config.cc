@@ -4,15 +4,18 @@
 #include <google/protobuf/text_format.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <set>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/bundle_chain.h"
 #include "common/file.h"
 #include "common/status.h"
 
@@ -26,6 +29,7 @@ using ProtoMessage = google::protobuf::Message;
 using google::protobuf::TextFormat;
 
 constexpr uint64_t kJobBytesMax = 16u << 20;
+constexpr uint64_t kBloomCountersMax = uint64_t{64} << 30;  // of a table, over all logical shards: 1 or 4 bytes each
 
 // --- text
 // -------------------------------------------------------------------------------------------------------------
@@ -216,6 +220,7 @@ Job Identity(const Job& job) {
   identity.clear_name();
   identity.clear_data_dir();
   identity.clear_snapshot();
+  identity.clear_export_();
   identity.clear_metrics();
   identity.clear_limits();
   identity.clear_split();
@@ -224,6 +229,7 @@ Job Identity(const Job& job) {
   training->clear_steps_max();
   training->clear_read_ahead_batches_max();
   training->clear_threads();
+  training->clear_device();
   training->clear_idle_ms();
   for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
   WriteDefaults(&identity);
@@ -292,6 +298,60 @@ class Faults {
   std::vector<std::string> lines_;
 };
 
+bool IsUtf8(const std::string& text) {
+  // The length of a sequence and the bounds of its second byte follow from the first: Unicode's table 3-7.
+  for (size_t i = 0; i < text.size();) {
+    const auto byte = [&](size_t k) { return i + k < text.size() ? static_cast<uint8_t>(text[i + k]) : 0; };
+    const uint8_t first = byte(0);
+    if (first < 0x80) {
+      ++i;
+      continue;
+    }
+    if (first < 0xc2 || first > 0xf4) return false;
+    const size_t length = first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+    const uint8_t least = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
+    const uint8_t most = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
+    if (byte(1) < least || byte(1) > most) return false;
+    for (size_t k = 2; k < length; ++k) {
+      if (byte(k) < 0x80 || byte(k) > 0xbf) return false;
+    }
+    i += length;
+  }
+  return true;
+}
+
+// Names and expressions go into JSON, which is UTF-8. Files' names, and what a log holds, are bytes.
+void CheckUtf8(const ProtoMessage& message, const std::string& prefix, Faults* faults) {
+  static const auto* const bytes = new std::set<std::string>{"data_dir",  "path",      "directory",    "end_marker",
+                                                             "delimiter", "separator", "missing_value"};
+  const Reflection* reflection = message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection->ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const int size = field->is_repeated() ? reflection->FieldSize(message, field) : 1;
+    for (int k = 0; k < size; ++k) {
+      const bool repeated = field->is_repeated();
+      const std::string where = repeated ? absl::StrCat(prefix, field->name(), "[", k, "]") : prefix + field->name();
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+        CheckUtf8(repeated ? reflection->GetRepeatedMessage(message, field, k) : reflection->GetMessage(message, field),
+                  where + ".", faults);
+      } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING && bytes->count(field->name()) == 0) {
+        const std::string text =
+            repeated ? reflection->GetRepeatedString(message, field, k) : reflection->GetString(message, field);
+        if (!IsUtf8(text)) {
+          faults->Add(where, absl::StrCat("\"", absl::CHexEscape(text), "\" is not UTF-8"), "write it in UTF-8");
+        }
+      }
+    }
+  }
+}
+
+void CheckExpression(const std::string& where, const std::string& text, Faults* faults) {
+  if (text.size() <= kExpressionBytesMax) return;
+  faults->Add(where, absl::StrCat("is ", text.size(), " bytes long, more than ", kExpressionBytesMax),
+              "shorten it, or put the list that it spells out into a side_table");
+}
+
 void CheckLog(const Log& log, const std::string& where, const std::set<std::string>& side_tables,
               const std::set<std::string>& tasks, bool for_split, Faults* faults) {
   if (log.path().empty() == log.directory().empty()) {
@@ -313,6 +373,7 @@ void CheckLog(const Log& log, const std::string& where, const std::set<std::stri
     if (!tasks.count(name))
       faults->Add(where + ".known_task", absl::StrCat("there is no task \"", name, "\""), "name one");
   }
+  CheckExpression(where + ".where", log.where(), faults);
   faults->Range(where + ".piece_bytes", static_cast<double>(log.piece_bytes()), 1, 1e15);
   faults->Range(where + ".piece_batches", log.piece_batches(), 1, 1e6);
   if (log.has_batch_size()) faults->Range(where + ".batch_size", log.batch_size(), 1, 1 << 24);
@@ -333,7 +394,7 @@ void CheckOptimizer(const Optimizer& optimizer, const std::string& where, Faults
   faults->Range(where + ".beta2", optimizer.beta2(), 0, 0.9999999);
 }
 
-void CheckTable(const Table& table, const std::string& where, Faults* faults) {
+void CheckTable(const Table& table, const std::string& where, uint32_t shards, Faults* faults) {
   faults->Range(where + ".dim", table.dim(), 1, 4096);
   faults->Range(where + ".init_uniform", table.init_uniform(), 0, 1e6);
   faults->Range(where + ".memory_rows_max", static_cast<double>(table.memory_rows_max()), 1, 4e9);
@@ -342,6 +403,11 @@ void CheckTable(const Table& table, const std::string& where, Faults* faults) {
   if (table.admission().counter() == Admission::BLOOM) {
     faults->Range(where + ".admission.bloom_counters", static_cast<double>(table.admission().bloom_counters()), 64,
                   4e9);
+    if (table.admission().bloom_counters() > kBloomCountersMax / std::max<uint32_t>(1, shards)) {
+      faults->Add(where + ".admission.bloom_counters",
+                  absl::StrCat("is ", table.admission().bloom_counters(), " in each of ", shards, " training.shards"),
+                  absl::StrCat("give fewer: at most ", kBloomCountersMax, " counters in all"));
+    }
     faults->Range(where + ".admission.bloom_hashes", table.admission().bloom_hashes(), 1, 16);
     if (table.expire_after_steps() > 0) {
       faults->Add(where + ".admission.counter", "BLOOM cannot forget what expires",
@@ -362,6 +428,7 @@ void CheckSlots(const Job& job, const std::set<std::string>& tables, Faults* fau
       faults->Add(where + ".separator", absl::StrCat("is \"", slot.separator(), "\""), "give one character");
     }
     faults->Range(where + ".values_max", slot.values_max(), 1, 100000);
+    CheckExpression(where + ".value", slot.value(), faults);
     for (int k = 1; k < slot.boundary_size(); ++k) {
       if (!(slot.boundary(k - 1) < slot.boundary(k))) {
         faults->Add(where + ".boundary", "is not ascending", "sort it, without repeats");
@@ -380,6 +447,8 @@ void CheckTasks(const Job& job, Faults* faults) {
     const Task& task = job.task(i);
     const std::string where = absl::StrCat("task[", i, "] \"", task.name(), "\"");
     if (task.label().empty()) faults->Add(where + ".label", "is empty", "give an expression over the log's columns");
+    CheckExpression(where + ".label", task.label(), faults);
+    CheckExpression(where + ".mask", task.mask(), faults);
     if (task.category().empty()) faults->Add(where + ".category", "is empty", "name HoME's group of this task");
     faults->Range(where + ".weight", task.weight(), 0, 1e6);
     if (task.has_base_rate() && !(task.base_rate() > 0 && task.base_rate() < 1)) {
@@ -443,6 +512,27 @@ void CheckTraining(const Job& job, Faults* faults) {
   }
 }
 
+void CheckExport(const Job& job, Faults* faults) {
+  const Export& config = job.export_();
+  const uint32_t every_steps = std::max<uint32_t>(1, job.snapshot().every_steps());
+  if (config.delta_every_steps() % every_steps != 0) {
+    faults->Add("export.delta_every_steps", absl::StrCat("is ", config.delta_every_steps()),
+                absl::StrCat("give a multiple of snapshot.every_steps = ", every_steps, ", or 0 for none"));
+  }
+  bool rows = false;
+  for (const absl::string_view name : absl::StrSplit(config.format(), ',')) {
+    const bool has_rows = name == "all" || name == "hps" || name == "npy" || name == "int8";
+    rows |= has_rows;
+    if (!has_rows && name != "onnx" && name != "triton" && name != "safetensors") {
+      faults->Add("export.format", absl::StrCat("there is no \"", name, "\""),
+                  "give all, or some of onnx,triton,hps,npy,safetensors,int8");
+    }
+  }
+  if (!rows) faults->Add("export.format", "has no rows for deltas to change", "add hps or npy");
+  faults->Range("export.deltas_max", config.deltas_max(), 1, kDeltasMax);
+  faults->Range("export.waiting_max", config.waiting_max(), 1, 1e6);
+}
+
 }  // namespace
 
 absl::StatusOr<Job> ParseJob(const std::string& text, const std::string& name_for_errors) {
@@ -473,6 +563,7 @@ absl::StatusOr<Job> LoadJob(const std::string& path, const std::vector<std::stri
 
 std::vector<std::string> FaultsOf(const Job& job) {
   Faults faults;
+  CheckUtf8(job, "", &faults);
   const std::set<std::string> tables = faults.Names("table", job.table());
   const std::set<std::string> tasks = faults.Names("task", job.task());
   const std::set<std::string> side_tables = faults.Names("side_table", job.side_table());
@@ -488,6 +579,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
   for (int i = 0; i < job.split_size(); ++i) {
     CheckLog(job.split(i).log(), absl::StrCat("split[", i, "].log"), side_tables, tasks, true, &faults);
     faults.Range(absl::StrCat("split[", i, "].batch_size"), job.split(i).batch_size(), 1, 1 << 24);
+    faults.Range(absl::StrCat("split[", i, "].records_max"), static_cast<double>(job.split(i).records_max()), 1, 1e12);
   }
   for (int i = 0; i < job.side_table_size(); ++i) {
     if (job.side_table(i).path().empty())
@@ -499,11 +591,13 @@ std::vector<std::string> FaultsOf(const Job& job) {
     faults.Add("slot", "there is no slot and no dense feature", "give some");
   if (job.table_size() > 4095) faults.Add("table", absl::StrCat("there are ", job.table_size()), "at most 4095");
   for (int i = 0; i < job.table_size(); ++i) {
-    CheckTable(job.table(i), absl::StrCat("table[", i, "] \"", job.table(i).name(), "\""), &faults);
+    CheckTable(job.table(i), absl::StrCat("table[", i, "] \"", job.table(i).name(), "\""), job.training().shards(),
+               &faults);
   }
   CheckTasks(job, &faults);
   CheckSlots(job, tables, &faults);
   for (int i = 0; i < job.dense_size(); ++i) {
+    CheckExpression(absl::StrCat("dense[", i, "].value"), job.dense(i).value(), &faults);
     if (job.dense(i).transform() == DenseFeature::STANDARD && !(job.dense(i).deviation() > 0)) {
       faults.Add(absl::StrCat("dense[", i, "].deviation"), absl::StrCat("is ", job.dense(i).deviation()),
                  "give one above 0");
@@ -513,6 +607,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
   CheckTraining(job, &faults);
   faults.Range("snapshot.every_steps", job.snapshot().every_steps(), 1, 4e9);
   faults.Range("snapshot.keep", job.snapshot().keep(), 1, 1e6);
+  CheckExport(job, &faults);
   faults.Range("limits.bad_records_max_fraction", job.limits().bad_records_max_fraction(), 0, 1);
   faults.Range("limits.record_bytes_max", job.limits().record_bytes_max(), 16, 1 << 30);
   faults.Range("metrics.prometheus_port", job.metrics().prometheus_port(), 0, 65535);
@@ -524,6 +619,11 @@ absl::Status ValidateJob(const Job& job) {
   const std::vector<std::string> faults = FaultsOf(job);
   if (faults.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrJoin(faults, "\n"));
+}
+
+bool TooManyBadRecords(const Limits& limits, uint64_t bad, uint64_t read) {
+  return bad >= std::max<uint64_t>(1, limits.bad_records_min()) &&
+         static_cast<double>(bad) > limits.bad_records_max_fraction() * static_cast<double>(read);
 }
 
 std::string PrintJob(const Job& job) {

@@ -17,11 +17,17 @@ namespace hearth {
 absl::StatusOr<Job> LoadJob(const std::string& path, const std::vector<std::string>& overrides);
 absl::StatusOr<Job> ParseJob(const std::string& text, const std::string& name_for_errors);
 
+// Of one expression: an evaluation recurses once for each operator of a chain, so this bounds the stack.
+constexpr size_t kExpressionBytesMax = 8192;
+
 // All faults at once: each line is "field: cause; remedy". Pure: looks at no file. Sizes, ranges, names that do not
 // resolve (tables, categories, columns are checked by the log reader), duplicates, combinations that are refused
 // (protocol.md: Bloom admission with expiry, tail with shuffling, …).
 std::vector<std::string> FaultsOf(const Job& job);
 absl::Status ValidateJob(const Job& job);  // InvalidArgument with all of them, one a line
+
+// Whether `bad` of `read` records are more than the job puts up with.
+bool TooManyBadRecords(const Limits& limits, uint64_t bad, uint64_t read);
 
 // The effective job as text, with every default written out.
 std::string PrintJob(const Job& job);

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "common/file.h"
+#include "common/process.h"
 #include "common/status.h"
 
 namespace hearth {
@@ -61,11 +62,6 @@ std::array<uint32_t, 256> MakeCrcTable() {
     table[i] = crc;
   }
   return table;
-}
-
-std::string HostName() {
-  char name[256] = {};
-  return gethostname(name, sizeof(name) - 1) == 0 && name[0] != '\0' ? name : "localhost";
 }
 
 }  // namespace

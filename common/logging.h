@@ -1,4 +1,4 @@
-// Logging: an event is one line of fixed keys, through spdlog. Roles write DIR/logs/<role>-<rank>.log, warnings and
+// Logging: an event is one line of fixed keys, through spdlog. Roles write DIR/logs/<role>-<index>.log, warnings and
 // errors also stderr.
 #pragma once
 

@@ -196,6 +196,24 @@ absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_f
   return choice;
 }
 
+absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest) {
+  const auto refuse = [](const char* field, uint64_t is, const std::string& trained, uint64_t least) {
+    return absl::FailedPreconditionError(absl::StrCat("training.", field, ": is ", is, ", and ", trained,
+                                                      "; give at least ", least, ", or train into another --out"));
+  };
+  uint64_t epochs = 0;  // begun
+  for (const LaneState& lane : manifest.lane())
+    epochs = std::max<uint64_t>(epochs, lane.cursor().epoch() + uint64_t{1});
+  if (job.training().epochs() < epochs) {
+    return refuse("epochs", job.training().epochs(), absl::StrCat("the snapshot is in epoch ", epochs), epochs);
+  }
+  const uint64_t steps_max = job.training().steps_max();
+  if (steps_max > 0 && steps_max < manifest.step()) {
+    return refuse("steps_max", steps_max, absl::StrCat("the snapshot is of step ", manifest.step()), manifest.step());
+  }
+  return absl::OkStatus();
+}
+
 uint64_t ModelHash(uint64_t rows_hash, uint64_t dense_hash) {
   const uint64_t sums[2] = {rows_hash, dense_hash};
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
 
 namespace hearth {
 
@@ -32,6 +33,9 @@ struct SnapshotChoice {
 };
 // The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum.
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder);
+
+// The end that `job` sets, in epochs and steps, is not before what the snapshot has trained. FailedPrecondition.
+absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest);
 
 // XXH3-64 of the two sums' 16 bytes, little-endian.
 uint64_t ModelHash(uint64_t rows_hash, uint64_t dense_hash);

@@ -30,6 +30,10 @@ class PrometheusCounter : public Counter {
  public:
   explicit PrometheusCounter(prometheus::Counter* counter) : counter_(counter) {}
   void Add(double amount) override { counter_->Increment(amount); }
+  void RaiseTo(double total) override {
+    const double missing = total - counter_->Value();
+    if (missing > 0) counter_->Increment(missing);
+  }
 
  private:
   prometheus::Counter* const counter_;
@@ -67,6 +71,7 @@ struct MetricRegistry::State {
     return handles->back().get();
   }
 
+  int rank = 0;  // constant after construction
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
   prometheus::Labels constant;
   std::mutex mutex;
@@ -90,6 +95,7 @@ std::string MetricRegistry::State::Declare(const MetricSpec& spec, const MetricL
 }
 
 MetricRegistry::MetricRegistry(absl::string_view role, int rank) : state_(std::make_unique<State>()) {
+  state_->rank = rank;
   state_->constant = {{"role", std::string(role)}, {"rank", std::to_string(rank)}};
 }
 
@@ -124,17 +130,19 @@ Histogram* MetricRegistry::NewHistogram(const MetricSpec& spec, const MetricLabe
 
 absl::Status MetricRegistry::Serve(const std::string& address, uint32_t port) {
   if (port == 0) return absl::OkStatus();
+  port += static_cast<uint32_t>(state_->rank);
   const std::string where = absl::StrCat(address, ":", port);
   if (port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("metrics: ", where, ": there is no such port; give --set metrics.prometheus_port=… below 65536"));
+    return absl::InvalidArgumentError(absl::StrCat("metrics: ", where,
+                                                   ": there is no such port; rank r listens on "
+                                                   "metrics.prometheus_port + r: lower it"));
   }
   try {  // the server inside reports by exception
     state_->exposer = std::make_unique<prometheus::Exposer>(where);
   } catch (const std::exception& error) {
     return absl::UnavailableError(absl::StrCat("metrics: cannot listen on ", where, " (", error.what(), "): port ",
-                                               port,
-                                               " is probably in use; give another with --set "
+                                               port, " (metrics.prometheus_port + rank ", state_->rank,
+                                               ") is probably in use; give another with --set "
                                                "metrics.prometheus_port=…, or 0 for none"));
   }
   state_->exposer->RegisterCollectable(state_->registry);

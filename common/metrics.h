@@ -18,7 +18,8 @@ namespace hearth {
 class Counter {
  public:
   virtual ~Counter() = default;
-  virtual void Add(double amount) = 0;  // REQUIRES: amount >= 0
+  virtual void Add(double amount) = 0;     // REQUIRES: amount >= 0
+  virtual void RaiseTo(double total) = 0;  // adds what is missing of a total kept elsewhere. One thread a counter
 };
 class Gauge {
  public:
@@ -51,7 +52,7 @@ class MetricRegistry {
   Gauge* NewGauge(const MetricSpec& spec, const MetricLabels& labels = {});
   Histogram* NewHistogram(const MetricSpec& spec, const MetricLabels& labels = {});
 
-  // Listens until destruction. Port 0: off. Unavailable where the port is taken.
+  // Listens on port + rank until destruction. Port 0: off. Unavailable where the port is taken.
   absl::Status Serve(const std::string& address, uint32_t port);
   // What /metrics would say now.
   std::string Text() const;

@@ -134,7 +134,7 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<NamedTensor> 
         {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {end, end + tensor.data.size()}}};
     end += tensor.data.size();
   }
-  std::string text = header.dump();
+  std::string text = header.dump(-1, ' ', /*ensure_ascii=*/false, nlohmann::ordered_json::error_handler_t::replace);
   text.append((8 - text.size() % 8) % 8, ' ');
   const uint64_t length = text.size();
   std::string file(sizeof(length), '\0');

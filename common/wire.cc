@@ -108,7 +108,7 @@ Bytes Encode(const Header& header, absl::Span<const Section> sections, std::vect
   return message;
 }
 
-absl::Status Broken(absl::string_view cause) { return absl::DataLossError(absl::StrCat("message: ", cause)); }
+absl::Status Broken(absl::string_view cause) { return absl::InternalError(absl::StrCat("message: ", cause)); }
 
 // Takes arrays off the front of what was received. Sizes are compared in 128 bits: count × dim × 4 may not fit 64.
 class Reader {

@@ -85,7 +85,7 @@ struct DecodedMessage {
   Header header;
   std::vector<Section> sections;  // views into the bytes given
 };
-// DataLoss with the cause when a size, magic, version, crc, dtype or the order of signs is wrong. `bytes` outlives the
+// Internal with the cause when a size, magic, version, crc, dtype or the order of signs is wrong. `bytes` outlives the
 // result.
 absl::StatusOr<DecodedMessage> DecodeMessage(absl::Span<const char> bytes);
 // Header alone (any kind), checked.

@@ -309,8 +309,7 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
     CopyRecord(step, signs[i], *MetaOf(row), row + sizeof(RowMeta), read_only ? nullptr : &occurrences[i],
                rows + i * dim_);
   });
-  stats_.memory_hits += signs.size() - misses_.size();
-  stats_.memory_misses += misses_.size();
+  if (!read_only) stats_.memory_hits += signs.size() - misses_.size();
   return PullMisses(step, signs, occurrences, rows);
 }
 
@@ -322,7 +321,9 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
     HEARTH_RETURN_IF_ERROR(ReadStore(signs, which));
     uint64_t room = 0;
     if (!read_only) {
-      HEARTH_ASSIGN_OR_RETURN(room, MakeRoom(std::count(found_.begin(), found_.end(), true)));
+      const uint64_t stored = static_cast<uint64_t>(std::count(found_.begin(), found_.end(), true));
+      stats_.memory_misses += stored;
+      HEARTH_ASSIGN_OR_RETURN(room, MakeRoom(stored));
     }
     for (size_t j = 0; j < which.size(); ++j) {
       const size_t i = which[j];
@@ -671,6 +672,7 @@ absl::Status TieredTable::Prefetch(absl::Span<const Sign> signs) {
       HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[which[j]], values_[j], floats_, &meta));
       if (IsExpired(meta, expire_after_steps_, applied_step_)) continue;
       --room;
+      ++stats_.rows_prefetched;
       LoadRecord(values_[j], meta, Insert(signs[which[j]]));
     }
   }

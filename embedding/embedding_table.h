@@ -58,8 +58,9 @@ struct EmbeddingTableStats {
   uint64_t rows_admitted = 0;
   uint64_t gradients_dropped = 0;  // occurrences of signs below the admission threshold
   uint64_t rows_non_finite = 0;    // updates refused because their result was not finite
-  uint64_t memory_hits = 0;        // signs of pulls: in the memory tier,
-  uint64_t memory_misses = 0;      // or not (in the store, or without a record)
+  uint64_t memory_hits = 0;        // records that training pulls read: in the memory tier,
+  uint64_t memory_misses = 0;      // or from the store. Signs without a record are in neither
+  uint64_t rows_prefetched = 0;    // brought into memory by Prefetch
   uint64_t bytes_memory = 0;
 };
 

@@ -85,11 +85,6 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   result.max_open_files = kOpenFilesMax;
   result.memtable_whole_key_filtering = true;  // most signs asked for and not found are in no memtable either
   result.memtable_prefix_bloom_size_ratio = 0.1;
-  if (options.disk_bytes_max > 0) {
-    // Near the cap compactions have no room. Writes must then go on and meet the cap's error, not wait for ever.
-    result.level0_slowdown_writes_trigger = result.level0_stop_writes_trigger = 1 << 30;
-    result.soft_pending_compaction_bytes_limit = result.hard_pending_compaction_bytes_limit = 0;
-  }
   result.avoid_flush_during_shutdown = true;  // what no checkpoint holds does not outlive the process
   result.max_bgerror_resume_count = 0;        // an error stays one until the process starts again
   result.info_log = std::make_shared<WarningLogger>();
@@ -114,8 +109,10 @@ class RocksDbStore final : public KvStore {
 
  private:
   uint64_t UnflushedBytes() const;
-  // Debian's RocksDB aborts the process on a really full disk: refuse while there is room for what is already promised.
+  // Debian's RocksDB aborts the process on a really full disk: refuse while there is room for what is already promised,
+  // and tell RocksDB how far its compactions may go.
   absl::Status CheckSpace(uint64_t bytes);
+  absl::Status LetWritesOvertakeCompactions();
   absl::Status WriteBatch(rocksdb::WriteBatch* batch);
 
   const std::string path_;
@@ -123,6 +120,7 @@ class RocksDbStore final : public KvStore {
   const bool read_only_;
   std::shared_ptr<rocksdb::SstFileManager> files_;
   std::unique_ptr<rocksdb::DB> db_;
+  bool writes_wait_ = true;  // for compactions that are far behind
 };
 
 absl::Status RocksDbStore::Open() {
@@ -140,7 +138,6 @@ absl::Status RocksDbStore::Open() {
   rocksdb::Status made;
   files_.reset(rocksdb::NewSstFileManager(rocksdb::Env::Default(), options.info_log, "", 0, true, &made));
   HEARTH_RETURN_IF_ERROR(ToStatus(made, path_, "opening"));
-  if (options_.disk_bytes_max > 0) files_->SetMaxAllowedSpaceUsage(options_.disk_bytes_max);
   options.sst_file_manager = files_;
   options.create_if_missing = true;
   const rocksdb::Status status = rocksdb::DB::Open(options, path_, &db);
@@ -207,21 +204,39 @@ uint64_t RocksDbStore::UnflushedBytes() const {
 }
 
 absl::Status RocksDbStore::CheckSpace(uint64_t bytes) {
-  const uint64_t pending = UnflushedBytes() + bytes;
-  if (options_.disk_bytes_max > 0 && DiskBytes() + pending > options_.disk_bytes_max) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        path_, ": ", DiskBytes(), " bytes on disk and ", pending, " to be written exceed the cap of ",
-        options_.disk_bytes_max, " bytes; raise snapshot.disk_bytes_max or let rows expire (expire_after_steps)"));
-  }
+  uint64_t free = 0;
   if (options_.disk_free_bytes_min > 0) {
-    HEARTH_ASSIGN_OR_RETURN(const uint64_t free, DiskFreeBytes(path_));
-    if (free < options_.disk_free_bytes_min + pending) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          path_, ": ", free, " bytes are free on this disk, ", pending, " are to be written and ",
-          options_.disk_free_bytes_min, " must stay free (snapshot.disk_free_bytes_min); free disk space"));
-    }
+    HEARTH_ASSIGN_OR_RETURN(free, DiskFreeBytes(path_));
   }
-  return absl::OkStatus();
+  const uint64_t used = DiskBytes();
+  const uint64_t allowed = DiskBytesAllowed(options_, used, free);
+  if (allowed == UINT64_MAX) return absl::OkStatus();
+  files_->SetMaxAllowedSpaceUsage(std::max<uint64_t>(1, allowed));  // 0 would be no bound
+  const uint64_t pending = UnflushedBytes() + bytes;
+  const uint64_t wanted = used + pending;
+  if (allowed < 2 * wanted) HEARTH_RETURN_IF_ERROR(LetWritesOvertakeCompactions());
+  if (wanted <= allowed) return absl::OkStatus();
+  if (options_.disk_bytes_max > 0 && wanted > options_.disk_bytes_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        path_, ": ", used, " bytes on disk and ", pending, " to be written exceed the cap of ", options_.disk_bytes_max,
+        " bytes; raise snapshot.disk_bytes_max or let rows expire (expire_after_steps)"));
+  }
+  return absl::ResourceExhaustedError(absl::StrCat(
+      path_, ": ", free, " bytes are free on this disk, of which ", options_.disk_free_bytes_min,
+      " must stay free (snapshot.disk_free_bytes_min); ", pending, " to be written are more than the share of one of ",
+      options_.disk_sharers, " servers in the rest; free disk space"));
+}
+
+// With less room than everything rewritten would take, RocksDB may put a compaction off for ever. A write that waited
+// for it would, too; so writes go on, and meet the bound's error.
+absl::Status RocksDbStore::LetWritesOvertakeCompactions() {
+  if (!writes_wait_) return absl::OkStatus();
+  writes_wait_ = false;
+  return ToStatus(db_->SetOptions({{"level0_slowdown_writes_trigger", "1073741824"},
+                                   {"level0_stop_writes_trigger", "1073741824"},
+                                   {"soft_pending_compaction_bytes_limit", "0"},
+                                   {"hard_pending_compaction_bytes_limit", "0"}}),
+                  path_, "changing options");
 }
 
 absl::Status RocksDbStore::Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) {
@@ -262,6 +277,15 @@ uint64_t RocksDbStore::DiskBytes() {
 }
 
 }  // namespace
+
+uint64_t DiskBytesAllowed(const RocksDbOptions& options, uint64_t used_bytes, uint64_t free_bytes) {
+  uint64_t allowed = options.disk_bytes_max > 0 ? options.disk_bytes_max : UINT64_MAX;
+  if (options.disk_free_bytes_min > 0) {
+    const uint64_t spare = free_bytes - std::min(free_bytes, options.disk_free_bytes_min);
+    allowed = std::min(allowed, used_bytes + spare / options.disk_sharers);
+  }
+  return allowed;
+}
 
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& path, const RocksDbOptions& options) {
   auto store = std::make_unique<RocksDbStore>(path, options, false);

@@ -13,9 +13,14 @@ namespace hearth {
 struct RocksDbOptions {
   uint64_t block_cache_bytes = uint64_t{64} << 20;
   uint64_t write_buffer_bytes = uint64_t{64} << 20;
-  uint64_t disk_bytes_max = 0;       // SstFileManager cap; 0: none
-  uint64_t disk_free_bytes_min = 0;  // Write and Checkpoint refuse below this (Debian's RocksDB aborts on a full disk)
+  uint64_t disk_bytes_max = 0;       // cap on the folder; 0: none
+  uint64_t disk_free_bytes_min = 0;  // stays free on the disk (Debian's RocksDB aborts on a full one); 0: no guard
+  uint32_t disk_sharers = 1;         // stores on that disk: each takes at most its share of what is free beyond that
 };
+
+// What a store may come to that uses `used_bytes` now, on a disk with `free_bytes` free. UINT64_MAX: no bound. Writes,
+// checkpoints and RocksDB's own flushes and compactions keep to it; it is looked at again before every write.
+uint64_t DiskBytesAllowed(const RocksDbOptions& options, uint64_t used_bytes, uint64_t free_bytes);
 
 // Opens or creates. ResourceExhausted, DataLoss or Unavailable name path and cause.
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& path, const RocksDbOptions& options);

@@ -32,25 +32,20 @@ absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) 
                                           manifest.shards(), " logical shards; use another snapshot"));
 }
 
-// Visits each live record, counters too, of one table on one server, as it is stored.
+// Visits each live record, counters too, of one table in one logical shard, as it is stored.
 using RecordVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::string_view value)>;
-absl::Status VisitRecords(KvStore* store, const Manifest& manifest, const Table& config, TableNumber table,
-                          uint32_t server, const RecordVisitor& visit) {
+absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, TableNumber table, uint32_t shard,
+                          const RecordVisitor& visit) {
   const uint64_t floats = FloatsOfTable(config);
-  for (uint32_t shard = server; shard < manifest.shards(); shard += manifest.servers()) {
-    const KvRange range = RecordsOf(table, shard);
-    absl::Status status;
-    HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
-      RowMeta meta;
-      status = DecodeMeta(key.sign, value, floats, &meta);
-      if (status.ok() && !IsExpired(meta, config.expire_after_steps(), manifest.step())) {
-        status = visit(key.sign, meta, value);
-      }
-      return status.ok();
-    }));
-    HEARTH_RETURN_IF_ERROR(status);
-  }
-  return absl::OkStatus();
+  const KvRange range = RecordsOf(table, shard);
+  absl::Status status;
+  HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
+    RowMeta meta;
+    status = DecodeMeta(key.sign, value, floats, &meta);
+    if (status.ok() && !IsExpired(meta, config.expire_after_steps(), step)) status = visit(key.sign, meta, value);
+    return status.ok();
+  }));
+  return status;
 }
 
 // The counting filters' share of the rows hash.
@@ -80,11 +75,14 @@ absl::StatusOr<uint64_t> RowsHashOf(const std::string& folder, const Manifest& m
     HEARTH_ASSIGN_OR_RETURN(const auto store, OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
     for (int t = 0; t < job.table_size(); ++t) {
       const TableNumber table = static_cast<TableNumber>(t) + 1;
-      absl::Status status = VisitRecords(store.get(), manifest, job.table(t), table, server,
-                                         [&](Sign sign, const RowMeta&, absl::string_view value) {
-                                           hash += RecordHash(sign, value);
-                                           return absl::OkStatus();
-                                         });
+      absl::Status status;
+      for (uint32_t shard = server; status.ok() && shard < manifest.shards(); shard += manifest.servers()) {
+        status = VisitRecords(store.get(), manifest.step(), job.table(t), table, shard,
+                              [&](Sign sign, const RowMeta&, absl::string_view value) {
+                                hash += RecordHash(sign, value);
+                                return absl::OkStatus();
+                              });
+      }
       if (status.ok()) status = AddFilters(store.get(), manifest, job.table(t), table, server, &hash);
       if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
     }
@@ -116,17 +114,21 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
   HEARTH_CHECK(table >= 1 && table <= static_cast<TableNumber>(job.table_size()));
   const Table& config = job.table(static_cast<int>(table) - 1);
-  std::vector<float> floats(FloatsOfTable(config));  // values in a store lie unaligned
+  std::vector<std::unique_ptr<KvStore>> stores(manifest.servers());
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
-    const std::string path = ServerFolder(folder, server);
-    HEARTH_ASSIGN_OR_RETURN(const auto store, OpenRocksDbStoreReadOnly(path));
-    const absl::Status status = VisitRecords(
-        store.get(), manifest, config, table, server, [&](Sign sign, const RowMeta& meta, absl::string_view value) {
-          if (!IsAdmitted(meta)) return absl::OkStatus();  // a counter, no row yet
-          std::memcpy(floats.data(), FloatsOf(value), floats.size() * sizeof(float));
-          return visit(sign, meta, floats);
-        });
-    if (!status.ok()) return Annotate(status, path);
+    HEARTH_ASSIGN_OR_RETURN(stores[server], OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
+  }
+  std::vector<float> floats(FloatsOfTable(config));  // values in a store lie unaligned
+  for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
+    const uint32_t server = shard % manifest.servers();
+    const absl::Status status =
+        VisitRecords(stores[server].get(), manifest.step(), config, table, shard,
+                     [&](Sign sign, const RowMeta& meta, absl::string_view value) {
+                       if (!IsAdmitted(meta)) return absl::OkStatus();  // a counter, no row yet
+                       std::memcpy(floats.data(), FloatsOf(value), floats.size() * sizeof(float));
+                       return visit(sign, meta, floats);
+                     });
+    if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
   return absl::OkStatus();
 }

@@ -20,8 +20,8 @@ namespace hearth {
 // equals the MANIFEST's. DataLoss names the file.
 absl::Status VerifySnapshot(const std::string& folder);
 
-// Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (server, logical shard, sign) order,
-// bounded memory.
+// Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (logical shard, sign) order whatever the
+// number of servers was, bounded memory.
 using RowVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::Span<const float> weights_and_state)>;
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
                        const RowVisitor& visit);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "common/status.h"
 
@@ -71,14 +72,14 @@ class GradientNorms {
     }
   }
   double Of(const std::vector<const Activations::Expert*>& experts) const {
-    std::map<const void*, double> once;
+    std::set<const void*> once;
+    double sum = 0;  // in the experts' order, not that of addresses: the same bits each time
     for (const Activations::Expert* expert : experts) {
       for (const Tensor& parameter : expert->parameters) {
-        once[parameter.unsafeGetTensorImpl()] = squares_.at(parameter.unsafeGetTensorImpl());
+        const void* const key = parameter.unsafeGetTensorImpl();
+        if (once.insert(key).second) sum += squares_.at(key);
       }
     }
-    double sum = 0;
-    for (const auto& [parameter, square] : once) sum += square;
     return std::sqrt(sum);
   }
 
@@ -160,6 +161,44 @@ Diagnostics Diagnose(MultiTaskModel* model, const std::vector<std::string>& task
                      const Tensor& labels, const Tensor& mask) {
   torch::AutoGradMode with_graph(true);
   return Diagnose(model->Observe(v), tasks, labels, mask);
+}
+
+Evaluation::Diagnostics ToMessage(const Diagnostics& diagnostics) {
+  Evaluation::Diagnostics message;
+  for (const Diagnostics::Expert& expert : diagnostics.experts) {
+    Evaluation::Diagnostics::Expert* const to = message.add_expert();
+    to->set_name(expert.name);
+    to->set_zero_rate(expert.zero_rate);
+    if (std::isfinite(expert.mean)) to->set_mean(expert.mean);
+    if (std::isfinite(expert.deviation)) to->set_deviation(expert.deviation);
+  }
+  for (const Diagnostics::Gate& gate : diagnostics.gates) {
+    Evaluation::Diagnostics::Gate* const to = message.add_gate();
+    to->set_name(gate.name);
+    if (std::isfinite(gate.weight_max)) to->set_weight_max(gate.weight_max);
+    if (std::isfinite(gate.entropy_of_mean)) to->set_entropy_of_mean(gate.entropy_of_mean);
+    if (std::isfinite(gate.mean_entropy)) to->set_mean_entropy(gate.mean_entropy);
+    if (std::isfinite(gate.deviation_max_ratio)) to->set_deviation_max_ratio(gate.deviation_max_ratio);
+  }
+  for (const Diagnostics::Shared& shared : diagnostics.shared) {
+    Evaluation::Diagnostics::Shared* const to = message.add_shared();
+    to->set_name(shared.name);
+    if (std::isfinite(shared.occupancy)) to->set_occupancy(shared.occupancy);
+    to->set_tasks_using(static_cast<uint32_t>(shared.tasks_using));
+  }
+  for (const Diagnostics::Task& task : diagnostics.tasks) {
+    Evaluation::Diagnostics::Task* const to = message.add_task();
+    to->set_name(task.name);
+    if (task.positive_rate) to->set_positive_rate(*task.positive_rate);
+    if (task.own_weight_uniform > 0) {  // else the model has no experts of its own for a task
+      if (std::isfinite(task.own_weight)) to->set_own_weight(task.own_weight);
+      to->set_own_weight_uniform(task.own_weight_uniform);
+    }
+    if (task.own_gradient_ratio && std::isfinite(*task.own_gradient_ratio)) {
+      to->set_own_gradient_ratio(*task.own_gradient_ratio);
+    }
+  }
+  return message;
 }
 
 }  // namespace hearth

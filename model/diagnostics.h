@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/proto/control.pb.h"
 #include "model/multi_task_model.h"
 
 namespace hearth {
@@ -54,5 +55,7 @@ Diagnostics Diagnose(const Activations& seen, const std::vector<std::string>& ta
 // Observes the model on v [B, V] first. Changes nothing in the model.
 Diagnostics Diagnose(MultiTaskModel* model, const std::vector<std::string>& tasks, const torch::Tensor& v,
                      const torch::Tensor& labels, const torch::Tensor& mask);
+// As it goes out with an evaluation; what is not finite is left out.
+Evaluation::Diagnostics ToMessage(const Diagnostics& diagnostics);
 
 }  // namespace hearth

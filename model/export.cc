@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
@@ -83,6 +84,26 @@ absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text) {
     formats.int8 |= all || name == "int8";
   }
   return formats;
+}
+
+absl::StatusOr<std::string> FindExportSnapshot(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).lexically_normal().string();
+  if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
+  const std::string snapshots = JoinPath(folder, "snapshots");
+  if (PathExists(snapshots)) {
+    HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
+    if (!choice.folder.empty()) return choice.folder;
+    if (!choice.passed_over.empty()) return absl::DataLossError(choice.passed_over[0]);
+  }
+  if (!PathExists(folder))
+    return absl::NotFoundError(absl::StrCat(path, ": does not exist; give a snapshot's or a run's folder"));
+  uint64_t step = 0;
+  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
+    return absl::DataLossError(
+        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
+  }
+  return absl::NotFoundError(
+      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
 }
 
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir) {

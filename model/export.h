@@ -27,6 +27,9 @@ struct ExportFormats {
 // cannot write.
 absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text);
 
+// `path` itself where it is a snapshot's folder, the newest valid snapshot where it is a run's. NotFound, DataLoss.
+absl::StatusOr<std::string> FindExportSnapshot(const std::string& path);
+
 // A snapshot whose every checksum was verified.
 struct ExportSource {
   std::string folder;
@@ -43,8 +46,9 @@ std::string ExportModelName(const Job& job);
 std::string ExportTableFolder(const std::string& table);
 
 absl::Status ExportDense(const ExportSource& source, const ExportFormats& formats, const std::string& folder);
-// features.json, job.txtpb and copies of the side tables.
+// features.json and job.txtpb.
 absl::Status ExportFeatures(const ExportSource& source, const std::string& folder);
+absl::Status ExportSideTables(const ExportSource& source, const std::string& folder);
 
 // sign → weights [dim] of those signs that have a row.
 using ExportedRows = absl::flat_hash_map<uint64_t, std::vector<float>>;
@@ -52,6 +56,7 @@ struct ExportedTable {
   std::string name;
   uint32_t dim = 0;
   uint64_t rows = 0;
+  uint64_t weights_hash = 0;  // over its rows (docs/FORMATS.md, "Export bundle")
 };
 // Streams all rows, memory bounded by a few buffers. Of the signs that are keys of *wanted, fills in the weights; signs
 // without a row are erased from it.

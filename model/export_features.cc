@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/bundle.h"
 #include "common/config.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -156,24 +157,6 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
   json["side_tables"] = Json::array();
   for (const SideTable& table : job.side_table()) {
     const std::string file = SideTableFile(table);
-    const std::string path = ResolvePath(job, table.path());
-    std::error_code error;
-    HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder, "side_tables")));
-    std::filesystem::copy_file(path, JoinPath(folder, file), error);
-    if (error == std::errc::no_such_file_or_directory) {
-      return absl::NotFoundError(absl::StrCat("side_table \"", table.name(), "\": ", path,
-                                              ": does not exist; put it back, or say where it is with --data-dir"));
-    }
-    if (error) {
-      // A disk that fills up half-way through is told as EIO.
-      HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(path));
-      HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes_free, DiskFreeBytes(folder));
-      if (bytes_free < bytes) {
-        return absl::ResourceExhaustedError(absl::StrCat(JoinPath(folder, file), ": the disk is full, ", path, " has ",
-                                                         bytes, " bytes; free some space and start again"));
-      }
-    }
-    if (error) return absl::UnavailableError(absl::StrCat(path, ": cannot be copied: ", error.message()));
     json["side_tables"].push_back({{"name", table.name()},
                                    {"file", file},
                                    {"path", table.path()},
@@ -184,6 +167,19 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
   json["rules"] = Rules();
   HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "job.txtpb"), PrintJob(job)));
   return WriteFileAtomically(JoinPath(folder, "features.json"), json.dump(1) + "\n");
+}
+
+absl::Status ExportSideTables(const ExportSource& source, const std::string& folder) {
+  for (const SideTable& table : source.job.side_table()) {
+    const std::string file = SideTableFile(table);
+    const absl::Status status = CopyIntoBundle(ResolvePath(source.job, table.path()), JoinPath(folder, file));
+    if (absl::IsNotFound(status)) {
+      return absl::NotFoundError(absl::StrCat("side_table \"", table.name(), "\": ", std::string(status.message()),
+                                              "; put it back, or say where it is with --data-dir"));
+    }
+    HEARTH_RETURN_IF_ERROR(status);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace hearth

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/logging.h"
 #include "common/status.h"
 
 namespace hearth {
@@ -111,20 +112,30 @@ void CheckShapes(absl::Span<const TableRows> tables, bool counted, bool with_row
   }
 }
 
-// The index of the server that sent a reply. DataLoss: it comes from elsewhere.
+// The index of the server that sent a reply. Internal: it comes from elsewhere.
 absl::StatusOr<uint32_t> ServerOfSender(const ClientOptions& options, const Address& from) {
   const int server = from.rank - options.ranks.server(0);
   if (server >= 0 && server < static_cast<int>(options.map.servers())) return static_cast<uint32_t>(server);
-  return absl::DataLossError(absl::StrCat("a reply from rank ", from.rank, ", which is no server"));
+  return absl::InternalError(absl::StrCat("a reply from rank ", from.rank, ", which is no server"));
 }
 
-absl::Status GaveUp(const ClientOptions& options, const char* what, uint32_t lane, uint64_t step, uint32_t server) {
-  return absl::UnavailableError(absl::StrCat(what, " of lane ", lane, ", step ", step, ": no answer from server ",
-                                             server, " (rank ", options.ranks.server(server), ") for ",
-                                             options.give_up_us / 1'000'000, " s; see its log"));
-}
+// When a message to one server is due again.
+class Retry {
+ public:
+  void Sent(const ClientOptions& options, const Header& header, uint32_t server) {
+    if (wait_us_ >= options.retry_us_max) {
+      spdlog::info("event=waiting kind={} lane={} step={} server={}", static_cast<int>(header.kind), header.lane,
+                   header.step, server);
+    }
+    wait_us_ = wait_us_ == 0 ? options.retry_us : std::min(2 * wait_us_, options.retry_us_max);
+    due_us_ = options.env->NowUs() + wait_us_;
+  }
+  int64_t due_us() const { return due_us_; }
 
-int64_t AddUs(int64_t time_us, int64_t delay_us) { return delay_us >= kNever - time_us ? kNever : time_us + delay_us; }
+ private:
+  int64_t wait_us_ = 0;
+  int64_t due_us_ = 0;
+};
 
 }  // namespace
 
@@ -134,14 +145,13 @@ struct PullClient::State {
   struct Awaited {
     bool asked = false;
     bool landed = false;  // its rows are in place
-    int64_t sent_us = 0;  // last
-    Bytes reply;          // arrived before Receive asked for it
+    Retry retry;
+    Bytes reply;  // arrived before Receive asked for it
   };
   struct InFlight {
     Header header;  // of the pull
     Split split;
     std::vector<Awaited> servers;
-    int64_t first_us = 0;
   };
 
   State(const ClientOptions& options, int port)
@@ -164,7 +174,6 @@ struct PullClient::State {
     pull->split.Assign(options.map, tables);
     pull->servers.clear();
     pull->servers.resize(options.map.servers());
-    pull->first_us = options.env->NowUs();
     InFlight* started = pull.get();
     in_flight.push_back(std::move(pull));
     for (uint32_t server = 0; server < options.map.servers(); ++server) {
@@ -176,7 +185,7 @@ struct PullClient::State {
   }
 
   absl::Status SendTo(InFlight* pull, uint32_t server, absl::Span<const TableRows> tables) {
-    pull->servers[server].sent_us = options.env->NowUs();
+    pull->servers[server].retry.Sent(options, pull->header, server);
     Bytes message = encoder.Encode(pull->header, pull->split, server, tables, /*with_rows=*/false);
     return options.transport->Send(port, {options.ranks.server(server), kPortServer}, std::move(message));
   }
@@ -195,12 +204,8 @@ struct PullClient::State {
           awaited.landed = true;
         }
         if (!awaited.asked || awaited.landed) continue;
-        if (now_us >= AddUs(pull->first_us, options.give_up_us)) {
-          return GaveUp(options, "pull", pull->header.lane, pull->header.step, server);
-        }
-        if (now_us >= AddUs(awaited.sent_us, options.retry_us)) HEARTH_RETURN_IF_ERROR(SendTo(pull, server, tables));
-        due_us =
-            std::min({due_us, AddUs(awaited.sent_us, options.retry_us), AddUs(pull->first_us, options.give_up_us)});
+        if (now_us >= awaited.retry.due_us()) HEARTH_RETURN_IF_ERROR(SendTo(pull, server, tables));
+        due_us = std::min(due_us, awaited.retry.due_us());
       }
       if (due_us == kNever && AllLanded(*pull)) break;
       if (auto message = mailbox->Receive(due_us)) HEARTH_RETURN_IF_ERROR(Accept(*std::move(message)));
@@ -223,7 +228,7 @@ struct PullClient::State {
     } else if (header.kind == MessageKind::kReadOnlyReply) {
       asked = MessageKind::kReadOnlyPull;
     } else {
-      return absl::DataLossError(
+      return absl::InternalError(
           absl::StrCat("rank ", message.from.rank, " sent kind ", static_cast<int>(header.kind), " to a pull thread"));
     }
     HEARTH_ASSIGN_OR_RETURN(const uint32_t server, ServerOfSender(options, message.from));
@@ -237,7 +242,7 @@ struct PullClient::State {
   // Checks that the reply mirrors the pull and scatters its values.
   absl::Status Land(const InFlight& pull, uint32_t server, absl::Span<TableRows> tables) {
     const auto misfit = [&](absl::string_view cause) {
-      return absl::DataLossError(absl::StrCat("reply of server ", server, " (rank ", options.ranks.server(server),
+      return absl::InternalError(absl::StrCat("reply of server ", server, " (rank ", options.ranks.server(server),
                                               ") to lane ", pull.header.lane, ", step ", pull.header.step, ": ",
                                               cause));
     };
@@ -322,18 +327,16 @@ absl::Status PullClient::ReadOnly(uint64_t view, absl::Span<TableRows> tables) {
 
 struct PushClient::State {
   struct Open {
-    uint32_t lane = 0;
-    uint64_t step = 0;
-    int64_t first_us = 0;
-    std::vector<Bytes> copy;       // [servers]; empty once acknowledged
-    std::vector<int64_t> sent_us;  // [servers]; last
-    uint32_t waiting = 0;          // servers that have not acknowledged
+    Header header;
+    std::vector<Bytes> copy;   // [servers]; empty once acknowledged
+    std::vector<Retry> retry;  // [servers]
+    uint32_t waiting = 0;      // servers that have not acknowledged
   };
 
   explicit State(const ClientOptions& options) : options(options), mailbox(options.transport->Open(kPortPush)) {}
 
   absl::Status SendTo(Open* push, uint32_t server) {
-    push->sent_us[server] = options.env->NowUs();
+    push->retry[server].Sent(options, push->header, server);
     return options.transport->Send(kPortPush, {options.ranks.server(server), kPortServer}, push->copy[server].Clone());
   }
 
@@ -343,12 +346,12 @@ struct PushClient::State {
       deadline_us = 0;
       HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message->payload.span()));
       if (header.kind != MessageKind::kPushAck) {
-        return absl::DataLossError(absl::StrCat("rank ", message->from.rank, " sent kind ",
+        return absl::InternalError(absl::StrCat("rank ", message->from.rank, " sent kind ",
                                                 static_cast<int>(header.kind), " to a push thread"));
       }
       HEARTH_ASSIGN_OR_RETURN(const uint32_t server, ServerOfSender(options, message->from));
       for (auto push = open.begin(); push != open.end(); ++push) {
-        if (push->lane != header.lane || push->step != header.step) continue;
+        if (push->header.lane != header.lane || push->header.step != header.step) continue;
         if (push->copy[server].empty()) break;  // acknowledged before
         push->copy[server] = Bytes();
         if (--push->waiting == 0) open.erase(push);
@@ -365,10 +368,8 @@ struct PushClient::State {
     for (Open& push : open) {
       for (uint32_t server = 0; server < push.copy.size(); ++server) {
         if (push.copy[server].empty()) continue;
-        const int64_t give_up_us = AddUs(push.first_us, options.give_up_us);
-        if (now_us >= give_up_us) return GaveUp(options, "push", push.lane, push.step, server);
-        if (now_us >= AddUs(push.sent_us[server], options.retry_us)) HEARTH_RETURN_IF_ERROR(SendTo(&push, server));
-        due_us = std::min({due_us, AddUs(push.sent_us[server], options.retry_us), give_up_us});
+        if (now_us >= push.retry[server].due_us()) HEARTH_RETURN_IF_ERROR(SendTo(&push, server));
+        due_us = std::min(due_us, push.retry[server].due_us());
       }
     }
     return due_us;
@@ -400,11 +401,9 @@ absl::Status PushClient::Push(uint32_t lane, uint64_t step, uint64_t n, uint64_t
   const uint32_t servers = state.options.map.servers();
   state.split.Assign(state.options.map, tables);
   State::Open& push = state.open.emplace_back();
-  push.lane = lane;
-  push.step = step;
-  push.first_us = state.options.env->NowUs();
+  push.header = header;
   push.copy.resize(servers);
-  push.sent_us.resize(servers);
+  push.retry.resize(servers);
   push.waiting = servers;
   for (uint32_t server = 0; server < servers; ++server) {
     push.copy[server] = state.encoder.Encode(header, state.split, server, tables, /*with_rows=*/true);

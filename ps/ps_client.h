@@ -31,8 +31,11 @@ struct ClientOptions {
   Transport* transport = nullptr;
   ShardMap map{1, 1};
   Ranks ranks;
-  int64_t retry_us = 2'000'000;      // a message unanswered for so long is sent again
-  int64_t give_up_us = 600'000'000;  // then Unavailable
+  // A message unanswered for retry_us is sent again, and then each time after twice as long, up to retry_us_max. Nobody
+  // gives up: at a cut a server may save, and other workers evaluate, for longer than any limit here; whoever dies ends
+  // the job.
+  int64_t retry_us = 2'000'000;
+  int64_t retry_us_max = 30'000'000;
 };
 
 // One message a server even where it owns none of the signs: the step clock needs it (protocol.md §2).
@@ -42,8 +45,8 @@ class PullClient {
   PullClient(const ClientOptions& options, int port);
   ~PullClient();
   // The two halves, so that one step's pulls of all lanes are in flight together. Send in (step, lane) order; then
-  // Receive with the same order and arguments. Rows land in place. Unavailable after give_up_us; DataLoss on a reply
-  // that does not fit.
+  // Receive with the same order and arguments. Rows land in place. Internal on a reply that does not fit: a server has
+  // a bug.
   absl::Status Send(uint32_t lane, uint64_t step, uint64_t view, absl::Span<const TableRows> tables);
   absl::Status Receive(uint32_t lane, uint64_t step, absl::Span<TableRows> tables);
   // Rows after the cut `view`, read only; any number, matched by a number of its own.

@@ -39,6 +39,10 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
                                                       arguments.ranks.server(0), " to ",
                                                       arguments.ranks.worker(0) - 1));
   }
+  const std::string who = absl::StrCat("ps-", rank - arguments.ranks.server(0));
+  const std::string logs = JoinPath(arguments.dir, "logs");
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(logs));
+  HEARTH_RETURN_IF_ERROR(StartLogging(who, JoinPath(logs, who + ".log")));
   PsServerOptions options;
   options.env = Env::Real();
   options.transport = transport;
@@ -84,16 +88,13 @@ int Main(int argc, char** argv) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
 
+  static_cast<void>(StartLogging("ps", ""));  // stderr alone cannot fail
   auto mpi = MpiRuntime::Start(Env::Real());
   if (!mpi.ok()) {
     spdlog::error("event=failed reason=\"{}\"", std::string(mpi.status().message()));
     return ExitCodeOf(mpi.status());
   }
-  const std::string who = absl::StrCat("ps-", (*mpi)->transport()->rank());
-  const std::string logs = JoinPath(arguments.dir, "logs");
-  absl::Status status = MakeDirectories(logs);
-  if (status.ok()) status = StartLogging(who, JoinPath(logs, who + ".log"));
-  if (status.ok()) status = Serve(arguments, mpi->get());
+  const absl::Status status = Serve(arguments, mpi->get());
   if (!status.ok()) Fail(arguments, mpi->get(), status);
   FlushLogging();
   return kExitOk;

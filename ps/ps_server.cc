@@ -21,6 +21,7 @@ namespace hearth {
 namespace {
 
 constexpr char kSortedTableSuffix[] = ".sst";
+constexpr int64_t kShowUs = 1'000'000;  // between two looks at the tables for Prometheus
 
 absl::Status Say(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
@@ -29,12 +30,13 @@ absl::Status Say(Transport* transport, const Ranks& ranks, Control control) {
 }
 
 // The control message, or nothing where it is of the data plane.
-absl::StatusOr<std::optional<Control>> ControlOf(const Message& message) {
+absl::StatusOr<std::optional<Control>> ControlOf(const Message& message, MessageKind* kind) {
   HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message.payload.span()));
+  *kind = header.kind;
   if (header.kind != MessageKind::kControl) return std::optional<Control>();
   std::optional<Control> control = ParseControl(message.payload.span());
   if (!control) {
-    return absl::DataLossError(absl::StrCat("rank ", message.from.rank, " sent a control message that does not parse"));
+    return absl::InternalError(absl::StrCat("rank ", message.from.rank, " sent a control message that does not parse"));
   }
   return control;
 }
@@ -66,22 +68,25 @@ PsServer::PsServer(PsServerOptions options)
       index_(static_cast<uint32_t>(options_.transport->rank() - options_.ranks.server(0))),
       name_(absl::StrCat("ps-", index_)),
       live_(JoinPath(options_.live_dir.empty() ? JoinPath(options_.dir, "live") : options_.live_dir, name_)),
-      mailbox_(options_.transport->Open(kPortServer)) {
+      mailbox_(options_.transport->Open(kPortServer)),
+      metrics_(options_.job, options_.transport->rank()) {
   HEARTH_CHECK(index_ < static_cast<uint32_t>(options_.ranks.servers), "rank ", options_.transport->rank());
 }
 
 PsServer::~PsServer() = default;
 
 absl::Status PsServer::Run() {
+  HEARTH_RETURN_IF_ERROR(metrics_.Serve(options_.job.metrics()));
   Control hello;
   hello.mutable_hello()->set_job_hash(JobHash(options_.job));
   HEARTH_RETURN_IF_ERROR(SendControl(hello));
   while (true) {
     std::optional<Message> message = mailbox_->Receive(kNever);
     if (!message) continue;
-    HEARTH_ASSIGN_OR_RETURN(const std::optional<Control> control, ControlOf(*message));
+    MessageKind kind;
+    HEARTH_ASSIGN_OR_RETURN(const std::optional<Control> control, ControlOf(*message, &kind));
     if (!control || (!control->has_start_server() && !control->has_goodbye())) {
-      return absl::DataLossError(
+      return absl::InternalError(
           absl::StrCat("rank ", message->from.rank, " sent a message before this server was started"));
     }
     if (control->has_goodbye()) return absl::OkStatus();
@@ -123,6 +128,7 @@ absl::Status PsServer::Restore(const StartServer& start) {
   RocksDbOptions rocksdb;
   rocksdb.disk_bytes_max = options_.job.snapshot().disk_bytes_max();
   rocksdb.disk_free_bytes_min = options_.job.snapshot().disk_free_bytes_min();
+  rocksdb.disk_sharers = static_cast<uint32_t>(options_.ranks.servers);
   const std::string& folder = start.snapshot();
   if (folder.empty()) {
     HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
@@ -149,22 +155,31 @@ absl::Status PsServer::Restore(const StartServer& start) {
 
 absl::Status PsServer::Serve() {
   bool upkeep = true;  // more may be left to do
+  int64_t show_us = options_.job.metrics().prometheus_port() == 0 ? kNever : 0;
+  std::vector<TableStats> stats;
   while (true) {
-    std::optional<Message> message = mailbox_->Receive(upkeep ? 0 : kNever);
+    std::optional<Message> message = mailbox_->Receive(upkeep ? 0 : show_us);
+    if (options_.env->NowUs() >= show_us) {
+      shard_->FillStats(&stats);
+      metrics_.Show(shard_->applied_step(), stats);
+      show_us = options_.env->NowUs() + kShowUs;
+    }
     if (!message) {
       HEARTH_ASSIGN_OR_RETURN(upkeep, shard_->Idle());
       continue;
     }
     upkeep = true;
-    HEARTH_ASSIGN_OR_RETURN(const std::optional<Control> control, ControlOf(*message));
+    MessageKind kind;
+    HEARTH_ASSIGN_OR_RETURN(const std::optional<Control> control, ControlOf(*message, &kind));
     if (!control) {
+      metrics_.Count(kind);
       HEARTH_RETURN_IF_ERROR(shard_->Handle(*std::move(message)));
     } else if (control->has_goodbye()) {
       spdlog::info("event=goodbye step={} code={} reason=\"{}\"", shard_->applied_step(),
                    control->goodbye().exit_code(), control->goodbye().reason());
       return absl::OkStatus();
     } else {
-      return absl::DataLossError(absl::StrCat("rank ", message->from.rank, " sent a control message of kind ",
+      return absl::InternalError(absl::StrCat("rank ", message->from.rank, " sent a control message of kind ",
                                               static_cast<int>(control->kind_case()), " to a running server"));
     }
   }

@@ -16,6 +16,7 @@
 #include "common/proto/job.pb.h"
 #include "common/transport.h"
 #include "embedding/kv_store.h"
+#include "ps/server_metrics.h"
 #include "ps/shard.h"
 #include "ps/shard_map.h"
 
@@ -59,7 +60,8 @@ class PsServer {
   const std::string live_;  // folder of the store
   Mailbox* const mailbox_;
   std::unique_ptr<KvStore> store_;
-  std::unique_ptr<Shard> shard_;        // over store_
+  std::unique_ptr<Shard> shard_;  // over store_
+  ServerMetrics metrics_;
   std::map<std::string, Saved> saved_;  // sorted tables of the last checkpoint, by name
 };
 

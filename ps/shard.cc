@@ -313,7 +313,7 @@ class ShardImpl : public Shard {
     const StepTerms terms = terms_[j % window_];
     // A cut once announced is announced by every push until it is reached.
     if (announced_cut_ >= j && (terms.next_cut == 0 || terms.next_cut > announced_cut_)) {
-      return absl::DataLossError(absl::StrCat("pushes of step ", j, " announce cut ", terms.next_cut,
+      return absl::InternalError(absl::StrCat("pushes of step ", j, " announce cut ", terms.next_cut,
                                               ", earlier ones announced ", announced_cut_, ": a worker has a bug"));
     }
     announced_cut_ = terms.next_cut;
@@ -379,11 +379,11 @@ class ShardImpl : public Shard {
     return absl::OkStatus();
   }
 
-  // ---- Checks. Each returns DataLoss with the sender, and what it sent.
+  // ---- Checks. Each returns Internal (a peer has a bug) with the sender, and what it sent.
 
   absl::Status Refuse(const Decoded& decoded, absl::string_view cause) const {
     const Header& header = decoded.view.header;
-    return absl::DataLossError(absl::StrCat(NameOf(header.kind), " (kind ", static_cast<int>(header.kind),
+    return absl::InternalError(absl::StrCat(NameOf(header.kind), " (kind ", static_cast<int>(header.kind),
                                             ") from rank ", decoded.message.from.rank, ", lane ", header.lane,
                                             ", step ", header.step, ": ", cause));
   }
@@ -527,6 +527,7 @@ void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
     to.set_memory_hits(from.memory_hits);
     to.set_memory_misses(from.memory_misses);
     to.set_bytes_memory(from.bytes_memory);
+    to.set_rows_prefetched(from.rows_prefetched);
     stats->push_back(std::move(to));
     const uint64_t row_floats = config.dim() + StateFloatsOf(config.optimizer(), config.dim());
     weights.push_back(from.rows * (sizeof(RowMeta) + sizeof(float) * row_floats));

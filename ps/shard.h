@@ -55,7 +55,7 @@ class Shard {
   virtual ~Shard() = default;
 
   // Pull, push, prefetch and read-only pull. Takes the message: a push stays in its own bytes until its step is
-  // applied. DataLoss on a malformed message, or one that the protocol does not allow now: the server stops (a peer has
+  // applied. Internal on a malformed message, or one that the protocol does not allow now: the server stops (a peer has
   // a bug).
   virtual absl::Status Handle(Message message) = 0;
   // A bounded slice of upkeep, for when the mailbox is empty: first waiting prefetches, then Maintain. True: more to

@@ -12,6 +12,30 @@ namespace {
 
 constexpr int kSchedulerRank = 0;
 
+void AddDiagnostics(const Evaluation::Diagnostics& from, std::vector<Scalar>* scalars) {
+  const auto add = [scalars](bool defined, const char* figure, const std::string& of, double value) {
+    if (defined) scalars->push_back({absl::StrCat("diagnostics/", figure, "/", of), static_cast<float>(value)});
+  };
+  for (const auto& expert : from.expert()) {
+    add(expert.has_zero_rate(), "zero_rate", expert.name(), expert.zero_rate());
+    add(expert.has_deviation(), "deviation", expert.name(), expert.deviation());
+  }
+  for (const auto& gate : from.gate()) {
+    add(gate.has_weight_max(), "weight_max", gate.name(), gate.weight_max());
+    add(gate.has_entropy_of_mean(), "entropy_of_mean", gate.name(), gate.entropy_of_mean());
+    add(gate.has_mean_entropy(), "mean_entropy", gate.name(), gate.mean_entropy());
+    add(gate.has_deviation_max_ratio(), "deviation_max_ratio", gate.name(), gate.deviation_max_ratio());
+  }
+  for (const auto& shared : from.shared()) {
+    add(shared.has_occupancy(), "occupancy", shared.name(), shared.occupancy());
+    add(true, "tasks_using", shared.name(), shared.tasks_using());
+  }
+  for (const auto& task : from.task()) {
+    add(task.has_own_weight(), "own_weight", task.name(), task.own_weight());
+    add(task.has_own_gradient_ratio(), "own_gradient_ratio", task.name(), task.own_gradient_ratio());
+  }
+}
+
 class RealCurves : public Curves {
  public:
   RealCurves(Env* env, const Job& job, const std::string& dir)
@@ -66,6 +90,7 @@ class RealCurves : public Curves {
         if (task.has_log_loss())
           scalars.push_back({absl::StrCat(prefix, "/loss/", task.name()), static_cast<float>(task.log_loss())});
       }
+      AddDiagnostics(evaluation.diagnostics(), &scalars);
       HEARTH_RETURN_IF_ERROR(Write(evaluation.step(), scalars));
     }
     return absl::OkStatus();

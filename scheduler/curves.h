@@ -18,7 +18,7 @@ namespace hearth {
 class Curves {
  public:
   // An event file from the first figure on where job.metrics.tensorboard is set, a page where it names a port.
-  // Unavailable where the port is taken. taken.
+  // Unavailable where the port is taken.
   static absl::StatusOr<std::unique_ptr<Curves>> Start(Env* env, const Job& job, const std::string& dir);
   virtual ~Curves() = default;
 

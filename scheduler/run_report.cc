@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/logging.h"
@@ -20,11 +23,14 @@ using Json = nlohmann::ordered_json;
 constexpr uint64_t kRunJsonBytesMax = 16 << 20;
 constexpr size_t kPullSampleMax = 4096;
 constexpr int64_t kRedrawUs = 250'000;
+constexpr size_t kColumnsUnknown = 80;
 
 Json OrNull(std::optional<double> value) {
   if (!value.has_value() || !std::isfinite(*value)) return nullptr;
   return *value;
 }
+
+Json OrNull(bool defined, double value) { return defined ? OrNull(value) : Json(nullptr); }
 
 std::optional<double> Ratio(double part, double whole) {
   if (!(whole > 0)) return std::nullopt;
@@ -56,12 +62,63 @@ Json TaskJson(const Evaluation::Task& task) {
   Json json;
   json["samples"] = task.samples();
   json["positives"] = task.positives();
-  json["auc"] = task.has_auc() ? OrNull(task.auc()) : Json(nullptr);
-  json["gauc"] = task.has_gauc() ? OrNull(task.gauc()) : Json(nullptr);
+  json["auc"] = OrNull(task.has_auc(), task.auc());
+  json["gauc"] = OrNull(task.has_gauc(), task.gauc());
   json["gauc_users"] = task.gauc_users();
-  json["log_loss"] = task.has_log_loss() ? OrNull(task.log_loss()) : Json(nullptr);
-  json["calibration"] = task.has_calibration() ? OrNull(task.calibration()) : Json(nullptr);
+  json["log_loss"] = OrNull(task.has_log_loss(), task.log_loss());
+  json["calibration"] = OrNull(task.has_calibration(), task.calibration());
   return json;
+}
+
+Json DiagnosticsJson(const Evaluation& evaluation) {
+  const Evaluation::Diagnostics& from = evaluation.diagnostics();
+  Json json;
+  json["split"] = evaluation.split();
+  json["step"] = evaluation.step();
+  json["records"] = from.records();
+  for (const char* kind : {"experts", "gates", "shared_experts", "tasks"}) json[kind] = Json::object();
+  for (const auto& expert : from.expert()) {
+    json["experts"][expert.name()] = {{"zero_rate", OrNull(expert.has_zero_rate(), expert.zero_rate())},
+                                      {"mean", OrNull(expert.has_mean(), expert.mean())},
+                                      {"deviation", OrNull(expert.has_deviation(), expert.deviation())}};
+  }
+  for (const auto& gate : from.gate()) {
+    json["gates"][gate.name()] = {
+        {"weight_max", OrNull(gate.has_weight_max(), gate.weight_max())},
+        {"entropy_of_mean", OrNull(gate.has_entropy_of_mean(), gate.entropy_of_mean())},
+        {"mean_entropy", OrNull(gate.has_mean_entropy(), gate.mean_entropy())},
+        {"deviation_max_ratio", OrNull(gate.has_deviation_max_ratio(), gate.deviation_max_ratio())}};
+  }
+  for (const auto& shared : from.shared()) {
+    json["shared_experts"][shared.name()] = {{"occupancy", OrNull(shared.has_occupancy(), shared.occupancy())},
+                                             {"tasks_using", shared.tasks_using()}};
+  }
+  for (const auto& task : from.task()) {
+    json["tasks"][task.name()] = {
+        {"positive_rate", OrNull(task.has_positive_rate(), task.positive_rate())},
+        {"own_weight", OrNull(task.has_own_weight(), task.own_weight())},
+        {"own_weight_uniform", OrNull(task.has_own_weight_uniform(), task.own_weight_uniform())},
+        {"own_gradient_ratio", OrNull(task.has_own_gradient_ratio(), task.own_gradient_ratio())}};
+  }
+  return json;
+}
+
+// One row a line; `left`: columns that are aligned there, names. The rest are figures.
+std::string FormatRows(const std::vector<std::vector<std::string>>& rows, const std::set<size_t>& left) {
+  std::vector<size_t> widths(rows[0].size(), 0);
+  for (const auto& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t c = 0; c < row.size(); ++c) {
+      const std::string pad(widths[c] - row[c].size(), ' ');
+      absl::StrAppend(&line, c == 0 ? "" : "  ", left.count(c) > 0 ? row[c] + pad : pad + row[c]);
+    }
+    absl::StrAppend(&text, absl::StripTrailingAsciiWhitespace(line), "\n");
+  }
+  return text;
 }
 
 std::string Cell(bool defined, double value) {
@@ -74,6 +131,14 @@ std::string LedgerLine(const Ledger& ledger) {
 }
 
 }  // namespace
+
+void SetTerminal(const char* told, std::optional<size_t> own, const char* no_colour, RunOutput* output) {
+  uint32_t columns = 0;
+  if (told != nullptr && absl::SimpleAtoi(told, &columns)) own = columns;
+  output->is_terminal = own.has_value();
+  output->columns = own == size_t{0} ? kColumnsUnknown : own.value_or(0);
+  output->colour = output->is_terminal && (no_colour == nullptr || no_colour[0] == '\0');
+}
 
 RunReport::RunReport(Options options)
     : options_(std::move(options)),
@@ -188,21 +253,21 @@ absl::Status RunReport::Committed(const Manifest& manifest, int64_t now_us) {
   ++snapshots_;
   if (const auto found = seconds_at_.find(manifest.step()); found != seconds_at_.end()) seconds_ = found->second;
   seconds_at_.erase(seconds_at_.begin(), seconds_at_.upper_bound(manifest.step()));
-  if (options_.curves != nullptr) {
-    options_.curves->OnSnapshot();
-    if (started_) HEARTH_RETURN_IF_ERROR(options_.curves->OnTraining(Figures(now_us), LiveLedger()));
+  if (curves_ != nullptr) {
+    curves_->OnSnapshot();
+    if (started_) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
     std::vector<Evaluation> news;
     for (const Evaluation& evaluation : evaluations_) {
       if (evaluation.step() == manifest.step()) news.push_back(evaluation);
     }
-    HEARTH_RETURN_IF_ERROR(options_.curves->OnEvaluations(news));
+    HEARTH_RETURN_IF_ERROR(curves_->OnEvaluations(news));
   }
   return Write("running", 0, "");
 }
 
 absl::Status RunReport::Evaluated(const std::vector<Evaluation>& evaluations) {
   evaluations_ = evaluations;
-  if (options_.curves != nullptr) HEARTH_RETURN_IF_ERROR(options_.curves->OnEvaluations(evaluations_));
+  if (curves_ != nullptr) HEARTH_RETURN_IF_ERROR(curves_->OnEvaluations(evaluations_));
   return Write("running", 0, "");
 }
 
@@ -222,7 +287,7 @@ std::string RunReport::ToJson(const std::string& status, int code, const std::st
   json["ranks"] = {{"ps", options_.servers}, {"worker", options_.workers}};
   json["lanes"] = options_.lanes;
   json["staleness"] = job.training().staleness();
-  json["device"] = "cpu";
+  json["device"] = device_;
   json["steps"] = manifest_.step();
   json["seconds"] = seconds_;
   json["samples_per_s"] =
@@ -260,11 +325,21 @@ std::string RunReport::ToJson(const std::string& status, int code, const std::st
   for (const TableStats& table : manifest_.table()) json["tables"][table.name()] = TableJson(table);
   json["peak_rss_bytes"] = {{"scheduler", Json::array({PeakRssBytes()})}, {"ps", server_rss_}, {"worker", worker_rss}};
   json["dense_parameters"] = dense_parameters_;
+  if (publication_.has_value()) {
+    const PublicationFigures& figures = *publication_;
+    json["export"] = {{"base", figures.base},           {"seq", figures.seq},           {"step", figures.step},
+                      {"published", figures.published}, {"failures", figures.failures}, {"left_out", figures.left_out},
+                      {"waiting", figures.waiting},     {"seconds", figures.seconds},   {"reason", figures.reason}};
+  }
   json["tasks"] = Json::object();
   for (const Task& task : job.task()) json["tasks"][task.name()] = Json::object();
   for (const Evaluation& evaluation : evaluations_) {
     for (const Evaluation::Task& task : evaluation.task())
       json["tasks"][task.name()][evaluation.split()] = TaskJson(task);
+  }
+  json["diagnostics"] = nullptr;
+  for (const Evaluation& evaluation : evaluations_) {
+    if (evaluation.has_diagnostics()) json["diagnostics"] = DiagnosticsJson(evaluation);
   }
   return json.dump(1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) + "\n";
 }
@@ -323,7 +398,7 @@ absl::Status RunReport::Show(int64_t now_us) {
     }
   }
   if (now_us >= next_turn_us_) {
-    if (options_.curves != nullptr) HEARTH_RETURN_IF_ERROR(options_.curves->OnTraining(Figures(now_us), LiveLedger()));
+    if (curves_ != nullptr) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
     TurnWindow(now_us);
   }
   next_show_us_ = output.is_terminal ? std::min(now_us + kRedrawUs, next_turn_us_) : next_turn_us_;
@@ -348,7 +423,9 @@ void RunReport::PrintTable() {
   EndLine();
   if (options_.output.table == nullptr) return;
   std::ostream& out = *options_.output.table;
-  out << FormatTable(evaluations_) << LedgerLine(ledger_) << "\n";
+  out << FormatTable(evaluations_);
+  for (const Evaluation& evaluation : evaluations_) out << FormatDiagnostics(evaluation);
+  out << LedgerLine(ledger_) << "\n";
   out << "step " << manifest_.step() << "  model hash " << absl::StrFormat("%016x", manifest_.model_hash());
   if (seconds_ > 0) {
     const double trained = static_cast<double>(ledger_.trained() - std::min(ledger_.trained(), trained_at_start_));
@@ -367,20 +444,53 @@ std::string FormatTable(const std::vector<Evaluation>& evaluations) {
                       Cell(task.has_log_loss(), task.log_loss()), Cell(task.has_calibration(), task.calibration())});
     }
   }
-  if (rows.size() == 1) return "";
-  std::vector<size_t> widths(rows[0].size(), 0);
-  for (const auto& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) {
-      const std::string pad(widths[c] - row[c].size(), ' ');
-      absl::StrAppend(&text, c == 0 ? "" : "  ", c < 2 ? row[c] + pad : pad + row[c]);  // names left, figures right
+  return rows.size() == 1 ? "" : FormatRows(rows, {0, 1});
+}
+
+std::string FormatDiagnostics(const Evaluation& evaluation) {
+  struct Worst {
+    std::optional<double> value;
+    std::string where;
+    // `badness`: how bad the value is; the first of equals stays.
+    void See(bool defined, double seen, double badness, const std::string& at) {
+      if (!defined || (value.has_value() && badness <= badness_)) return;
+      value = seen;
+      badness_ = badness;
+      where = at;
     }
-    absl::StrAppend(&text, "\n");
+    double badness_ = 0;
+  };
+  Worst zeros, spread, weight, occupancy, own, gradient;
+  const Evaluation::Diagnostics& from = evaluation.diagnostics();
+  for (const auto& expert : from.expert())
+    zeros.See(expert.has_zero_rate(), expert.zero_rate(), expert.zero_rate(), expert.name());
+  for (const auto& gate : from.gate()) {
+    spread.See(gate.has_deviation_max_ratio(), gate.deviation_max_ratio(), gate.deviation_max_ratio(), gate.name());
+    weight.See(gate.has_weight_max(), gate.weight_max(), gate.weight_max(), gate.name());
   }
-  return text;
+  for (const auto& shared : from.shared()) {
+    occupancy.See(shared.has_occupancy(), shared.occupancy(), shared.occupancy(),
+                  absl::StrCat(shared.name(), " (tasks using it: ", shared.tasks_using(), ")"));
+  }
+  for (const auto& task : from.task()) {
+    const double share = task.own_weight_uniform() > 0 ? task.own_weight() / task.own_weight_uniform() : 0;
+    own.See(task.has_own_weight() && task.own_weight_uniform() > 0, share, -share, task.name());
+    gradient.See(task.has_own_gradient_ratio(), task.own_gradient_ratio(), -task.own_gradient_ratio(), task.name());
+  }
+  std::vector<std::vector<std::string>> rows = {{"anomaly", "figure", "worst", "of"}};
+  const auto add = [&rows](const char* anomaly, const char* figure, const Worst& worst) {
+    if (worst.value) rows.push_back({anomaly, figure, Cell(true, *worst.value), worst.where});
+  };
+  add("collapse", "zero rate", zeros);
+  add("collapse", "deviation / median", spread);
+  add("collapse", "mean gate weight", weight);
+  add("degradation", "occupancy", occupancy);
+  add("underfitting", "own weight / uniform", own);
+  add("underfitting", "own gradient / shared", gradient);
+  if (rows.size() == 1) return "";
+  rows[0][3] =
+      absl::StrCat("of (", from.records(), " records of ", evaluation.split(), ", step ", evaluation.step(), ")");
+  return FormatRows(rows, {0, 1, 3});
 }
 
 }  // namespace hearth

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,6 +16,7 @@
 #include "common/proto/job.pb.h"
 #include "scheduler/curves.h"
 #include "scheduler/progress.h"
+#include "scheduler/publisher.h"
 
 namespace hearth {
 
@@ -22,8 +25,12 @@ struct RunOutput {
   std::ostream* progress = nullptr;  // standard error
   bool is_terminal = false;          // progress is one line that is drawn again and again
   bool colour = false;
-  size_t columns = 0;  // of the terminal; 0: unknown
+  size_t columns = 0;  // of the terminal; 0: no bound
 };
+// How progress is drawn. `told`: HEARTH_TERMINAL_COLUMNS, the front command's word on the terminal behind the pipe that
+// mpirun makes of our stderr (null: none); `own`: columns of the terminal that our stderr is itself (none: it is none);
+// `no_colour`: NO_COLOR. A terminal that does not know its width, 0, gets 80 columns.
+void SetTerminal(const char* told, std::optional<size_t> own, const char* no_colour, RunOutput* output);
 
 // One thread.
 class RunReport {
@@ -37,7 +44,6 @@ class RunReport {
     uint32_t restarts = 0;
     bool tails = false;  // progress shows the lag
     RunOutput output;
-    Curves* curves = nullptr;  // outlives the report; none: no curves
   };
   explicit RunReport(Options options);
 
@@ -48,8 +54,11 @@ class RunReport {
   // Training begins: `ledgers` holds each worker's totals.
   void Start(const std::vector<Ledger>& ledgers, int64_t now_us);
 
+  void set_curves(Curves* curves) { curves_ = curves; }  // outlive the report
   void set_dense_parameters(uint64_t count) { dense_parameters_ = count; }
+  void set_device(std::string device) { device_ = std::move(device); }
   void set_files_behind(uint64_t count) { files_behind_ = count; }
+  void set_publication(PublicationFigures figures) { publication_ = std::move(figures); }
   absl::Status OnProgress(uint32_t worker, const Progress& progress, int64_t now_us);
   void OnServer(const ServerAtCut& part, uint32_t server);
   // All lanes are at the cut of `step`. Seconds and samples per second are those of training up to a committed cut.
@@ -79,6 +88,7 @@ class RunReport {
   std::string ToJson(const std::string& status, int code, const std::string& reason) const;
 
   const Options options_;
+  Curves* curves_ = nullptr;  // none: no curves
 
   // As of the last committed snapshot.
   Manifest manifest_;  // without log files, lanes and metrics
@@ -90,6 +100,7 @@ class RunReport {
   uint64_t snapshots_ = 0;
   bool says_finished_ = false;
   uint64_t dense_parameters_ = 0;
+  std::string device_ = "cpu";             // where the workers compute
   std::map<uint64_t, double> seconds_at_;  // cuts reached and not committed: training seconds
 
   // As last told.
@@ -99,6 +110,7 @@ class RunReport {
   uint64_t pulls_ = 0;
   Random random_;
   std::optional<uint64_t> files_behind_;
+  std::optional<PublicationFigures> publication_;  // of a job that publishes
 
   // Progress.
   bool started_ = false;
@@ -121,5 +133,7 @@ class RunReport {
 
 // The table alone, as PrintTable prints it.
 std::string FormatTable(const std::vector<Evaluation>& evaluations);
+// The worst of each anomaly's figures, and where it is; empty without figures.
+std::string FormatDiagnostics(const Evaluation& evaluation);
 
 }  // namespace hearth

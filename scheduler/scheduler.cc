@@ -88,10 +88,13 @@ absl::Status Scheduler::Prepare() {
   report.restarts = options_.restarts;
   for (const Log& log : options_.job.log()) report.tails = report.tails || !log.directory().empty();
   report.output = options_.output;
-  HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir));
-  report.curves = curves_.get();
   report_ = std::make_unique<RunReport>(report);
   if (manifest != nullptr) report_->Resume(*manifest);
+  // What can fail comes after the report, which tells of it.
+  if (manifest != nullptr && !evaluate)
+    HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(options_.job, *manifest), start_.folder));
+  HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir));
+  report_->set_curves(curves_.get());
 
   std::vector<LaneState> restored;
   std::vector<LogFile> files;
@@ -107,6 +110,11 @@ absl::Status Scheduler::Prepare() {
     return absl::OkStatus();
   }
   HEARTH_RETURN_IF_ERROR(TidySnapshots());
+  if (options_.job.export_().delta_every_steps() > 0) {
+    Publisher::Options publisher = {options_.env, options_.job, options_.dir, options_.programs};
+    publisher_ = std::make_unique<Publisher>(publisher, committed_, manifest != nullptr && manifest->job_finished());
+    report_->set_publication(publisher_->figures());
+  }
   if (manifest != nullptr && NothingIsLeft()) {
     finished_before_ = true;
     return absl::OkStatus();
@@ -229,7 +237,7 @@ absl::Status Scheduler::PollOutside() {
     spdlog::info("stop_asked phase={}", static_cast<int>(phase_));
   }
   const bool trains = phase_ == Phase::kRunning && options_.evaluate_snapshot.empty();
-  if (stop_asked_ && !stop_sent_ && trains) {
+  if (stop_asked_ && !stop_sent_ && trains && !departure_.has_value()) {
     Control control;
     control.mutable_ask_cut()->set_stop(true);
     HEARTH_RETURN_IF_ERROR(SendToWorkers(control));
@@ -250,7 +258,17 @@ absl::Status Scheduler::PollOutside() {
       if (phase_ == Phase::kRunning || phase_ == Phase::kWorkersStart) HEARTH_RETURN_IF_ERROR(SendToWorkers(control));
     }
   }
+  HEARTH_RETURN_IF_ERROR(PollPublisher());
   return report_->Show(now_us);
+}
+
+absl::Status Scheduler::PollPublisher() {
+  if (publisher_ == nullptr) return absl::OkStatus();
+  if (publisher_->Poll()) {
+    report_->set_publication(publisher_->figures());
+    HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
+  }
+  return MaybeLeave();
 }
 
 absl::Status Scheduler::Handle(const Message& message) {
@@ -325,7 +343,7 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
       *options_.output.table << "The job was finished before, at step " << start_.manifest.step()
                              << "; there was nothing left to do.\n";
     }
-    return Leave("finished", kExitOk, "");
+    return LeaveWhenPublished("finished", kExitOk, "");
   }
   if (IsServer(rank)) {
     Control control;
@@ -372,6 +390,7 @@ absl::Status Scheduler::HandleWorkerReady(uint32_t worker, const WorkerReady& re
   if (!workers_ready_.insert(worker).second) return absl::OkStatus();
   dense_parameters_ = ready.dense_parameters();
   report_->set_dense_parameters(dense_parameters_);
+  report_->set_device(ready.device());
   if (ready.has_dense_hash()) {
     if (!dense_hash_.has_value()) dense_hash_ = ready.dense_hash();
     if (*dense_hash_ != ready.dense_hash()) {
@@ -416,10 +435,7 @@ absl::Status Scheduler::CheckBadRecords() const {
   const Limits& limits = options_.job.limits();
   const uint64_t bad = leases_->BadRecords();
   const uint64_t read = leases_->TotalLedger().read();
-  if (bad < std::max<uint64_t>(1, limits.bad_records_min()) ||
-      static_cast<double>(bad) <= limits.bad_records_max_fraction() * static_cast<double>(read)) {
-    return absl::OkStatus();
-  }
+  if (!TooManyBadRecords(limits, bad, read)) return absl::OkStatus();
   return absl::DataLossError(
       absl::StrCat(bad, " of ", read, " records are bad, more than limits.bad_records_max_fraction = ",
                    limits.bad_records_max_fraction(), "; each one is listed with its reason in ",
@@ -495,32 +511,54 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   const int64_t begin_us = options_.env->NowUs();
   HEARTH_RETURN_IF_ERROR(CommitManifest(JoinPath(SnapshotsFolder(), absl::StrCat(manifest.step())), manifest));
   committed_.push_back(manifest.step());
+  if (publisher_ != nullptr) {
+    publisher_->Committed(manifest.step(), manifest.job_finished());
+    report_->set_publication(publisher_->figures());
+  }
   spdlog::info("committed step={} model_hash={:016x} files={} epoch_ended={} stopping={} seconds={:.3f}",
                manifest.step(), manifest.model_hash(), manifest.file_size(), cut.epoch_ended, cut.stopping,
                static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
   HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
   report_->set_files_behind(leases_->FilesBehind());
   HEARTH_RETURN_IF_ERROR(report_->Committed(manifest, options_.env->NowUs()));
-  if (manifest.job_finished()) return Leave("finished", kExitOk, "");
-  if (cut.stopping) return Leave("saved", kExitSaved, "stopped by a signal; start again to go on");
+  if (manifest.job_finished()) return LeaveWhenPublished("finished", kExitOk, "");
+  if (cut.stopping) return LeaveWhenPublished("saved", kExitSaved, "stopped by a signal; start again to go on");
   return MaybeGo();
 }
 
 absl::Status Scheduler::RemoveOldSnapshots() {
   const size_t keep = std::max<size_t>(1, options_.job.snapshot().keep());
-  while (committed_.size() > keep) {
-    const std::string folder = JoinPath(SnapshotsFolder(), absl::StrCat(committed_.front()));
+  for (size_t i = 0; i + keep < committed_.size();) {
+    if (publisher_ != nullptr && publisher_->Waits(committed_[i])) {
+      ++i;
+      continue;
+    }
+    const std::string folder = JoinPath(SnapshotsFolder(), absl::StrCat(committed_[i]));
     // The MANIFEST first: a folder that is half removed does not look like a snapshot.
     HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(folder, "MANIFEST")));
     HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
-    committed_.erase(committed_.begin());
+    committed_.erase(committed_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   return absl::OkStatus();
 }
 
+absl::Status Scheduler::LeaveWhenPublished(const std::string& status, int exit_code, const std::string& reason) {
+  departure_ = Departure{status, exit_code, reason};
+  return MaybeLeave();
+}
+
+absl::Status Scheduler::MaybeLeave() {
+  if (!departure_.has_value() || phase_ == Phase::kLeaving) return absl::OkStatus();
+  const bool all = departure_->exit_code == kExitOk && !stop_asked_;
+  if (publisher_ != nullptr && (all ? !publisher_->done() : publisher_->working())) return absl::OkStatus();
+  return Leave(departure_->status, departure_->exit_code, departure_->reason);
+}
+
 absl::Status Scheduler::Leave(const std::string& status, int exit_code, const std::string& reason) {
   phase_ = Phase::kLeaving;
-  if (!finished_before_ || !report_->says_finished()) HEARTH_RETURN_IF_ERROR(report_->Write(status, exit_code, reason));
+  const bool news =
+      !finished_before_ || !report_->says_finished() || (publisher_ != nullptr && publisher_->figures().published > 0);
+  if (news) HEARTH_RETURN_IF_ERROR(report_->Write(status, exit_code, reason));
   report_->PrintTable();
   spdlog::info("leaving status={} code={} reason=\"{}\"", status, exit_code, reason);
   Control control;

@@ -16,6 +16,7 @@
 #include "common/manifest.h"
 #include "common/transport.h"
 #include "scheduler/lease_table.h"
+#include "scheduler/publisher.h"
 #include "scheduler/run_report.h"
 #include "scheduler/snapshot_coordinator.h"
 #include "scheduler/source.h"
@@ -31,6 +32,7 @@ struct SchedulerOptions {
   std::string dir;  // the run's folder
   uint32_t restarts = 0;
   std::string evaluate_snapshot;     // evaluate this snapshot's folder; empty: train
+  std::string programs;              // folder of hearth-export and hearth-delta, for a job that publishes
   std::function<bool()> stop_asked;  // polled: save and leave (SIGUSR1)
   RunOutput output;
 };
@@ -75,6 +77,10 @@ class Scheduler {
   absl::Status Commit(SnapshotCoordinator::Cut cut);
   absl::Status RemoveOldSnapshots();
   absl::Status CheckBadRecords() const;
+  absl::Status PollPublisher();
+  // Leave, once what is being published is there: all of it where the job is finished, else what is in work.
+  absl::Status LeaveWhenPublished(const std::string& status, int exit_code, const std::string& reason);
+  absl::Status MaybeLeave();
   // Tells everyone to leave, and what run.json and the table are to say.
   absl::Status Leave(const std::string& status, int exit_code, const std::string& reason);
 
@@ -101,6 +107,7 @@ class Scheduler {
   std::unique_ptr<SnapshotCoordinator> coordinator_;
   std::unique_ptr<Curves> curves_;
   std::unique_ptr<RunReport> report_;
+  std::unique_ptr<Publisher> publisher_;         // of a job that publishes
   std::vector<Evaluation> evaluations_;          // newest of each split, in the job's order
   std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot
   std::vector<uint64_t> committed_;              // steps of the snapshots in DIR, ascending
@@ -108,6 +115,12 @@ class Scheduler {
   std::optional<uint64_t> dense_hash_;  // at the start, of the workers that are ready
   bool stop_asked_ = false;
   bool stop_sent_ = false;
+  struct Departure {
+    std::string status;
+    int exit_code;
+    std::string reason;
+  };
+  std::optional<Departure> departure_;  // waits for publications
   std::optional<int> exit_code_;
 };
 

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 
 #include "common/config.h"
@@ -36,11 +37,10 @@ RunOutput StandardOutput() {
   RunOutput output;
   output.table = &std::cout;
   output.progress = &std::cerr;
-  output.is_terminal = isatty(STDERR_FILENO) == 1;
-  const char* const no_colour = std::getenv("NO_COLOR");
-  output.colour = output.is_terminal && (no_colour == nullptr || no_colour[0] == '\0');
+  std::optional<size_t> columns;
   struct winsize window;
-  if (output.is_terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0) output.columns = window.ws_col;
+  if (isatty(STDERR_FILENO) == 1) columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 ? window.ws_col : 0;
+  SetTerminal(std::getenv("HEARTH_TERMINAL_COLUMNS"), columns, std::getenv("NO_COLOR"), &output);
   return output;
 }
 
@@ -63,6 +63,8 @@ absl::StatusOr<int> RunScheduler(const Arguments& arguments, Transport* transpor
   options.dir = arguments.dir;
   options.restarts = arguments.restarts;
   options.evaluate_snapshot = arguments.evaluate;
+  std::error_code error;
+  options.programs = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
   options.stop_asked = [] { return stop_asked != 0; };
   options.output = StandardOutput();
   return Scheduler(std::move(options)).Run();

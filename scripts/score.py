@@ -254,6 +254,8 @@ class Scorer:
         self.bundle = pathlib.Path(bundle)
         self.features = json.loads((self.bundle / "features.json").read_text())
         manifest = json.loads((self.bundle / "manifest.json").read_text())
+        if "delta" in manifest:
+            sys.exit(f"score.py: {bundle} is a delta; merge it with its base first: hearth export --apply BASE DELTA --out BUNDLE")
         graph = self.bundle / "triton" / manifest["model"] / str(manifest["version"]) / "model.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -1,6 +1,7 @@
 #include "worker/dense_optimizer.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace hearth {
 
@@ -42,6 +43,18 @@ void DenseUpdater::Update(float* weights, const float* gradient) {
       return;
     }
   }
+}
+
+// No branch inside, so that it runs at memory speed: no exponent may be all ones.
+bool AllFinite(absl::Span<const float> values) {
+  constexpr uint32_t kExponent = 0x7f800000;
+  uint32_t found = 0;
+  for (const float& value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    found |= (bits & kExponent) == kExponent ? 1u : 0u;
+  }
+  return found == 0;
 }
 
 double ClipNorm(absl::Span<float> gradient, double clip_norm) {

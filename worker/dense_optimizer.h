@@ -27,6 +27,9 @@ class DenseUpdater {
   int64_t t_ = 0;
 };
 
+// True when no value is infinite or NaN.
+bool AllFinite(absl::Span<const float> values);
+
 // Scales gradient so that its Euclidean norm (summed in double, in order) is at most clip_norm; 0: leaves it. Returns
 // the norm.
 double ClipNorm(absl::Span<float> gradient, double clip_norm);

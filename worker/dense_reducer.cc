@@ -1,6 +1,7 @@
 #include "worker/dense_reducer.h"
 
 #include <cstring>
+#include <limits>
 
 #include "common/status.h"
 #include "worker/dense_optimizer.h"
@@ -50,6 +51,11 @@ absl::Status DenseReducer::Reduce(absl::Span<const LaneVote> votes, StepSum* sum
   const float n = static_cast<float>(sum->verdict.records);
   for (float& g : sum_) g /= n;
   sum->gradient_norm = ClipNorm(sum->gradient, clip_norm_);
+  // Lanes that are finite alone need not be so together, and Adam squares in float. The sums are the same everywhere.
+  const bool finite = sum->gradient_norm * sum->gradient_norm <= std::numeric_limits<float>::max() &&
+                      AllFinite(sum->moments.mean) && AllFinite(sum->moments.m2);
+  sum->verdict.skip = !finite;
+  sum->trains = finite;
   return absl::OkStatus();
 }
 

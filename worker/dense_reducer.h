@@ -28,7 +28,7 @@ struct LaneVote {
 // The same on every worker.
 struct StepSum {
   StepVerdict verdict;
-  bool trains = false;         // there is something to apply: records, and no skip
+  bool trains = false;         // there is something to apply: records, and no skip; else the sums mean nothing
   absl::Span<float> gradient;  // [parameters] divided by the step's records, clipped; the reducer's own memory
   double gradient_norm = 0;    // before clipping
   BatchMoments moments;        // pooled over lanes

@@ -32,7 +32,6 @@ struct EvaluatorOptions {
   int workers = 1;
   std::string dir;  // predictions go to dir/predictions
   std::string scratch;
-  int64_t give_up_us = 600'000'000;  // worker 0 waits so long for the others' next results
 };
 
 // One thread. Every worker calls Run at the same cut; worker 0 gathers.
@@ -47,10 +46,11 @@ class Evaluator {
 
  private:
   explicit Evaluator(const EvaluatorOptions& options);
-  absl::StatusOr<PredictionRows> Predict(Trainer* trainer, int split, uint64_t step);
+  // `head`, unless null: batches of the split's first piece, enough for the diagnostics.
+  absl::StatusOr<PredictionRows> Predict(Trainer* trainer, int split, uint64_t step,
+                                         std::vector<std::unique_ptr<Batch>>* head);
   absl::Status SendToFirst(const PredictionRows& rows, int split, uint64_t step);
   absl::Status Gather(int split, uint64_t step, PredictionRows* rows);
-  void Take(std::unique_ptr<Batch> batch, const std::vector<float>& logits, PredictionRows* rows) const;
 
   const EvaluatorOptions options_;
   std::vector<std::vector<LogFile>> files_;  // [splits] numbered from 0 each

@@ -1,7 +1,5 @@
 #include "worker/export_bundle.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -11,17 +9,16 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/bundle.h"
 #include "common/config.h"
 #include "common/env.h"
 #include "common/file.h"
-#include "common/manifest.h"
 #include "common/status.h"
 #include "embedding/sign.h"
 #include "model/batch.h"
+#include "model/export_manifest.h"
 #include "worker/delimited.h"
 #include "worker/log_reader.h"
 #include "worker/score.h"
@@ -246,59 +243,6 @@ absl::StatusOr<Json> MeasureInt8(const std::string& folder, const ScoredLog& sco
   return Json{{"log", scored.name}, {"tasks", tasks}};
 }
 
-Json ManifestJson(const ExportSource& source, const std::vector<ExportedTable>& tables) {
-  const Manifest& manifest = source.manifest;
-  uint64_t trained = 0;
-  Json offsets = Json::array();
-  for (const LaneState& lane : manifest.lane()) {
-    const Cursor& at = lane.cursor();
-    trained += lane.ledger().trained();
-    offsets.push_back({{"lane", at.lane()},
-                       {"epoch", at.epoch()},
-                       {"window", at.window()},
-                       {"record", at.record()},
-                       {"file", at.file()},
-                       {"block", at.block()},
-                       {"end_of_epoch", at.end_of_epoch()}});
-  }
-  Json files = Json::array();
-  for (const LogFile& file : manifest.log_file()) {
-    files.push_back({{"number", file.number()}, {"path", file.path()}, {"bytes", file.bytes()}});
-  }
-  Json json;
-  json["schema"] = 1;
-  json["model"] = ExportModelName(source.job);
-  json["version"] = manifest.step();
-  json["base_version"] = nullptr;
-  json["train_step"] = manifest.step();
-  json["samples"] = trained;
-  json["log_offsets"] = {{"files", files}, {"lanes", offsets}};
-  json["config_hash"] = absl::StrFormat("%016x", JobHash(source.job));
-  json["model_hash"] = absl::StrFormat("%016x", manifest.model_hash());
-  json["commit"] = manifest.commit();
-  json["tables"] = Json::array();
-  for (const ExportedTable& table : tables) {
-    json["tables"].push_back({{"name", table.name},
-                              {"folder", "embeddings/" + ExportTableFolder(table.name)},
-                              {"dim", table.dim},
-                              {"dtype", "float32"},
-                              {"rows", table.rows}});
-  }
-  json["metrics"] = Json::object();
-  for (const Evaluation& evaluation : manifest.evaluation()) {
-    for (const Evaluation::Task& task : evaluation.task()) {
-      const auto figure = [](bool has, double value) { return has ? Json(value) : Json(nullptr); };
-      json["metrics"][task.name()][evaluation.split()] = {{"step", evaluation.step()},
-                                                          {"samples", task.samples()},
-                                                          {"positives", task.positives()},
-                                                          {"auc", figure(task.has_auc(), task.auc())},
-                                                          {"gauc", figure(task.has_gauc(), task.gauc())},
-                                                          {"log_loss", figure(task.has_log_loss(), task.log_loss())}};
-    }
-  }
-  return json;
-}
-
 // Everything but the last rename, in `folder`.
 absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions& options, const std::string& folder) {
   const Job& job = source.job;
@@ -327,11 +271,12 @@ absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions
     }
   }
   HEARTH_RETURN_IF_ERROR(ExportFeatures(source, folder));
+  HEARTH_RETURN_IF_ERROR(ExportSideTables(source, folder));
   HEARTH_RETURN_IF_ERROR(ExportDense(source, options.formats, folder));
   HEARTH_ASSIGN_OR_RETURN(const std::vector<ExportedTable> tables,
                           ExportTables(source, options.formats, folder, &rows));
 
-  Json json = ManifestJson(source, tables);
+  Json json = ExportManifest(source, options.formats, tables);
   json["parity"] = nullptr;
   if (!samples.empty()) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, PredictFromSnapshot(source, samples, rows));
@@ -344,64 +289,24 @@ absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions
       HEARTH_ASSIGN_OR_RETURN(json["int8"], MeasureInt8(folder, scored));
     }
   }
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<BundleFile> files, DescribeBundle(folder));
-  json["files"] = Json::array();
-  for (const BundleFile& file : files) {
-    json["files"].push_back({{"path", file.path}, {"bytes", file.bytes}, {"sha256", file.sha256}});
-  }
-  HEARTH_RETURN_IF_ERROR(WriteBundleManifest(folder, json.dump(1) + "\n"));
-  HEARTH_RETURN_IF_ERROR(VerifyBundle(folder).status());
+  HEARTH_ASSIGN_OR_RETURN(const size_t files, FinishExport(std::move(json), folder));
   uint64_t row_count = 0;
   for (const ExportedTable& table : tables) row_count += table.rows;
   return absl::StrCat("step ", source.manifest.step(), ", ", row_count, " rows, ", samples.size(), " golden records, ",
-                      files.size(), " files\n");
-}
-
-absl::StatusOr<std::string> SnapshotOf(const std::string& path) {
-  const std::string folder = std::filesystem::path(path).lexically_normal().string();
-  if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
-  const std::string snapshots = JoinPath(folder, "snapshots");
-  if (PathExists(snapshots)) {
-    HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
-    if (!choice.folder.empty()) return choice.folder;
-    if (!choice.passed_over.empty()) return absl::DataLossError(choice.passed_over[0]);
-  }
-  if (!PathExists(folder))
-    return absl::NotFoundError(absl::StrCat(path, ": does not exist; give a snapshot's or a run's folder"));
-  uint64_t step = 0;
-  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
-    return absl::DataLossError(
-        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
-  }
-  return absl::NotFoundError(
-      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
+                      files, " files\n");
 }
 
 }  // namespace
 
 absl::StatusOr<std::string> ExportBundle(const ExportOptions& options) {
-  std::error_code error;
-  const std::string out = std::filesystem::absolute(options.out, error).lexically_normal().string();
-  if (PathExists(out) && !std::filesystem::is_empty(out, error)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(options.out, ": exists and is not empty; give a new folder for the bundle"));
-  }
-  HEARTH_ASSIGN_OR_RETURN(const std::string snapshot, SnapshotOf(options.snapshot));
+  HEARTH_ASSIGN_OR_RETURN(const std::string snapshot, FindExportSnapshot(options.snapshot));
   HEARTH_ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(snapshot, options.data_dir));
-  // The same file system as `out`, so that a rename is all that is left to do.
-  std::string base = out;
-  while (base.size() > 1 && base.back() == '/') base.pop_back();
-  const std::string aside = absl::StrCat(base, ".partial-", getpid());
-  HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
-  HEARTH_RETURN_IF_ERROR(MakeDirectories(aside));
-  absl::StatusOr<std::string> report = Fill(source, options, aside);
-  absl::Status status = report.status();
-  if (status.ok()) status = RenamePath(aside, base);
-  if (!status.ok()) {
-    static_cast<void>(RemoveTree(aside));  // the first error is the one to tell
-    return status;
-  }
-  return absl::StrCat(options.out, ": ", *report);
+  std::string report;
+  HEARTH_RETURN_IF_ERROR(PublishFolder(options.out, [&](const std::string& folder) -> absl::Status {
+    HEARTH_ASSIGN_OR_RETURN(report, Fill(source, options, folder));
+    return absl::OkStatus();
+  }));
+  return absl::StrCat(options.out, ": ", report);
 }
 
 }  // namespace hearth

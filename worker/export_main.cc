@@ -1,4 +1,5 @@
-// hearth-export SNAPSHOT --out DIR: a snapshot as a bundle for serving. Started by `hearth export`.
+// hearth-export SNAPSHOT --out DIR: a snapshot as a bundle for serving. Started by `hearth export`, and by the
+// scheduler of a run that publishes.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
@@ -16,6 +17,8 @@ int Main(int argc, char** argv) {
   CLI::App app("Exports a snapshot as a bundle for serving: graph, weights, rows, features, golden records.",
                "hearth export");
   app.set_version_flag("--version", BuildCommit());
+  app.footer(
+      "With --since STEP a delta on bundles, with --apply bundles and deltas made one: --help behind them tells.");
   app.add_option("SNAPSHOT", options.snapshot, "A snapshot's folder, or a run's (its newest)")->required();
   app.add_option("--out", options.out, "The bundle's folder; must not exist, or be empty")->required();
   app.add_option("--format", format, "all, or some of onnx,triton,hps,npy,safetensors,int8")->capture_default_str();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/config.h"
 #include "common/status.h"
 
 namespace hearth {
@@ -411,6 +412,10 @@ class Parser {
 }  // namespace
 
 absl::StatusOr<Expression> Expression::Parse(absl::string_view text, const Columns& columns) {
+  if (text.size() > kExpressionBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("expression \"", text.substr(0, 40), "…\" is ", text.size(),
+                                                   " bytes long, more than ", kExpressionBytesMax, "; shorten it"));
+  }
   HEARTH_ASSIGN_OR_RETURN(NodePtr root, Parser(text, columns).Parse());
   Expression expression;
   expression.root_ = std::move(root);

@@ -24,7 +24,7 @@ class Expression {
   // Maps a column's name to its index in the fields that Evaluate gets; negative: unknown (an error that names the
   // column).
   using Columns = std::function<int(absl::string_view name)>;
-  // InvalidArgument with the position and what was expected.
+  // InvalidArgument with the position and what was expected, or where it is longer than kExpressionBytesMax.
   static absl::StatusOr<Expression> Parse(absl::string_view text, const Columns& columns);
   // fields[i] is the text of column i, empty where missing. Pure.
   double Evaluate(absl::Span<const absl::string_view> fields) const;

@@ -81,10 +81,16 @@ absl::Status LaneAccount::Append(const std::string& lines) {
   return absl::OkStatus();
 }
 
-absl::Status LaneAccount::Sync(uint64_t epoch_ends_at) {
+absl::Status LaneAccount::Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row) {
   state_.set_epoch_ends_at(epoch_ends_at);
+  state_.set_skipped_in_row(skipped_in_row);
   if (file_ == nullptr) return absl::OkStatus();
   if (std::fflush(file_) != 0 || fsync(fileno(file_)) != 0) return IoError(path_, "fsync");
+  if (name_is_durable_) return absl::OkStatus();
+  const std::string folder = path_.substr(0, path_.rfind('/'));
+  HEARTH_RETURN_IF_ERROR(FsyncPath(folder));
+  HEARTH_RETURN_IF_ERROR(FsyncPath(JoinPath(folder, "..")));  // Append may have made the folder too
+  name_is_durable_ = true;
   return absl::OkStatus();
 }
 

@@ -26,8 +26,8 @@ class LaneAccount {
   // files[file_of[i]] is then looked up, by number. Internal when the reader's counts do not add up.
   absl::Status Enter(const Batch& batch, bool skipped, const std::vector<LogFile>& files);
 
-  // Makes the dead-letter file durable, and notes what a LaneState needs beside cursor and ledger.
-  absl::Status Sync(uint64_t epoch_ends_at);
+  // Makes the dead-letter file and its name durable, and notes what a LaneState needs beside cursor and ledger.
+  absl::Status Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row);
   const LaneState& state() const { return state_; }
 
  private:
@@ -37,6 +37,7 @@ class LaneAccount {
   const std::string path_;
   LaneState state_;
   std::FILE* file_ = nullptr;  // opened with the first dead letter
+  bool name_is_durable_ = false;
 };
 
 }  // namespace hearth

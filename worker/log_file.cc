@@ -31,6 +31,20 @@ absl::Status CheckListed(const LogFile& file, const std::string& path) {
   return absl::OkStatus();
 }
 
+// The first record and its place; false: the file has none.
+absl::StatusOr<bool> ReadFirstRecord(const std::string& path, const RecordSplitter::Options& options, std::string* text,
+                                     RecordText* record) {
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path));
+  RecordSplitter splitter(std::move(source), 0, options);
+  HEARTH_ASSIGN_OR_RETURN(const bool found, splitter.Next(text, record));
+  if (found && record->too_long) {
+    return absl::DataLossError(absl::StrCat(path, ": byte ", record->offset,
+                                            ": the header is longer than limits.record_bytes_max = ",
+                                            options.record_bytes_max, "; raise the limit, or correct the header"));
+  }
+  return found;
+}
+
 }  // namespace
 
 LogFileReader::LogFileReader(const LogFile& file, std::string path, const Options& options)
@@ -49,10 +63,8 @@ absl::StatusOr<std::unique_ptr<LogFileReader>> LogFileReader::Open(const LogFile
 }
 
 absl::Status LogFileReader::ReadHeader() {
-  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path_));
-  RecordSplitter splitter(std::move(source), 0, options_.records);
   RecordText record;
-  HEARTH_ASSIGN_OR_RETURN(has_header_, splitter.Next(&header_, &record));
+  HEARTH_ASSIGN_OR_RETURN(has_header_, ReadFirstRecord(path_, options_.records, &header_, &record));
   header_offset_ = record.offset;
   return absl::OkStatus();
 }
@@ -159,12 +171,10 @@ uint64_t LogFileReader::blocks() const {
   return block_at_.size() - 1;
 }
 
-absl::StatusOr<std::string> ReadFirstRecord(const std::string& path, const RecordSplitter::Options& options) {
-  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path));
-  RecordSplitter splitter(std::move(source), 0, options);
+absl::StatusOr<std::string> ReadHeader(const std::string& path, const RecordSplitter::Options& options) {
   std::string text;
   RecordText record;
-  HEARTH_RETURN_IF_ERROR(splitter.Next(&text, &record).status());
+  HEARTH_RETURN_IF_ERROR(ReadFirstRecord(path, options, &text, &record).status());
   return text;
 }
 

@@ -70,7 +70,7 @@ class LogFileReader {
   std::vector<uint64_t> block_at_;
 };
 
-// The first record of a log's or table's file.
-absl::StatusOr<std::string> ReadFirstRecord(const std::string& path, const RecordSplitter::Options& options);
+// A file's first record, as its header; empty where there is none. DataLoss where it is longer than record_bytes_max.
+absl::StatusOr<std::string> ReadHeader(const std::string& path, const RecordSplitter::Options& options);
 
 }  // namespace hearth

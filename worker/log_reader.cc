@@ -23,6 +23,7 @@ namespace {
 
 constexpr uint64_t kSpoolMemoryBytesMax = 64 << 20;  // of one lane; what is longer goes to the scratch folder
 constexpr uint64_t kHeadBytes = 64 << 10;            // covered by LogFile.digest
+constexpr size_t kDeadLetterBytesMax = 1 << 20;      // listed between two batches; what is more is counted
 
 absl::StatusOr<RecordSplitter::Options> RecordOptions(const Job& job, const Log& log) {
   RecordSplitter::Options options;
@@ -56,7 +57,7 @@ class LogSchemaImpl : public LogSchema {
   const AttributeTables& tables() const { return tables_; }
 
   // Reads what is there to be read; every fault becomes a line.
-  void Load(const Job& job, const std::vector<Log>& logs) {
+  void Load(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users) {
     std::set<std::string> wanted;
     for (const Log& log : logs) wanted.insert(log.join().begin(), log.join().end());
     for (const SideTable& table : job.side_table()) {
@@ -69,11 +70,12 @@ class LogSchemaImpl : public LogSchema {
       }
     }
     // Columns are judged against tables that are there; a missing one is reported already.
-    for (const Log& log : logs) {
+    for (size_t i = 0; i < logs.size(); ++i) {
+      const Log& log = logs[i];
       const bool joined = std::all_of(log.join().begin(), log.join().end(), [&](const std::string& name) {
         return tables_.count(name) > 0 || !Exists(job, name);
       });
-      CheckLog(job, log, joined);
+      CheckLog(job, log, i < users.size() ? users[i] : "", joined);
     }
   }
 
@@ -96,29 +98,34 @@ class LogSchemaImpl : public LogSchema {
     const std::string line(status.message());
     if (std::find(lines_.begin(), lines_.end(), line) == lines_.end()) lines_.push_back(line);
   }
-  void Compile(const Job& job, const Log& log, absl::Span<const std::string> columns) {
+  void Compile(const Job& job, const Log& log, const std::string& user, absl::Span<const std::string> columns) {
     std::vector<std::string> faults;
-    RecordPlan::Compile(job, log, columns, tables_, "", &faults);
+    RecordPlan::Compile(job, log, columns, tables_, user, &faults);
     for (const std::string& fault : faults) Note(absl::InvalidArgumentError(fault));
   }
-  void CheckLog(const Job& job, const Log& log, bool joined) {
+  void CheckLog(const Job& job, const Log& log, const std::string& user, bool joined) {
     const auto options = RecordOptions(job, log);
     if (!options.ok()) return Note(options.status());
     if (!log.header() && joined) {
-      Compile(job, log, std::vector<std::string>(log.column().begin(), log.column().end()));
+      Compile(job, log, user, std::vector<std::string>(log.column().begin(), log.column().end()));
     }
     for (const std::string& listed : log.path()) {
       const std::string path = ResolvePath(job, listed);
       const std::string where = absl::StrCat("log \"", log.name(), "\"");
-      const auto header = ReadFirstRecord(path, *options);
+      if (!log.header()) {
+        const absl::Status readable = CompressionOf(path).status();
+        if (!readable.ok()) Note(Annotate(readable, where));
+        continue;
+      }
+      const auto header = ReadHeader(path, *options);
       if (!header.ok()) {
         Note(Annotate(header.status(), where));
         continue;
       }
-      if (!log.header() || header->empty() || !joined) continue;
+      if (header->empty() || !joined) continue;
       const auto columns = ColumnsOfHeader(*header, options->delimiter, path);
       if (columns.ok()) {
-        Compile(job, log, *columns);
+        Compile(job, log, user, *columns);
       } else {
         Note(Annotate(columns.status(), where));
       }
@@ -130,9 +137,10 @@ class LogSchemaImpl : public LogSchema {
   absl::StatusCode code_ = absl::StatusCode::kOk;
 };
 
-absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job, const std::vector<Log>& logs) {
+absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job, const std::vector<Log>& logs,
+                                                                 const std::vector<std::string>& users) {
   auto schema = std::make_shared<LogSchemaImpl>();
-  schema->Load(job, logs);
+  schema->Load(job, logs, users);
   HEARTH_RETURN_IF_ERROR(schema->status());
   return std::shared_ptr<const LogSchema>(std::move(schema));
 }
@@ -174,6 +182,7 @@ class LaneReaderImpl : public LaneReader {
   // Pieces, in the lane's order.
   absl::StatusOr<Advance> NextPiece(std::optional<uint32_t> of_log, Piece* piece);
   absl::StatusOr<Advance> NextFile(std::optional<uint32_t> of_log);
+  int64_t IdleAtUs() const;
   absl::Status DealPieces(uint32_t log);
   absl::StatusOr<LogFileReader*> OpenFile(uint32_t file);
   absl::Status CompilePlan(const LogFile& file, const std::string& path, const LogFileReader& reader);
@@ -187,6 +196,8 @@ class LaneReaderImpl : public LaneReader {
   // Windows and batches.
   absl::StatusOr<Advance> ReadWindow();
   void JudgeWindow();
+  void AddDeadLetter(const LogFile& file, uint64_t offset, absl::string_view reason);
+  absl::StatusOr<std::unique_ptr<Batch>> NextBatch();
   absl::StatusOr<std::unique_ptr<Batch>> NextOfWindow();
   std::unique_ptr<Batch> WithoutRecords(Batch::Kind kind);
   void Stamp(Batch* batch);
@@ -225,6 +236,12 @@ class LaneReaderImpl : public LaneReader {
   Cursor cursor_;   // end of the last batch with records, or of an epoch
   Ledger pending_;  // counts that ride on the next batch
   std::string dead_letters_;
+  std::string last_unlisted_;  // path and offset of the newest of them
+  uint64_t unlisted_ = 0;      // bad records that dead_letters_ had no room for
+
+  // Tail.
+  int64_t last_batch_us_ = 0;  // when it was handed out
+  bool was_idle_ = false;      // it had no records
 };
 
 absl::Status LaneReaderImpl::Start() {
@@ -237,6 +254,7 @@ absl::Status LaneReaderImpl::Start() {
   }
   for (const Log& log : options_.logs) tails_ |= !log.directory().empty();
   files_ = options_.files->files();
+  last_batch_us_ = env_->NowUs();
   cursor_.set_lane(options_.lane);
   cursor_.set_epoch(cursor_.epoch());
   if (cursor_.end_of_epoch()) {
@@ -285,10 +303,18 @@ absl::Status LaneReaderImpl::Seek() {
   next_valid_ = cursor_.record();
   pending_.Clear();
   dead_letters_.clear();
+  unlisted_ = 0;
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::Next() {
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, NextBatch());
+  was_idle_ = batch != nullptr && batch->kind == Batch::Kind::kIdle;
+  last_batch_us_ = env_->NowUs();
+  return batch;
+}
+
+absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextBatch() {
   while (epoch_ < options_.epochs) {
     if (next_valid_ < valid_.size()) return NextOfWindow();
     HEARTH_ASSIGN_OR_RETURN(const Advance advance, ReadWindow());
@@ -383,8 +409,13 @@ void LaneReaderImpl::Stamp(Batch* batch) {
   batch->delta.set_read(static_cast<uint64_t>(batch->records) + pending_.rejected() + pending_.filtered());
   batch->delta.set_rejected(pending_.rejected());
   batch->delta.set_filtered(pending_.filtered());
+  if (unlisted_ > 0) {
+    absl::StrAppend(&dead_letters_, last_unlisted_, "\tand ", unlisted_,
+                    " bad records up to here that are not listed\n");
+  }
   batch->dead_letters = std::move(dead_letters_);
   dead_letters_.clear();
+  unlisted_ = 0;
   pending_.Clear();
 }
 
@@ -451,11 +482,21 @@ void LaneReaderImpl::JudgeWindow() {
           pending_.set_rejected(pending_.rejected() + 1);
           std::replace_if(
               reason.begin(), reason.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; }, ' ');
-          absl::StrAppend(&dead_letters_, file.path(), "\t", record.offset, "\t", reason, "\n");
+          AddDeadLetter(file, record.offset, reason);
           break;
       }
     }
   }
+}
+
+// Bounded, because a log may go on without a valid record, and so without a batch that takes them away.
+void LaneReaderImpl::AddDeadLetter(const LogFile& file, uint64_t offset, absl::string_view reason) {
+  if (dead_letters_.size() < kDeadLetterBytesMax) {
+    absl::StrAppend(&dead_letters_, file.path(), "\t", offset, "\t", reason, "\n");
+    return;
+  }
+  ++unlisted_;
+  last_unlisted_ = absl::StrCat(file.path(), "\t", offset);
 }
 
 // --- pieces ---
@@ -487,10 +528,17 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextFile(std::optional<u
     files_ = options_.files->files();
     if (files_.size() > known) continue;
     if (closed) return file_ < files_.size() ? Advance::kGot : Advance::kEnd;
-    const int64_t deadline_us = tails_ ? env_->NowUs() + int64_t{1000} * options_.job.training().idle_ms() : kNever;
-    options_.files->WaitForMore(known, deadline_us);
+    options_.files->WaitForMore(known, tails_ ? IdleAtUs() : kNever);
     if (options_.files->files().size() == known && !options_.files->closed()) return Advance::kIdle;
   }
+}
+
+// When a dry lane joins with an empty batch. Measured from its last batch, not from now: the lanes of a worker are
+// asked in turn, and while the first one waits the others are dry as well.
+int64_t LaneReaderImpl::IdleAtUs() const {
+  const bool job_rests = options_.job_rests == nullptr || *options_.job_rests;
+  if (was_idle_ && !job_rests) return last_batch_us_;
+  return last_batch_us_ + int64_t{1000} * options_.job.training().idle_ms();
 }
 
 absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<uint32_t> of_log, Piece* piece) {

@@ -2,6 +2,7 @@
 // side tables, turned into signs, numbers and labels. Pieces, windows, shuffling, cursors: protocol.md §1.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -22,8 +23,10 @@ class LogSchema {
  public:
   // Checks every column that slots, tasks, filters and joins name against each log's header (or Log.column) and side
   // table: all faults at once, each with log, column and remedy (InvalidArgument); a missing file is NotFound with its
-  // path. `logs`: job.log(), or the logs of splits. A log with a directory is checked when its first file appears.
-  static absl::StatusOr<std::shared_ptr<const LogSchema>> Open(const Job& job, const std::vector<Log>& logs);
+  // path. `logs`: job.log(), or the logs of splits; `users`: the column of GAUC's user for each of them, "" or none at
+  // all where there is none. A log with a directory is checked when its first file appears.
+  static absl::StatusOr<std::shared_ptr<const LogSchema>> Open(const Job& job, const std::vector<Log>& logs,
+                                                               const std::vector<std::string>& users = {});
   virtual ~LogSchema() = default;
 };
 
@@ -42,6 +45,9 @@ struct LaneReaderOptions {
   Cursor start;         // resume: end of the last applied batch; default: the beginning
   std::string scratch;  // folder for decompressed spools where random access is needed
   Env* env = nullptr;
+  // Tail: whether the job's last step had no record at all. While others have records, a lane that has been dry for
+  // idle_ms joins every step at once; else no more often than every idle_ms. nullptr: as if it rested.
+  const std::atomic<bool>* job_rests = nullptr;
 };
 
 // One lane's batches in the one order that protocol.md fixes. One thread. A resume from the cursor of any batch

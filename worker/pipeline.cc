@@ -136,6 +136,7 @@ struct Pipeline::State {
     Lane(Env* env, size_t capacity) : queue(env, capacity) {}
     std::unique_ptr<LaneReader> reader;  // read thread
     BoundedQueue<BatchRead> queue;       // read → pull; a null batch: the reader has no more
+    std::atomic<uint64_t> asked{0};      // pull thread: the newest step that wants, or had, a batch of this lane
     Cursor cursor;                       // pull thread: end of the last batch handed out
     bool at_end = false;                 // pull thread
   };
@@ -207,6 +208,7 @@ Pipeline::Pipeline(PipelineOptions options) {
     lane->reader = std::move(given.reader);
     lane->cursor = given.cursor;
     lane->at_end = given.cursor.end_of_epoch();
+    lane->asked = s->options.clock.step;
     s->lanes.push_back(std::move(lane));
   }
   s->tables.resize(s->lanes.size());
@@ -289,7 +291,6 @@ Pipeline::Times Pipeline::times() const {
 // one that is still in this one.
 void Pipeline::State::Read() {
   std::vector<bool> ended(lanes.size(), false);
-  std::vector<uint64_t> read(lanes.size(), 0);
   std::vector<TableRows> hinted;
   size_t open = lanes.size();
   while (open > 0 && !closing) {
@@ -301,8 +302,12 @@ void Pipeline::State::Read() {
         ended[i] = true;
         --open;
       } else if (options.prefetch && (*batch)->records > 0) {
+        // The batch's step, as far as it is known: behind the one asked for and those that wait, later if an epoch
+        // ends in between. The queue first: a batch that is taken meanwhile then counts twice, not never.
+        const uint64_t waiting = lanes[i]->queue.size();
+        const uint64_t step = lanes[i]->asked + waiting + 1;
         ListTables(batch->get(), RowsOf::kNothing, &hinted);
-        const absl::Status sent = SendPrefetch(options.clients, options.clock.step + ++read[i], hinted);
+        const absl::Status sent = SendPrefetch(options.clients, step, hinted);
         if (!sent.ok()) batch = sent;
       }
       if (!lanes[i]->queue.Push(std::move(batch))) return;
@@ -345,6 +350,7 @@ absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::State::Assemble(uint64_t st
   batch->view = pull_clock.View(step);
   const int64_t begin_us = env->NowUs();
   for (auto& lane : lanes) {
+    lane->asked = step;
     HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> part, Take(lane.get(), new_epoch, pull_clock.EpochOf(step)));
     if (part == nullptr) return std::unique_ptr<StepBatch>();
     part->step = step;

@@ -19,12 +19,17 @@
 namespace hearth {
 namespace {
 
-// Body of a chunk: this, then the arrays of PredictionRows in their order, user_text as lengths u32 then bytes.
+// Body of a chunk: this, then the arrays of PredictionRows in their order, user_text as lengths u32 then bytes, then
+// bad_record.
 struct ChunkHeader {
+  uint64_t read = 0;
+  uint64_t rejected = 0;
   uint32_t records = 0;
   uint32_t tasks = 0;
   uint32_t has_user = 0;
   uint32_t has_user_text = 0;
+  uint32_t bad_record_bytes = 0;
+  uint32_t unused = 0;
 };
 
 template <typename T>
@@ -126,9 +131,26 @@ void PredictionRows::Append(const PredictionRows& more) {
   AppendTo(&offset, more.offset);
   AppendTo(&logits, more.logits);
   AppendTo(&labels, more.labels);
-  AppendTo(&mask, more.mask);
   AppendTo(&user, more.user);
   AppendTo(&user_text, more.user_text);
+  read += more.read;
+  rejected += more.rejected;
+  // The least of all, so that it does not depend on who was heard first.
+  if (bad_record.empty() || (!more.bad_record.empty() && more.bad_record < bad_record)) bad_record = more.bad_record;
+}
+
+void PredictionRows::Append(Batch* batch, const std::vector<float>& batch_logits) {
+  AppendTo(&file, batch->file_of);
+  AppendTo(&offset, batch->offset);
+  AppendTo(&logits, batch_logits);
+  for (size_t cell = 0; cell < batch->labels.size(); ++cell) {
+    labels.push_back(batch->mask[cell] == 0 ? kMasked : batch->labels[cell] != 0 ? 1 : 0);
+  }
+  AppendTo(&user, batch->user);
+  for (std::string& text : batch->user_text) user_text.push_back(std::move(text));
+  read += batch->delta.read();
+  rejected += batch->delta.rejected();
+  if (bad_record.empty()) bad_record = batch->dead_letters.substr(0, batch->dead_letters.find('\n'));
 }
 
 Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, Header header) {
@@ -138,13 +160,17 @@ Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, He
   chunk.tasks = rows.tasks;
   chunk.has_user = rows.user.empty() ? 0 : 1;
   chunk.has_user_text = rows.user_text.empty() ? 0 : 1;
+  if (begin == 0) {
+    chunk.read = rows.read;
+    chunk.rejected = rows.rejected;
+    chunk.bad_record_bytes = static_cast<uint32_t>(rows.bad_record.size());
+  }
   std::string body;
   Put(&body, &chunk, 1);
   Put(&body, rows.file.data() + begin, count);
   Put(&body, rows.offset.data() + begin, count);
   Put(&body, rows.logits.data() + begin * rows.tasks, count * rows.tasks);
   Put(&body, rows.labels.data() + begin * rows.tasks, count * rows.tasks);
-  Put(&body, rows.mask.data() + begin * rows.tasks, count * rows.tasks);
   if (chunk.has_user) Put(&body, rows.user.data() + begin, count);
   if (chunk.has_user_text) {
     std::vector<uint32_t> lengths;
@@ -152,6 +178,7 @@ Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, He
     Put(&body, lengths.data(), count);
     for (size_t i = begin; i < end; ++i) body += rows.user_text[i];
   }
+  if (begin == 0) body += rows.bad_record;
   header.kind = MessageKind::kEvaluation;
   return EncodeOpaque(header, body);
 }
@@ -159,7 +186,7 @@ Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, He
 absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message) {
   HEARTH_ASSIGN_OR_RETURN(const Header header, DecodeHeader(message));
   const auto lost = [&] {
-    return absl::DataLossError(
+    return absl::InternalError(
         absl::StrCat("evaluation results of worker ", header.lane, ", chunk ", header.n, ": sizes do not add up"));
   };
   Taker taker(OpaqueBody(message));
@@ -168,9 +195,11 @@ absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message)
   const size_t count = chunk[0].records;
   PredictionRows rows;
   rows.tasks = chunk[0].tasks;
+  rows.read = chunk[0].read;
+  rows.rejected = chunk[0].rejected;
   const size_t cells = count * rows.tasks;
   if (!taker.Take(count, &rows.file) || !taker.Take(count, &rows.offset) || !taker.Take(cells, &rows.logits) ||
-      !taker.Take(cells, &rows.labels) || !taker.Take(cells, &rows.mask)) {
+      !taker.Take(cells, &rows.labels)) {
     return lost();
   }
   if (chunk[0].has_user && !taker.Take(count, &rows.user)) return lost();
@@ -182,7 +211,7 @@ absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message)
       if (!taker.TakeText(lengths[i], &rows.user_text[i])) return lost();
     }
   }
-  if (!taker.empty()) return lost();
+  if (!taker.TakeText(chunk[0].bad_record_bytes, &rows.bad_record) || !taker.empty()) return lost();
   return rows;
 }
 
@@ -201,7 +230,6 @@ absl::Status SortPredictions(PredictionRows* rows) {
   Reorder(&rows->offset, order, 1);
   Reorder(&rows->logits, order, rows->tasks);
   Reorder(&rows->labels, order, rows->tasks);
-  Reorder(&rows->mask, order, rows->tasks);
   Reorder(&rows->user, order, 1);
   Reorder(&rows->user_text, order, 1);
   return absl::OkStatus();
@@ -212,11 +240,13 @@ Evaluation ScorePredictions(const PredictionRows& rows, const std::vector<std::s
   Evaluation evaluation;
   evaluation.set_split(split);
   evaluation.set_step(step);
+  evaluation.set_read(rows.read);
+  evaluation.set_rejected(rows.rejected);
   const size_t count = tasks.size();
   for (size_t t = 0; t < count; ++t) {
     TaskScores scores;
     for (size_t i = 0; i < rows.records(); ++i) {
-      if (rows.mask[i * count + t] == 0) continue;
+      if (rows.labels[i * count + t] == PredictionRows::kMasked) continue;
       scores.logits.push_back(rows.logits[i * count + t]);
       scores.labels.push_back(rows.labels[i * count + t]);
       if (!rows.user.empty()) scores.users.push_back(rows.user[i]);
@@ -241,7 +271,8 @@ absl::Status WritePredictions(const std::string& path, const PredictionRows& row
     for (size_t t = 0; t < tasks.size(); ++t) {
       const size_t cell = i * tasks.size() + t;
       const double probability = 1.0 / (1.0 + std::exp(-static_cast<double>(rows.logits[cell])));
-      const char* label = rows.mask[cell] == 0 ? "" : rows.labels[cell] != 0 ? "1" : "0";
+      const uint8_t known = rows.labels[cell];
+      const char* label = known == PredictionRows::kMasked ? "" : known != 0 ? "1" : "0";
       char number[32];
       std::snprintf(number, sizeof(number), "%.10g", probability);
       absl::StrAppend(&text, "\t", label, "\t", number);

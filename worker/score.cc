@@ -207,7 +207,7 @@ absl::StatusOr<uint64_t> VisitBatches(const Job& job, const ScoredLog& scored, b
                                       const BatchVisitor& visit) {
   const std::vector<Log> logs = {scored.log};
   LaneReaderOptions reading;
-  HEARTH_ASSIGN_OR_RETURN(reading.schema, LogSchema::Open(job, logs));
+  HEARTH_ASSIGN_OR_RETURN(reading.schema, LogSchema::Open(job, logs, {scored.user}));
   HEARTH_ASSIGN_OR_RETURN(const std::vector<LogFile> listed, ListLogFiles(job, logs));
   FileList files(Env::Real());
   files.Append(listed, /*closed=*/true);
@@ -234,18 +234,9 @@ absl::StatusOr<PredictionRows> ScoreLog(BundleScorer* scorer, const ScoredLog& s
                                         uint64_t records_max) {
   PredictionRows rows;
   rows.tasks = static_cast<uint32_t>(scorer->job().task_size());
-  const auto append = [](const std::vector<float>& from, std::vector<float>* to) {
-    to->insert(to->end(), from.begin(), from.end());
-  };
   HEARTH_RETURN_IF_ERROR(VisitBatches(scorer->job(), scored, keep_user_text, [&](Batch* batch) -> absl::StatusOr<bool> {
                            HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, scorer->Predict(batch));
-                           append(logits, &rows.logits);
-                           append(batch->labels, &rows.labels);
-                           append(batch->mask, &rows.mask);
-                           rows.file.insert(rows.file.end(), batch->file_of.begin(), batch->file_of.end());
-                           rows.offset.insert(rows.offset.end(), batch->offset.begin(), batch->offset.end());
-                           rows.user.insert(rows.user.end(), batch->user.begin(), batch->user.end());
-                           for (std::string& text : batch->user_text) rows.user_text.push_back(std::move(text));
+                           rows.Append(batch, logits);
                            return rows.records() < records_max;
                          }).status());
   return rows;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "common/bundle.h"
+#include "common/bundle_chain.h"
 #include "common/env.h"
 #include "common/status.h"
 #include "common/version.h"
@@ -27,6 +28,11 @@ std::string Figure(bool has, double value) { return has ? absl::StrFormat("%.6f"
 
 absl::StatusOr<std::string> Score(const Arguments& arguments) {
   HEARTH_RETURN_IF_ERROR(VerifyBundle(arguments.bundle).status());
+  HEARTH_ASSIGN_OR_RETURN(const BundleLink link, ReadBundleLink(arguments.bundle));
+  if (link.is_delta) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        arguments.bundle, ": is a delta; merge it with its base first: hearth export --apply BASE DELTA --out BUNDLE"));
+  }
   const auto form = arguments.int8 ? BundleScorer::Rows::kInt8 : BundleScorer::Rows::kFloat;
   HEARTH_ASSIGN_OR_RETURN(const auto scorer, BundleScorer::Open(arguments.bundle, form));
   HEARTH_ASSIGN_OR_RETURN(const ScoredLog scored, ChooseLog(scorer->job(), arguments.log, arguments.logs));

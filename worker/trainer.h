@@ -9,9 +9,11 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "model/batch.h"
 #include "model/multi_task_model.h"
+#include "worker/device.h"
 
 namespace hearth {
 
@@ -23,13 +25,17 @@ struct LaneResult {
   bool finite = true;         // loss, dense gradient and every row gradient
 };
 
-// One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU.
+// One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU or GPU.
 class Trainer {
  public:
   // Builds the model; sets Torch's threads (of the process). base_rates: [tasks], only where the initial values matter.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates);
+  // gpu: number of the CUDA device that runs forward and backward; gradients come back to the host, where parameters
+  // are updated and saved as on the CPU. kCopiesOnCpu: as on a GPU, but there is none; for tests.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates,
+                                                         int gpu = kNoGpu);
   // Around a model that someone else built, for tests. REQUIRES: it fits the job.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model);
+  static absl::StatusOr<std::unique_ptr<Trainer>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model,
+                                                       int gpu = kNoGpu);
   ~Trainer();
 
   // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result.
@@ -38,6 +44,10 @@ class Trainer {
   absl::Status Apply(absl::Span<const float> gradient, const BatchMoments& pooled);
   // Logits [records, tasks] with the running statistics; changes nothing.
   absl::StatusOr<std::vector<float>> Predict(const Batch& batch);
+  // What experts and gates do with the first `records_max` records of these batches (model/diagnostics.h); changes
+  // nothing. REQUIRES: batches with records and their rows.
+  absl::StatusOr<Evaluation::Diagnostics> Diagnose(const std::vector<std::unique_ptr<Batch>>& batches,
+                                                   int64_t records_max);
 
   // Parameters, buffers and optimizer state as a safetensors file, durable when it returns; and the hash of all of it.
   absl::StatusOr<uint64_t> Save(const std::string& path, uint64_t step);

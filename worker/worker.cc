@@ -20,11 +20,13 @@
 #include "common/status.h"
 #include "common/wire.h"
 #include "model/auc.h"
+#include "worker/dense_optimizer.h"
 #include "worker/dense_reducer.h"
 #include "worker/evaluator.h"
 #include "worker/lane_account.h"
 #include "worker/log_reader.h"
 #include "worker/pipeline.h"
+#include "worker/progress_metrics.h"
 #include "worker/trainer.h"
 
 namespace hearth {
@@ -65,7 +67,8 @@ struct Worker::State {
         env(given.env),
         mailbox(given.transport->Open(kPortControl)),
         files(given.env),
-        goodbye_event(given.env->NewEvent()) {}
+        goodbye_event(given.env->NewEvent()),
+        page(given.ranks.worker(given.index)) {}
   ~State();
 
   absl::Status Run();
@@ -89,6 +92,8 @@ struct Worker::State {
   absl::Status Train();
   absl::StatusOr<CutState> Step(std::unique_ptr<StepBatch> batch);
   absl::Status CheckBudget(uint64_t step, const StepSum& sum) const;
+  absl::Status CheckSkips(uint64_t step) const;
+  absl::Status Diverged(uint64_t step, absl::string_view cause) const;
   void AddMetrics(const StepBatch& batch);
   absl::Status AtCut(uint64_t step, const CutState& cut);
   absl::Status Evaluate(uint64_t step);
@@ -108,7 +113,8 @@ struct Worker::State {
   std::atomic<bool> asked_cut{false};
   std::atomic<bool> asked_stop{false};
   std::atomic<bool> quit{false};
-  std::atomic<bool> goodbye{false};  // or the control thread failed: see control_status
+  std::atomic<bool> job_rests{true};  // for the readers: the last step had no record
+  std::atomic<bool> goodbye{false};   // or the control thread failed: see control_status
   const std::unique_ptr<Event> goodbye_event;
   absl::Status control_status;  // written before `goodbye` is set, read after
   std::unique_ptr<hearth::Thread> control_thread;
@@ -124,7 +130,10 @@ struct Worker::State {
   std::vector<std::unique_ptr<LaneReader>> readers;    // [held lanes], until the pipeline takes them
   std::vector<LaneResult> results;                     // [held lanes]
   std::unique_ptr<DenseReducer> reducer;
+  uint32_t skipped_in_row = 0;  // steps; the same on every worker
   std::unique_ptr<Pipeline> pipeline;
+
+  ProgressMetrics page;
 
   // Since the last Progress, or the start.
   uint64_t step = 0;                // last finished
@@ -155,6 +164,7 @@ absl::Status Worker::Run() {
 }
 
 absl::Status Worker::State::Run() {
+  HEARTH_RETURN_IF_ERROR(page.Serve(options.job.metrics()));
   Control hello;
   hello.mutable_hello()->set_job_hash(JobHash(options.job));
   HEARTH_RETURN_IF_ERROR(Send(&hello));
@@ -166,6 +176,7 @@ absl::Status Worker::State::Run() {
   Control ready;
   ready.mutable_worker_ready()->set_dense_parameters(static_cast<uint64_t>(trainer->parameters()));
   ready.mutable_worker_ready()->set_dense_hash(trainer->Hash());
+  ready.mutable_worker_ready()->set_device(options.gpu == kNoGpu ? "cpu" : "cuda");
   HEARTH_RETURN_IF_ERROR(Send(&ready));
   if (start.evaluate_only()) {
     HEARTH_RETURN_IF_ERROR(Evaluate(start.step()));
@@ -287,8 +298,12 @@ absl::Status Worker::State::Prepare(const StartWorker& start) {
   clients.ranks = options.ranks;
   if (!start.evaluate_only()) logs.assign(options.job.log().begin(), options.job.log().end());
   const uint32_t first_split_log = static_cast<uint32_t>(logs.size());
-  for (const Split& split : options.job.split()) logs.push_back(split.log());
-  HEARTH_ASSIGN_OR_RETURN(schema, LogSchema::Open(options.job, logs));
+  std::vector<std::string> users(logs.size());
+  for (const Split& split : options.job.split()) {
+    logs.push_back(split.log());
+    users.push_back(split.user());
+  }
+  HEARTH_ASSIGN_OR_RETURN(schema, LogSchema::Open(options.job, logs, users));
   HEARTH_RETURN_IF_ERROR(RemoveTree(LiveFolder()));
   HEARTH_RETURN_IF_ERROR(MakeDirectories(LiveFolder()));
   HEARTH_RETURN_IF_ERROR(PrepareModel(start));
@@ -317,7 +332,7 @@ absl::Status Worker::State::PrepareModel(const StartWorker& start) {
   if (fresh && !start.evaluate_only()) {
     HEARTH_ASSIGN_OR_RETURN(base_rates, CountBaseRates(options.job, schema, files.files(), kBaseRateRecordsMax));
   }
-  HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates));
+  HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates, options.gpu));
   if (!fresh) HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(start.snapshot(), kDenseFile)));
   spdlog::info("model built parameters={} restored={}", trainer->parameters(), !fresh);
   return absl::OkStatus();
@@ -332,6 +347,7 @@ absl::Status Worker::State::PrepareLanes(const StartWorker& start) {
       return absl::InternalError(absl::StrCat("lease of lane ", lane.cursor().lane(), " of ", lanes, " for worker ",
                                               options.index, " of ", workers, ", expected lane ", expected));
     }
+    skipped_in_row = std::max(skipped_in_row, lane.skipped_in_row());
     HEARTH_ASSIGN_OR_RETURN(auto account, LaneAccount::Open(JoinPath(options.dir, "dead-letter"), lane));
     accounts.push_back(std::move(account));
     HEARTH_ASSIGN_OR_RETURN(auto reader, OpenReader(lane));
@@ -361,6 +377,7 @@ absl::StatusOr<std::unique_ptr<LaneReader>> Worker::State::OpenReader(const Lane
   reading.start = lane.cursor();
   reading.scratch = LiveFolder();
   reading.env = env;
+  reading.job_rests = &job_rests;
   return LaneReader::Open(reading);
 }
 
@@ -435,7 +452,10 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   for (size_t i = 0; i < votes.size(); ++i) {
     HEARTH_RETURN_IF_ERROR(accounts[i]->Enter(*batch->lanes[i], sum.verdict.skip, listed));
   }
+  job_rests = sum.verdict.records == 0;
+  if (sum.verdict.records > 0) skipped_in_row = sum.trains ? 0 : skipped_in_row + 1;
   HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
+  HEARTH_RETURN_IF_ERROR(CheckSkips(number));
   if (sum.trains) AddMetrics(*batch);
   HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline->Finish(std::move(batch), sum.verdict));
   const int64_t finished_us = env->NowUs();
@@ -448,16 +468,30 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
 // The same sums on every worker: all of them stop at the same step, or none.
 absl::Status Worker::State::CheckBudget(uint64_t number, const StepSum& sum) const {
   const Limits& limits = options.job.limits();
-  const double allowed = limits.bad_records_max_fraction() * static_cast<double>(sum.read);
-  if (sum.bad < std::max<uint64_t>(1, limits.bad_records_min()) || static_cast<double>(sum.bad) <= allowed) {
-    return absl::OkStatus();
-  }
+  if (!TooManyBadRecords(limits, sum.bad, sum.read)) return absl::OkStatus();
   // The message sends the reader to the dead letters: they must be there when the process ends.
-  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync(0));
+  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync(0, 0));
   return absl::DataLossError(
       absl::StrCat(sum.bad, " of ", sum.read, " records are bad at step ", number,
                    ", more than limits.bad_records_max_fraction = ", limits.bad_records_max_fraction(), "; see ",
                    JoinPath(options.dir, "dead-letter"), ", correct the log or raise the limit"));
+}
+
+// As the budget: all workers count the same steps.
+absl::Status Worker::State::CheckSkips(uint64_t number) const {
+  const uint32_t allowed = options.job.limits().skipped_steps_max();
+  if (skipped_in_row <= allowed) return absl::OkStatus();
+  return Diverged(number,
+                  absl::StrCat("the loss or gradient of ", skipped_in_row,
+                               " steps in a row was not finite, more than limits.skipped_steps_max = ", allowed));
+}
+
+absl::Status Worker::State::Diverged(uint64_t number, absl::string_view cause) const {
+  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync(0, 0));
+  return absl::DataLossError(absl::StrCat("diverged at step ", number, ": ", cause,
+                                          "; lower training.dense_optimizer.learning_rate or a table's, set "
+                                          "training.clip_norm, or mend the records listed in ",
+                                          JoinPath(options.dir, "dead-letter"), ", and start anew (--fresh)"));
 }
 
 void Worker::State::AddMetrics(const StepBatch& batch) {
@@ -478,8 +512,14 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   Control control;
   WorkerAtCut* at_cut = control.mutable_worker_at_cut();
   at_cut->set_step(number);
+  // A snapshot that cannot train on replaces none that can, and a run that ends like this has not finished.
+  if (!AllFinite(trainer->weights())) return Diverged(number, "a dense parameter is not finite");
+  if (cut.job_finished && skipped_in_row > 0) {
+    return Diverged(number,
+                    absl::StrCat("the loss or gradient of the job's last ", skipped_in_row, " steps was not finite"));
+  }
   for (auto& account : accounts) {
-    HEARTH_RETURN_IF_ERROR(account->Sync(cut.epoch_ends_at));
+    HEARTH_RETURN_IF_ERROR(account->Sync(cut.epoch_ends_at, skipped_in_row));
     *at_cut->add_lane() = account->state();
   }
   if (is_first()) {
@@ -547,6 +587,7 @@ void Worker::State::FillProgress(Progress* progress) {
   pull_seconds.clear();
   progress->set_staleness_max_seen(staleness_max_seen);
   progress->set_peak_rss_bytes(PeakRssBytes());
+  page.Show(*progress);
   progress_us = now_us;
 }
 

@@ -11,6 +11,7 @@
 #include "common/transport.h"
 #include "ps/shard_map.h"
 #include "worker/collective.h"
+#include "worker/device.h"
 
 namespace hearth {
 
@@ -21,7 +22,8 @@ struct WorkerOptions {
   Job job;                           // effective
   std::string dir;                   // DIR of the run
   Ranks ranks;
-  int index = 0;  // worker index < ranks.workers
+  int index = 0;     // worker index < ranks.workers
+  int gpu = kNoGpu;  // what its trainer computes on (device.h)
 };
 
 // Several may live in one process, each on a thread of its own. No globals but Torch's thread pool.

@@ -12,10 +12,15 @@
 #include "common/file.h"
 #include "common/logging.h"
 #include "common/mpi_runtime.h"
+#include "common/process.h"
 #include "common/proto/control.pb.h"
 #include "common/status.h"
 #include "common/version.h"
+#include "worker/device.h"
 #include "worker/mpi_collective.h"
+#ifdef HEARTH_CUDA
+#include "worker/nccl_collective.h"
+#endif
 #include "worker/worker.h"
 
 namespace hearth {
@@ -28,6 +33,10 @@ struct Arguments {
   int workers = 1;
   std::string dir;
 };
+
+#ifndef HEARTH_CUDA
+int VisibleGpus() { return 0; }
+#endif
 
 absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
   Transport* transport = runtime->transport();
@@ -47,9 +56,21 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
                                       JoinPath(arguments.dir, absl::StrCat("logs/worker-", options.index, ".log"))));
   HEARTH_ASSIGN_OR_RETURN(options.job, LoadJob(JoinPath(arguments.dir, "job.txtpb"), {}));
   HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
-  const std::unique_ptr<Collective> collective =
+  const std::unique_ptr<Collective> mpi =
       MakeMpiCollective(runtime, options.ranks.worker(0), options.index, arguments.workers);
-  options.collective = collective.get();
+  options.collective = mpi.get();
+  HEARTH_ASSIGN_OR_RETURN(const DevicePlan plan,
+                          AgreeOnDevice(options.job.training().device(), HostName(), VisibleGpus(), mpi.get()));
+  options.gpu = plan.gpu;
+#ifdef HEARTH_CUDA
+  std::unique_ptr<Collective> nccl;
+  if (plan.gpu != kNoGpu && plan.alone && arguments.workers > 1) {
+    HEARTH_ASSIGN_OR_RETURN(nccl, MakeNcclCollective(options.env, plan.gpu, mpi.get()));
+    options.collective = nccl.get();
+  }
+#endif
+  spdlog::info("device={} reduction={}", plan.gpu == kNoGpu ? "cpu" : absl::StrCat("cuda:", plan.gpu),
+               options.collective == mpi.get() ? "mpi" : "nccl");
   // Left alive on an error: its threads may wait for peers, and the process is about to be ended as a whole.
   auto worker = std::make_unique<Worker>(options);
   const absl::Status status = worker->Run();

@@ -28,8 +28,10 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kSpecBytesMax = 1 << 20;
-constexpr uint64_t kIdsMax = uint64_t{1} << 50;  // a raw id has 52 bits
-constexpr uint64_t kTableIdsMax = 50000000;      // a job's side table holds so many rows
+constexpr uint64_t kSchemaBytesMax = 16 << 20;
+constexpr char kGenerator[] = "hearth generate";  // schema.json of a folder of ours says so
+constexpr uint64_t kIdsMax = uint64_t{1} << 50;   // a raw id has 52 bits
+constexpr uint64_t kTableIdsMax = 50000000;       // a job's side table holds so many rows
 constexpr uint64_t kRecordsMax = 100000000000;
 constexpr uint64_t kTestRecordsMax = 50000000;  // their probabilities are held in memory
 constexpr uint64_t kMsOfDay = 86400000;
@@ -68,6 +70,13 @@ bool IsPlainName(const std::string& name) {
   return !name.empty() &&
          std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; });
 }
+
+// A column that an expression can name.
+bool IsColumnName(const std::string& name) {
+  return IsPlainName(name) && !std::isdigit(static_cast<unsigned char>(name[0]));
+}
+
+std::string Dump(const Json& json) { return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"; }
 
 // --- columns ---
 
@@ -346,7 +355,7 @@ absl::Status LogWriter::WriteFigures(std::string* report) {
   }
   absl::StrAppend(report,
                   "AUC and GAUC: of the true probabilities on the test log; no model can be expected to do better.\n");
-  return WriteFileAtomically(JoinPath(out_, "bayes.json"), json.dump(1) + "\n");
+  return WriteFileAtomically(JoinPath(out_, "bayes.json"), Dump(json));
 }
 
 template <size_t n>
@@ -373,6 +382,7 @@ Json DescribeSchema(const GeneratorSpec& spec) {
   for (uint64_t part = 0; part < Parts(spec); ++part) train.push_back(PartName(spec, part));
   Json schema;
   schema["schema"] = 1;
+  schema["generator"] = kGenerator;
   schema["name"] = spec.name();
   schema["seed"] = spec.seed();
   schema["format"] = "CSV with a header line; fields with a comma are quoted; lines end with \\n";
@@ -479,19 +489,26 @@ Job MakeJob(const GeneratorSpec& spec, const HiddenModel::Moments& moments) {
   return job;
 }
 
+bool IsGenerated(const std::string& folder) {
+  const absl::StatusOr<std::string> text = ReadFile(JoinPath(folder, "schema.json"), kSchemaBytesMax);
+  if (!text.ok()) return false;
+  const Json schema = Json::parse(*text, nullptr, false);
+  return schema.is_object() && schema.value("generator", Json()) == kGenerator;
+}
+
 // A folder that may be written: absent, empty, or an earlier log of ours, which then goes.
 absl::Status PrepareFolder(const std::string& out) {
   HEARTH_RETURN_IF_ERROR(MakeDirectories(out));
   HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(out));
-  if (!names.empty() && !PathExists(JoinPath(out, "schema.json"))) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(out, ": holds \"", names[0], "\" and is no generated log; give --out an empty or new folder"));
+  if (!names.empty() && !IsGenerated(out)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        out, ": holds \"", names[0], "\", and no schema.json of hearth generate; give --out an empty or new folder"));
   }
   for (const char* name :
        {"job.txtpb", "train", "test.csv", "test.csv.zst", "bayes.tsv.zst", "bayes.json", "user.csv", "video.csv"}) {
     HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(out, name)));
   }
-  return MakeDirectories(JoinPath(out, "train"));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -527,6 +544,8 @@ std::vector<std::string> FaultsOfSpec(const GeneratorSpec& spec) {
   CheckRange("interaction_share", spec.interaction_share(), 0, 1, &faults);
   CheckRange("memory_rows_max", static_cast<double>(spec.memory_rows_max()), 1, 4e9, &faults);
   CheckRange("snapshots", spec.snapshots(), 1, 1000, &faults);
+  const Training& training = spec.job().training();
+  CheckRange("job.training.batch_size", training.batch_size(), 1, 1 << 24, &faults);
   CheckRange("task (how many)", spec.task_size(), 1, 256, &faults);
   std::set<std::string> taken = {"user_id", "video_id"};
   for (const auto* columns : {&kLogColumns})
@@ -536,8 +555,9 @@ std::vector<std::string> FaultsOfSpec(const GeneratorSpec& spec) {
   for (int i = 0; i < spec.task_size(); ++i) {
     const GeneratorTask& task = spec.task(i);
     const std::string where = absl::StrCat("task[", i, "]");
-    if (!IsPlainName(task.name())) {
-      faults.push_back(absl::StrCat(where, ".name: is \"", task.name(), "\"; use letters, digits and '_'"));
+    if (!IsColumnName(task.name())) {
+      faults.push_back(absl::StrCat(where, ".name: is \"", task.name(),
+                                    "\"; begin with a letter or '_', and use letters, digits and '_'"));
     } else if (!taken.insert(task.name()).second) {
       faults.push_back(
           absl::StrCat(where, ".name: \"", task.name(), "\" is taken; names of tasks and columns are unique"));
@@ -559,7 +579,9 @@ absl::Status GenerateLog(GeneratorSpec spec, const std::string& out, std::string
   const Job job = MakeJob(spec, writer.moments());
   HEARTH_RETURN_IF_ERROR(ValidateJob(job));  // spec.job may hold anything
   HEARTH_RETURN_IF_ERROR(PrepareFolder(out));
-  HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(out, "schema.json"), DescribeSchema(spec).dump(1) + "\n"));
+  // The schema first: from now on the folder is known to be ours, wherever this ends.
+  HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(out, "schema.json"), Dump(DescribeSchema(spec))));
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(out, "train")));
   HEARTH_RETURN_IF_ERROR(writer.WriteTables());
   HEARTH_RETURN_IF_ERROR(writer.WriteTrain());
   HEARTH_RETURN_IF_ERROR(writer.WriteTest());

@@ -30,11 +30,12 @@ struct GenerateOptions {
 // Writes into `out`:
 //   train/part-0000.csv[.zst] …, test.csv[.zst]   the log, in time order
 //   user.csv, video.csv                           attributes (spec.side_tables)
-//   schema.json                                   what each file and column holds
+//   schema.json                                   what each file and column holds; marks the folder as ours
 //   bayes.tsv.zst                                 for each test record: source, offset, user, label_<task>, p_<task>
-//   bayes.json                                    for each task: rates, and the AUC, GAUC and log loss of those
-//   probabilities job.txtpb                                     written last: where it stands, the rest is whole
-// `report` receives a table for people. InvalidArgument: a bad spec, or an `out` that holds something else.
+//   bayes.json                                    for each task: rates, and the figures of those probabilities
+//   job.txtpb                                     written last: where it stands, the rest is whole
+// `report` receives a table for people. InvalidArgument: a bad spec. FailedPrecondition: an `out` that holds something
+// else; nothing of it is touched.
 absl::Status Generate(const GenerateOptions& options, std::string* report);
 // The same from a spec in hand.
 absl::Status GenerateLog(GeneratorSpec spec, const std::string& out, std::string* report);

@@ -2,11 +2,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "common/bundle.h"
 #include "common/logging.h"
 #include "common/status.h"
@@ -23,8 +25,10 @@ constexpr int kRanksMax = 4096;
 
 std::string Version() {
   const std::string torch = HEARTH_LIBTORCH_VERSION;
+  const std::string cuda = HEARTH_CUDA_VERSION;
   return "hearth commit " + BuildCommit() + ", " + HEARTH_BUILD_TYPE + " build, LibTorch " +
-         (torch.empty() ? "none" : torch) + ", CPU only (never run on a GPU)";
+         (torch.empty() ? "none" : torch) + ", " + (cuda.empty() ? "CPU only" : "CUDA " + cuda) +
+         " (never run on a GPU)";
 }
 
 int Finish(const absl::Status& status) {
@@ -37,11 +41,12 @@ int Finish(const absl::StatusOr<std::string>& text) {
   return Finish(text.status());
 }
 
-// Becomes hearth-<name>, which needs Torch and lies beside this program, with all of the arguments behind the name.
+// Becomes hearth-<name>, which lies beside this program, with all of the arguments behind the name.
 int Become(const std::string& name, char** argv) {
   const std::string program = ProgramsBesideThis().folder + "/hearth-" + name;
   execv(program.c_str(), argv + 1);
-  std::fprintf(stderr, "hearth: %s: %s; build it, with LibTorch\n", program.c_str(), std::strerror(errno));
+  std::fprintf(stderr, "hearth: %s: %s; build all of Hearth, with LibTorch: scripts/build\n", program.c_str(),
+               std::strerror(errno));
   return kExitConfig;
 }
 
@@ -62,7 +67,8 @@ void AddOverrides(CLI::App* command, std::vector<std::string>* overrides) {
 
 void AddSubmit(CLI::App* app, int* code) {
   static SubmitOptions submit;
-  CLI::App* command = app->add_subcommand("submit", "Submit a job to Slurm: saves before its time limit, requeues, resumes");
+  CLI::App* command =
+      app->add_subcommand("submit", "Submit a job to Slurm: saves before its time limit, requeues, resumes");
   command->add_option("JOB", submit.job, "The job file, job.txtpb")->required();
   command->add_option("--out", submit.out, "The run's folder, on a file system of all nodes")->required();
   command->add_option("--time", submit.time, "Time limit of one start, as Slurm writes it")->required();
@@ -119,6 +125,7 @@ void AddBatch(CLI::App* app, int* code) {
 int Main(int argc, char** argv) {
   CLI::App app("Hearth: trains multi-task ranking models against sharded parameter servers.", "hearth");
   app.set_version_flag("--version", Version());
+  app.footer("Exit codes, signals, folders: docs/OPERATIONS.md.");
   app.require_subcommand(1);
   int code = 0;
 
@@ -126,11 +133,11 @@ int Main(int argc, char** argv) {
   bool print_job = false;
   CLI::App* command = app.add_subcommand("train", "Train a job, or go on with it from its newest snapshot");
   command->add_option("JOB", train.job, "The job file, job.txtpb")->required();
-  command->add_option("--out", train.out, "The run's folder");
+  command->add_option("--out", train.out, "The run's folder; needed, but for --print-job");
   AddOverrides(command, &train.overrides);
   AddRanks(command, &train.servers, &train.workers);
   command->add_option("--hostfile", train.hostfile, "Hosts for mpirun");
-  command->add_option("--max-restarts", train.restarts_max, "Restarts after a rank died")
+  command->add_option("--max-restarts", train.restarts_max, "Restarts after a rank died, in the life of this command")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
   command->add_flag("--fresh", train.fresh, "Start anew; --out must be empty");
@@ -167,7 +174,8 @@ int Main(int argc, char** argv) {
   command =
       app.add_subcommand("generate", "Generate a synthetic log, its true probabilities, and a job that trains on it");
   command->add_option("SPEC", generate.spec_path, "The spec, e.g. scripts/jobs/synthetic-log.txtpb")->required();
-  command->add_option("--out", generate.out, "Where to")->required();
+  command->add_option("--out", generate.out, "Its folder: new, empty, or an earlier log of this command, which goes")
+      ->required();
   command->add_option("--records", generate.records, "Records of the training log; the test log scales with it");
   command->add_option("--seed", generate.seed, "Overrides the spec's");
   command->callback([&] {
@@ -188,10 +196,15 @@ int Main(int argc, char** argv) {
   command->add_option("SNAPSHOT", snapshot, "A snapshot's folder, a run's (its newest), or a bundle's")->required();
   command->callback([&] { code = Finish(IsBundle(snapshot) ? VerifyBundle(snapshot) : VerifySnapshotAt(snapshot)); });
 
-  for (const auto& [name, what] : {std::make_pair("export", "Export a snapshot as a bundle for serving"),
-                                   std::make_pair("score", "Score raw logs from an export bundle alone")}) {
+  for (const auto& [name, what] :
+       {std::make_pair("export", "Export a snapshot as a bundle for serving, or a delta on one, or merge them"),
+        std::make_pair("score", "Score raw logs from an export bundle alone")}) {
     app.add_subcommand(name, what);  // for the list of commands; never parsed here
-    if (argc > 1 && std::strcmp(argv[1], name) == 0) return Become(name, argv);
+    if (argc < 2 || std::strcmp(argv[1], name) != 0) continue;
+    const bool delta = std::any_of(argv + 2, argv + argc, [](absl::string_view argument) {
+      return argument == "--apply" || argument == "--since" || absl::StartsWith(argument, "--since=");
+    });
+    return Become(delta && argv[1][0] == 'e' ? "delta" : name, argv);
   }
 
   try {

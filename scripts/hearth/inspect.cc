@@ -5,14 +5,18 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "common/config.h"
 #include "common/file.h"
 #include "common/manifest.h"
+#include "common/safetensors.h"
 #include "common/status.h"
 #include "embedding/snapshot_reader.h"
+#include "scripts/hearth/prepare.h"
 
 namespace hearth {
 namespace {
@@ -101,7 +105,10 @@ Json AsJson(const std::string& folder, const Manifest& manifest, const std::stri
   }
   json["evaluations"] = Json::object();
   for (const Evaluation& evaluation : manifest.evaluation()) {
-    Json split = {{"step", evaluation.step()}, {"tasks", Json::object()}};
+    Json split = {{"step", evaluation.step()},
+                  {"read", evaluation.read()},
+                  {"rejected", evaluation.rejected()},
+                  {"tasks", Json::object()}};
     for (const Evaluation::Task& task : evaluation.task()) split["tasks"][task.name()] = AsJson(task);
     json["evaluations"][evaluation.split()] = split;
   }
@@ -147,14 +154,13 @@ std::string AsText(const std::string& folder, const Manifest& manifest, const st
   return text;
 }
 
-}  // namespace
-
-absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path) {
+// The snapshots that `path` means: the one in it, or a run's, newest first; at least one. Committed, not checked.
+absl::StatusOr<std::vector<std::string>> SnapshotFolders(const std::string& path) {
   std::error_code error;
   const std::string folder = std::filesystem::canonical(path, error).string();
   if (error)
     return absl::NotFoundError(absl::StrCat(path, ": ", error.message(), "; give a snapshot's or a run's folder"));
-  if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
+  if (PathExists(JoinPath(folder, "MANIFEST"))) return std::vector<std::string>{folder};
   const std::string snapshots = PathExists(JoinPath(folder, "snapshots")) ? JoinPath(folder, "snapshots") : folder;
   HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(snapshots));
   std::vector<uint64_t> steps;
@@ -164,14 +170,9 @@ absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path) {
       steps.push_back(step);
   }
   std::sort(steps.rbegin(), steps.rend());
-  absl::Status newest;
-  for (const uint64_t step : steps) {
-    const std::string candidate = JoinPath(snapshots, absl::StrCat(step));
-    const absl::StatusOr<Manifest> manifest = ReadManifest(candidate);
-    if (manifest.ok()) return candidate;
-    if (newest.ok()) newest = manifest.status();
-  }
-  if (!newest.ok()) return newest;
+  std::vector<std::string> folders;
+  for (const uint64_t step : steps) folders.push_back(JoinPath(snapshots, absl::StrCat(step)));
+  if (!folders.empty()) return folders;
   uint64_t step = 0;
   if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
     return absl::DataLossError(
@@ -181,23 +182,64 @@ absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path) {
       absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
 }
 
-absl::StatusOr<std::string> InspectSnapshot(const std::string& path, bool json) {
-  HEARTH_ASSIGN_OR_RETURN(const std::string folder, FindSnapshotFolder(path));
-  HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
-  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
-  if (json) return AsJson(folder, manifest, job.name()).dump(1) + "\n";
-  return AsText(folder, manifest, job.name());
+absl::Status Differs(const std::string& path, const char* hash, uint64_t is, uint64_t manifest) {
+  return absl::DataLossError(
+      absl::StrFormat("%s: its %s is %016x, MANIFEST says %016x; use an older snapshot", path, hash, is, manifest));
 }
 
-absl::StatusOr<std::string> VerifySnapshotAt(const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(const std::string folder, FindSnapshotFolder(path));
+// Of one snapshot, with a line for people.
+absl::StatusOr<std::string> VerifyFolder(const std::string& folder) {
   HEARTH_RETURN_IF_ERROR(VerifySnapshot(folder));
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
+  const std::string dense_path = JoinPath(folder, "dense.safetensors");
+  HEARTH_ASSIGN_OR_RETURN(const SafetensorsFile dense, ReadSafetensors(dense_path));
+  if (const uint64_t hash = HashTensors(dense.tensors); hash != manifest.dense_hash())
+    return Differs(dense_path, "dense_hash", hash, manifest.dense_hash());
+  if (const uint64_t hash = ModelHash(manifest.rows_hash(), manifest.dense_hash()); hash != manifest.model_hash())
+    return Differs(JoinPath(folder, "MANIFEST"), "model_hash", hash, manifest.model_hash());
   uint64_t bytes = 0, rows = 0;
   for (const FileEntry& file : manifest.file()) bytes += file.bytes();
   for (const TableStats& table : manifest.table()) rows += table.rows();
   return absl::StrFormat("%s: whole: step %d, %d files, %d bytes, %d rows, model hash %016x\n", folder, manifest.step(),
                          manifest.file_size(), bytes, rows, manifest.model_hash());
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> folders, SnapshotFolders(path));
+  absl::Status newest;
+  for (const std::string& folder : folders) {
+    const absl::Status status = ReadManifest(folder).status();
+    if (status.ok()) return folder;
+    if (newest.ok()) newest = status;
+    if (folders.size() > 1) Say(absl::StrCat("passed over: ", std::string(status.message())));
+  }
+  return newest;
+}
+
+absl::StatusOr<std::string> InspectSnapshot(const std::string& path, bool json) {
+  HEARTH_ASSIGN_OR_RETURN(const std::string folder, FindSnapshotFolder(path));
+  HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
+  if (json) return AsJson(folder, manifest, job.name()).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return AsText(folder, manifest, job.name());
+}
+
+absl::StatusOr<std::string> VerifySnapshotAt(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> folders, SnapshotFolders(path));
+  absl::Status newest;
+  std::vector<std::string> lines;
+  for (const std::string& folder : folders) {
+    const absl::StatusOr<std::string> whole = VerifyFolder(folder);
+    if (whole.ok() && newest.ok()) return whole;
+    if (newest.ok()) newest = whole.status();
+    lines.push_back(whole.ok()
+                        ? absl::StrCat("the newest that is whole is ", absl::StripTrailingAsciiWhitespace(*whole))
+                        : std::string(whole.status().message()));
+    if (whole.ok()) break;
+  }
+  return absl::Status(newest.code(), absl::StrJoin(lines, "\n"));
 }
 
 }  // namespace hearth

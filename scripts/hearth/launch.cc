@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -39,6 +40,11 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
                       const std::vector<std::string>& scheduler_flags, const Job& job, const std::string& folder) {
   Command command;
   command.environment = RankEnvironment(job);
+  // The scheduler's stderr is a pipe to mpirun: tell it what stands at the pipe's other end.
+  struct winsize window;
+  if (isatty(STDERR_FILENO) == 1 && ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0) {
+    command.environment.push_back({"HEARTH_TERMINAL_COLUMNS", absl::StrCat(window.ws_col)});
+  }
   std::vector<std::string> exported;
   if (!hostfile.empty()) {
     for (const auto& [name, value] : command.environment) exported.insert(exported.end(), {"-x", name});
@@ -47,11 +53,6 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
   // Options of the whole job stand before the first context's -np.
   const auto first = std::find(command.argv.begin(), command.argv.end(), "-np");
   command.argv.insert(first, exported.begin(), exported.end());
-  // The scheduler's stderr is a pipe to mpirun: tell it what stands at the pipe's other end.
-  struct winsize window;
-  if (isatty(STDERR_FILENO) == 1 && ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0) {
-    command.environment.push_back({"HEARTH_TERMINAL_COLUMNS", absl::StrCat(window.ws_col)});
-  }
   for (const auto& [name, value] : {std::pair<const char*, const char*>{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
                                     {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
                                     {"OMPI_MCA_mpi_yield_when_idle", "1"},
@@ -61,11 +62,31 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
   return command;
 }
 
-bool SaysRunning(const std::string& out) {
+Json ReadRunJson(const std::string& out) {
   const absl::StatusOr<std::string> text = ReadFile(JoinPath(out, "run.json"), kRunJsonBytesMax);
-  if (!text.ok()) return true;  // not even begun
-  const Json json = Json::parse(*text, nullptr, false);
-  return !json.is_object() || json.value("status", "running") == "running";
+  const Json run = text.ok() ? Json::parse(*text, nullptr, false) : Json();
+  return run.is_object() ? run : Json::object();
+}
+
+// When it was written; none: it is not there.
+std::optional<std::filesystem::file_time_type> RunJsonTime(const std::string& out) {
+  std::error_code error;
+  const auto time = std::filesystem::last_write_time(JoinPath(out, "run.json"), error);
+  return error ? std::nullopt : std::make_optional(time);
+}
+
+// The scheduler writes how a run ended, unless it was the one that died, or failed before it had anything to write to:
+// then run.json tells of an earlier attempt, if it is not `fresh`. A job given up after restarts has both reasons.
+absl::Status TellRunJson(const std::string& out, const std::string& job_name, bool fresh, int code,
+                         std::string reason) {
+  const Json run = ReadRunJson(out);
+  const Json status = run.value("status", Json("running"));
+  const Json exit = run.value("exit", Json::object());
+  const bool told = fresh && status != "running" && exit.is_object() && exit.value("code", Json()) == code;
+  if (told && IsFinalExit(code)) return absl::OkStatus();
+  if (told && exit.value("reason", Json()).is_string())
+    reason = absl::StrCat(exit["reason"].get<std::string>(), "; ", reason);
+  return WriteRunEnd(out, job_name, code == kExitSaved ? "saved" : "failed", code, reason);
 }
 
 // Runs the roles until the job has an exit code that stands. `reason` says why, for run.json.
@@ -84,6 +105,7 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
     const bool swept = supervisor->EndRolesOf(folder);
     const int code = end->code;
     *reason = DescribeEnd(code);
+    if (code == kExitOk || code == kExitSaved) return code;  // whatever signal came after it
     if (supervisor->stop_signal() != 0) {
       *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
       return 128 + supervisor->stop_signal();
@@ -151,6 +173,7 @@ Job WithEvalSplit(const EvalOptions& options, Job job) {
   job.clear_split();
   *job.add_split() = split;
   job.mutable_metrics()->set_tensorboard(false);
+  job.mutable_metrics()->clear_prometheus_port();  // the training job's, perhaps at this moment
   return job;
 }
 
@@ -241,16 +264,11 @@ std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCou
 
 absl::Status WriteRunEnd(const std::string& out, const std::string& job_name, const std::string& status, int code,
                          const std::string& reason) {
-  const std::string path = JoinPath(out, "run.json");
-  Json run = {{"schema", 1}, {"job", job_name}};
-  const absl::StatusOr<std::string> text = ReadFile(path, kRunJsonBytesMax);
-  if (text.ok()) {
-    Json read = Json::parse(*text, nullptr, false);
-    if (read.is_object()) run = std::move(read);
-  }
+  Json run = ReadRunJson(out);
+  if (run.empty()) run = {{"schema", 1}, {"job", job_name}};
   run["status"] = status;
   run["exit"] = {{"code", code}, {"reason", reason}};
-  return WriteFileAtomically(path, run.dump(1) + "\n");
+  return WriteFileAtomically(JoinPath(out, "run.json"), run.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text) {
@@ -282,14 +300,12 @@ int Train(const TrainOptions& options) {
   if (!job.ok()) return Complain(job.status());
 
   std::string reason;
+  const auto before = RunJsonTime(path);
   const int code = RunToEnd(options, *job, path, &supervisor, &reason);
   if (code == kExitOk) return code;
   Say(absl::StrCat(reason, "; see ", JoinPath(path, "run.json"), " and ", JoinPath(path, "logs")));
-  // The scheduler writes how a run ended, unless it was the one that died.
-  if (!IsFinalExit(code) || SaysRunning(path)) {
-    const absl::Status status = WriteRunEnd(path, job->name(), code == kExitSaved ? "saved" : "failed", code, reason);
-    if (!status.ok()) Say(std::string(status.message()));
-  }
+  const absl::Status status = TellRunJson(path, job->name(), RunJsonTime(path) != before, code, reason);
+  if (!status.ok()) Say(std::string(status.message()));
   return code;
 }
 

@@ -38,7 +38,10 @@ absl::Status RefuseIfAllCorrupt(const std::string& snapshots, const SnapshotChoi
 
 }  // namespace
 
-void Say(const std::string& line) { std::fprintf(stderr, "hearth: %s\n", line.c_str()); }
+// On a terminal a dead scheduler may have left its progress line standing.
+void Say(const std::string& line) {
+  std::fprintf(stderr, "%shearth: %s\n", isatty(STDERR_FILENO) == 1 ? "\r\x1b[K" : "", line.c_str());
+}
 
 int Complain(const absl::Status& status) {
   Say(std::string(status.message()));
@@ -135,6 +138,7 @@ std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job)
       {"MALLOC_MMAP_THRESHOLD_", "33554432"},
       {"MALLOC_TRIM_THRESHOLD_", "536870912"},
       {"MALLOC_TOP_PAD_", "16777216"},
+      {"CUBLAS_WORKSPACE_CONFIG", ":4096:8"},  // the same bits each time
   };
 }
 
@@ -146,6 +150,7 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
   for (const std::string& line : choice.passed_over) Say(absl::StrCat("passed over: ", line));
   if (!choice.folder.empty()) {
     HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot(choice, &job));
+    HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(job, choice.manifest), choice.folder));
     Say(absl::StrCat("resuming from ", choice.folder));
   } else if (!job.training().has_lanes()) {
     job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));

@@ -43,6 +43,7 @@ int CodeOf(int wait_status) {
   if (getppid() != parent) _exit(128 + SIGTERM);
   const int null = open("/dev/null", O_RDONLY);
   if (null >= 0) dup2(null, STDIN_FILENO);
+  std::signal(SIGUSR1, SIG_DFL);  // ours may be ignored; a shell could not trap it then
   sigprocmask(SIG_SETMASK, &mask, nullptr);
   execvpe(argv[0], argv, environment);
   const int error = errno;
@@ -79,6 +80,10 @@ Supervisor::Supervisor() {
 }
 
 Supervisor::~Supervisor() {
+  // What came when nobody waited any more is of no use now, and would end the process in place of its exit code.
+  std::signal(SIGUSR1, SIG_IGN);
+  while (NextSignal(0) != 0) {
+  }
   prctl(PR_SET_CHILD_SUBREAPER, 0);
   sigprocmask(SIG_SETMASK, &before_, nullptr);
 }

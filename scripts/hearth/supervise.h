@@ -17,7 +17,8 @@ struct Command {
 };
 
 // While one lives, SIGUSR1, SIGTERM, SIGINT, SIGHUP and SIGCHLD are taken in by its methods instead of ending the
-// process, and orphaned descendants become children of this process. One a process; single-threaded use.
+// process, and orphaned descendants become children of this process. After it those that are pending are forgotten and
+// SIGUSR1 stays ignored: whoever asks for a save comes too late. One a process; single-threaded use.
 class Supervisor {
  public:
   Supervisor();

@@ -62,7 +62,7 @@ TEST_F(FileTest, FilesWithoutAKnownLengthAreReadToTheirEnd) {
 
 TEST_F(FileTest, HashesAreThoseOfXxh3OverTheBytes) {
   std::string contents;
-  for (int i = 0; i < 700000; ++i) contents += static_cast<char>(i * i % 251);
+  for (uint32_t i = 0; i < 700000; ++i) contents += static_cast<char>(i * i % 251);
   contents += contents;  // longer than one chunk
   ASSERT_TRUE(WriteFileAtomically(Path("x"), contents).ok());
   EXPECT_EQ(HashFile(Path("x")).value(), XXH3_64bits(contents.data(), contents.size()));

@@ -1,59 +1,16 @@
 #include "common/metrics.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "common/status.h"
+#include "tests/common/loopback.h"
 
 namespace hearth {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-sockaddr_in Loopback(uint16_t port) {
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return address;
-}
-
-// A port that is taken as long as this lives.
-class TakenPort {
- public:
-  TakenPort() : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address = Loopback(0);
-    socklen_t length = sizeof(address);
-    EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&address), length), 0);
-    EXPECT_EQ(listen(fd_, 1), 0);
-    EXPECT_EQ(getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &length), 0);
-    port_ = ntohs(address.sin_port);
-  }
-  ~TakenPort() { close(fd_); }
-  uint16_t port() const { return port_; }
-
- private:
-  const int fd_;
-  uint16_t port_ = 0;
-};
-
-std::string Get(uint16_t port, const std::string& path) {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  const sockaddr_in address = Loopback(port);
-  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
-  const std::string request = absl::StrCat("GET ", path, " HTTP/1.0\r\nHost: localhost\r\n\r\n");
-  EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
-  std::string answer;
-  char chunk[4096];
-  for (ssize_t got; (got = read(fd, chunk, sizeof(chunk))) > 0;) answer.append(chunk, static_cast<size_t>(got));
-  close(fd);
-  return answer;
-}
 
 TEST(Metrics, SayNameUnitMeaningAndLabels) {
   MetricRegistry metrics("worker", 3);
@@ -72,6 +29,13 @@ TEST(Metrics, SayNameUnitMeaningAndLabels) {
                           HasSubstr("# TYPE hearth_pull_seconds histogram"),
                           HasSubstr("hearth_pull_seconds_count{rank=\"3\",role=\"worker\"} 2"),
                           HasSubstr("le=\"0.0025\"} 1"), HasSubstr("le=\"0.25\"} 2")));
+}
+
+TEST(Metrics, ACounterIsRaisedToATotalAndNeverFalls) {
+  MetricRegistry metrics("ps", 1);
+  Counter* const spilled = metrics.NewCounter({"spilled", "rows", "Rows spilled."});
+  for (const double total : {3.0, 7.0, 5.0}) spilled->RaiseTo(total);
+  EXPECT_THAT(metrics.Text(), HasSubstr("hearth_spilled_rows_total{rank=\"1\",role=\"ps\"} 7"));
 }
 
 TEST(Metrics, OneNameMayHaveSeveralLabels) {
@@ -94,9 +58,9 @@ TEST(Metrics, AreServedAsText) {
   metrics.NewGauge({"rows", "", "Live rows."})->Set(7);
   uint16_t port;
   { port = TakenPort().port(); }
-  ASSERT_TRUE(metrics.Serve("127.0.0.1", port).ok());
-  EXPECT_THAT(Get(port, "/metrics"), AllOf(HasSubstr("200 OK"), HasSubstr("Content-Type: text/plain"),
-                                           HasSubstr("hearth_rows{rank=\"1\",role=\"ps\"} 7")));
+  ASSERT_TRUE(metrics.Serve("127.0.0.1", port - 1u).ok()) << "rank 1 listens one above";
+  EXPECT_THAT(HttpGet(port, "/metrics"), AllOf(HasSubstr("200 OK"), HasSubstr("Content-Type: text/plain"),
+                                               HasSubstr("hearth_rows{rank=\"1\",role=\"ps\"} 7")));
 }
 
 TEST(Metrics, PortZeroIsOff) {
@@ -107,12 +71,12 @@ TEST(Metrics, PortZeroIsOff) {
 TEST(Metrics, APortInUseIsNamedWithTheRemedy) {
   MetricRegistry metrics("ps", 1);
   const TakenPort taken;
-  const absl::Status status = metrics.Serve("127.0.0.1", taken.port());
+  const absl::Status status = metrics.Serve("127.0.0.1", taken.port() - 1u);
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   EXPECT_EQ(ExitCodeOf(status), kExitIo);
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr(std::to_string(taken.port())), HasSubstr("--set metrics.prometheus_port=")));
-  EXPECT_TRUE(absl::IsInvalidArgument(metrics.Serve("127.0.0.1", 70000)));
+  EXPECT_TRUE(absl::IsInvalidArgument(metrics.Serve("127.0.0.1", 65535)));
 }
 
 }  // namespace

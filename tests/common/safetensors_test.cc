@@ -1,11 +1,13 @@
 #include "common/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/env.h"
 #include "common/file.h"
 
@@ -13,7 +15,7 @@ namespace hearth {
 namespace {
 
 std::string Folder() {
-  const std::string folder = JoinPath(testing::TempDir(), "safetensors_test");
+  const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("safetensors_test-", getpid()));
   EXPECT_TRUE(MakeDirectories(folder).ok());
   return folder;
 }
@@ -29,6 +31,15 @@ std::string WithHeader(std::string header, const std::string& data) {
   std::string file(8, '\0');
   std::memcpy(file.data(), &length, 8);
   return file + header + data;
+}
+
+TEST(Safetensors, WritesWhatIsNotUtf8AsReplacementCharacters) {
+  const std::vector<float> weights = {1};
+  const std::string path = JoinPath(Folder(), "bytes.safetensors");
+  ASSERT_TRUE(WriteSafetensors(path, {{"task\xff", "F32", {1}, BytesOf(weights)}}, {{"note", "\xff"}}).ok());
+  const auto file = ReadSafetensors(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->tensors[0].name, "task\xef\xbf\xbd");
 }
 
 TEST(Safetensors, GivesBackWhatWasWrittenInNameOrder) {

@@ -44,12 +44,12 @@ struct Fence {
 };
 constexpr Fence kFences[] = {
     {"^(torch|ATen|c10|caffe2)/",
-     "^model/|^worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*\\.(cc|h)$|"
+     "^model/|^worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*\\.(cc|h)$|^worker/nccl_collective\\.cc$|"
      "^tests/(golden|model|bench)/|"
      "^tests/worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*_test\\.cc$"},
     {"^rocksdb/", "^embedding/rocksdb_store\\.cc$"},
     {"^mpi\\.h$", "^common/mpi_runtime\\.cc$"},
-    {"^nccl\\.h$", "^worker/nccl_collective\\.cc$"},
+    {"^nccl\\.h$|^cuda|^(ATen|c10)/cuda/", "^worker/nccl_collective\\.cc$"},
 };
 
 // Time, waiting, threads and randomness come from common/env.h.
@@ -193,11 +193,12 @@ TEST(Tidy, ARoomMayNotIncludeAgainstTheTable) {
 }
 
 TEST(Tidy, AThirdPartyStaysBehindItsFence) {
-  const std::array<std::pair<const char*, std::vector<const char*>>, 4> cases = {{
+  const std::array<std::pair<const char*, std::vector<const char*>>, 5> cases = {{
       {"torch/torch.h", {"model/home.cc", "worker/trainer.cc", "worker/worker_main.cc", "tests/golden/golden.h"}},
       {"rocksdb/db.h", {"embedding/rocksdb_store.cc"}},
       {"mpi.h", {"common/mpi_runtime.cc"}},
       {"nccl.h", {"worker/nccl_collective.cc"}},
+      {"cuda_runtime.h", {"worker/nccl_collective.cc"}},
   }};
   for (const auto& [header, allowed] : cases) {
     const std::string text = absl::StrCat("#include <", header, ">");

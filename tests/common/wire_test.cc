@@ -145,8 +145,8 @@ TEST(Wire, EveryFlippedBitOfAHeaderIsFound) {
   Bytes bytes = EncodeMessage(RandomHeader(&random), SectionsOf(tables));
   for (size_t bit = 0; bit < sizeof(Header) * 8; ++bit) {
     bytes.data()[bit / 8] ^= static_cast<char>(1 << (bit % 8));
-    EXPECT_TRUE(absl::IsDataLoss(DecodeHeader(bytes.span()).status())) << "bit " << bit;
-    EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(bytes.span()).status())) << "bit " << bit;
+    EXPECT_TRUE(absl::IsInternal(DecodeHeader(bytes.span()).status())) << "bit " << bit;
+    EXPECT_TRUE(absl::IsInternal(DecodeMessage(bytes.span()).status())) << "bit " << bit;
     bytes.data()[bit / 8] ^= static_cast<char>(1 << (bit % 8));
   }
   EXPECT_TRUE(DecodeMessage(bytes.span()).ok());
@@ -160,7 +160,7 @@ TEST(Wire, EveryTruncationIsFound) {
       // In a buffer of exactly this length, so that a sanitizer sees a read beyond it.
       Bytes part(length);
       std::copy_n(bytes.data(), length, part.data());
-      EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(part.span()).status())) << length << " of " << bytes.size();
+      EXPECT_TRUE(absl::IsInternal(DecodeMessage(part.span()).status())) << length << " of " << bytes.size();
     }
   }
 }
@@ -212,28 +212,28 @@ TEST(Wire, SizesThatOverflowAreRefused) {
   section.has_values = 1;
   section.count = 1u << 31;
   section.dim = 1u << 31;  // × 4 bytes = 2^64
-  EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(WithSection(section).span()).status()));
+  EXPECT_TRUE(absl::IsInternal(DecodeMessage(WithSection(section).span()).status()));
   section.count = 0xffffffff;
   section.dim = 0xffffffff;
-  EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(WithSection(section).span()).status()));
+  EXPECT_TRUE(absl::IsInternal(DecodeMessage(WithSection(section).span()).status()));
   section = SectionHeader();
   section.has_signs = 1;
   section.count = 1;
-  EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(WithSection(section).span()).status()));
+  EXPECT_TRUE(absl::IsInternal(DecodeMessage(WithSection(section).span()).status()));
 }
 
 TEST(Wire, UnknownTypesAndSignsOutOfOrderAreRefused) {
   SectionHeader section;
   section.dtype = 1;
-  EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(WithSection(section).span()).status()));
+  EXPECT_TRUE(absl::IsInternal(DecodeMessage(WithSection(section).span()).status()));
   section.dtype = 0;
   EXPECT_TRUE(DecodeMessage(WithSection(section).span()).ok());
   Table table;
   table.signs = {5, 5};
   table.count = 2;
-  EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(EncodeMessage(Header(), {table.section()}).span()).status()));
+  EXPECT_TRUE(absl::IsInternal(DecodeMessage(EncodeMessage(Header(), {table.section()}).span()).status()));
   table.signs = {6, 5};
-  EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(EncodeMessage(Header(), {table.section()}).span()).status()));
+  EXPECT_TRUE(absl::IsInternal(DecodeMessage(EncodeMessage(Header(), {table.section()}).span()).status()));
 }
 
 TEST(Wire, OpaqueBodiesComeBackAndAreNotSections) {
@@ -247,9 +247,9 @@ TEST(Wire, OpaqueBodiesComeBackAndAreNotSections) {
     EXPECT_EQ(decoded->step, 9u);
     const absl::Span<const char> got = OpaqueBody(bytes.span());
     EXPECT_EQ(std::string(got.begin(), got.end()), body);
-    EXPECT_TRUE(absl::IsDataLoss(DecodeMessage(bytes.span()).status()));
+    EXPECT_TRUE(absl::IsInternal(DecodeMessage(bytes.span()).status()));
     if (!body.empty()) {
-      EXPECT_TRUE(absl::IsDataLoss(DecodeHeader(bytes.span().subspan(0, bytes.size() - 1)).status()));
+      EXPECT_TRUE(absl::IsInternal(DecodeHeader(bytes.span().subspan(0, bytes.size() - 1)).status()));
     }
   }
 }

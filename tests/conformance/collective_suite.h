@@ -55,11 +55,12 @@ inline void CheckSumParts(Collective* collective, uint64_t seed, int lanes, size
   const absl::Status status = collective->SumParts(lanes, parts, absl::MakeSpan(sum), absl::MakeSpan(all_tails));
   ASSERT_TRUE(status.ok()) << status;
   const std::vector<float> want = SumInLaneOrder(seed, lanes, n, numbers);
-  EXPECT_EQ(std::memcmp(sum.data(), want.data(), n * sizeof(float)), 0)
+  EXPECT_TRUE(n == 0 || std::memcmp(sum.data(), want.data(), n * sizeof(float)) == 0)
       << "lanes " << lanes << ", n " << n << ", worker " << collective->worker() << " of " << collective->workers();
   for (int lane = 0; lane < lanes; ++lane) {
     const std::vector<char> tail = TailOf(seed, lane, m);
-    EXPECT_EQ(std::memcmp(all_tails.data() + static_cast<size_t>(lane) * m, tail.data(), m), 0) << "lane " << lane;
+    EXPECT_TRUE(m == 0 || std::memcmp(all_tails.data() + static_cast<size_t>(lane) * m, tail.data(), m) == 0)
+        << "lane " << lane;
   }
 }
 

@@ -8,6 +8,9 @@
 #include "tests/conformance/collective_suite.h"
 #include "tests/conformance/transport_suite.h"
 #include "worker/mpi_collective.h"
+#ifdef HEARTH_CUDA
+#include "worker/nccl_collective.h"
+#endif
 
 namespace hearth {
 namespace {
@@ -50,6 +53,33 @@ const Implementation<CollectiveWorld> kAllRanks{"AllRanks", [] { return std::mak
 const Implementation<CollectiveWorld> kLaterRanks{
     "LaterRanks", [] { return std::make_unique<MpiCollectiveWorld>(std::min(1, Size() - 1)); }};
 INSTANTIATE_TEST_SUITE_P(Mpi, CollectiveConformance, testing::Values(kAllRanks, kLaterRanks), kNameOf);
+
+#ifdef HEARTH_CUDA
+// One GPU may play several: NCCL is told that each rank is a host, and the ranks talk over sockets.
+class NcclCollectiveWorld : public CollectiveWorld {
+ public:
+  void Run(const CollectiveCase& run) override {
+    if (!collective_) {
+      if (Size() > VisibleGpus()) setenv("NCCL_HOSTID", std::to_string(Rank()).c_str(), 1);
+      mpi_ = MakeMpiCollective(runtime, 0, Rank(), Size());
+      auto made = MakeNcclCollective(Env::Real(), Rank() % VisibleGpus(), mpi_.get());
+      ASSERT_TRUE(made.ok()) << made.status();
+      collective_ = std::move(*made);
+    }
+    run(collective_.get());
+  }
+
+ private:
+  std::unique_ptr<Collective> mpi_;
+  std::unique_ptr<Collective> collective_;
+};
+
+std::vector<Implementation<CollectiveWorld>> OnGpus() {
+  if (VisibleGpus() == 0) return {};
+  return {{"Nccl", [] { return std::make_unique<NcclCollectiveWorld>(); }}};
+}
+INSTANTIATE_TEST_SUITE_P(Gpus, CollectiveConformance, testing::ValuesIn(OnGpus()), kNameOf);
+#endif
 
 // --- MpiRuntime::Exchange
 
@@ -170,6 +200,9 @@ int Main(int argc, char** argv) {
   started->reset();  // MPI_Finalize: returns when all ranks are here
   if (testing::UnitTest::GetInstance()->ad_hoc_test_result().Failed()) result = 1;
   if (rank == 0) std::printf("conformance: MPI on %d ranks passed %d cases\n", size, passed);
+#ifdef HEARTH_CUDA
+  if (rank == 0 && VisibleGpus() == 0) std::printf("conformance: NCCL not tried, no GPU is here\n");
+#endif
   return result;
 }
 

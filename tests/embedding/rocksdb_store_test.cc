@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "common/status.h"
 #include "tests/embedding/reference_table.h"
 
 namespace hearth {
@@ -86,6 +87,50 @@ TEST(RocksDbStore, ReportsTheCapBeforeItIsExceededAndStaysReadable) {
   EXPECT_GT(written, 10000u);
   EXPECT_GE(CountRows(store.get()), written - 1000);
   EXPECT_LE(store->DiskBytes(), options.disk_bytes_max);
+}
+
+TEST(RocksDbStore, MayComeToItsCapAndToItsShareOfWhatIsFree) {
+  RocksDbOptions options;
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 0), UINT64_MAX);
+  options.disk_free_bytes_min = 100;
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 1100), 1005u);
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 99), 5u);
+  options.disk_sharers = 4;
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 1100), 255u);
+  options.disk_bytes_max = 200;
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 1100), 200u);
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 500), 105u);
+  EXPECT_EQ(DiskBytesAllowed(options, 300, 1100), 200u);
+  options.disk_free_bytes_min = 0;
+  EXPECT_EQ(DiskBytesAllowed(options, 5, 0), 200u);
+}
+
+TEST(RocksDbStore, LosesNothingOfACheckpointWhenItsDiskIsFullAndItsCompactionsStayWithinTheCap) {
+  const std::string folder = NewTestFolder();
+  RocksDbOptions options;
+  options.disk_bytes_max = 4 << 20;
+  options.write_buffer_bytes = 256 << 10;
+  const std::string copy = JoinPath(folder, "copy");
+  {
+    auto store = OpenStore(JoinPath(folder, "db"), options);
+    ASSERT_TRUE(WriteRows(store.get(), 0, 10000).ok());
+    ASSERT_TRUE(store->Checkpoint(copy).ok());
+    absl::Status status;
+    uint64_t bytes_most = 0;
+    for (uint64_t round = 0; status.ok() && round < 1000; ++round) {  // half is written again, and must be compacted
+      status = WriteRows(store.get(), 0, 1000);
+      if (status.ok()) status = WriteRows(store.get(), 10000 + round * 1000, 11000 + round * 1000);
+      bytes_most = std::max(bytes_most, store->DiskBytes());
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(ExitCodeOf(status), kExitIo);
+    EXPECT_LE(bytes_most, options.disk_bytes_max);
+    EXPECT_GE(CountRows(store.get()), 10000u);
+  }
+  EXPECT_TRUE(VerifyRocksDbStore(copy).ok());
+  auto again = OpenRocksDbStoreReadOnly(copy);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(CountRows(again->get()), 10000u);
 }
 
 TEST(RocksDbStore, RefusesToWriteBelowTheFreeSpaceWatermark) {

@@ -130,6 +130,24 @@ TEST(Diagnose, WeighsATasksOwnExpertsInHome) {
   for (const torch::Tensor& parameter : model->parameters()) EXPECT_FALSE(parameter.grad().defined());
 }
 
+TEST(Diagnose, LeavesWhatIsNotFiniteOutOfItsMessage) {
+  Activations seen = Constructed(torch::full({2, 2}, 0.5), torch::full({2, 2}, 0.5));
+  seen.experts.push_back({"dead too", -1, false, torch::zeros({2, 2}), torch::full({2, 2}, -1.0), {}});
+  seen.gates[0].experts = {0, 1, 2};
+  seen.gates[0].weights = torch::full({2, 3}, 1.0 / 3);
+  const Tensor labels = torch::zeros({2, 2});
+  const Evaluation::Diagnostics message = ToMessage(Diagnose(seen, {"a", "b"}, labels, torch::zeros({2, 2})));
+  ASSERT_EQ(message.gate_size(), 2);
+  EXPECT_FALSE(message.gate(0).has_deviation_max_ratio());  // the median expert is dead: without limit
+  EXPECT_NEAR(message.gate(0).weight_max(), 1.0 / 3, 1e-6);
+  EXPECT_EQ(message.expert(1).name(), "dead");
+  EXPECT_EQ(message.expert(1).zero_rate(), 1);
+  EXPECT_EQ(message.shared(0).tasks_using(), 2u);
+  ASSERT_EQ(message.task_size(), 2);
+  EXPECT_FALSE(message.task(0).has_positive_rate());  // none of its records is labelled
+  EXPECT_FALSE(message.task(0).has_own_weight());     // it has no expert of its own
+}
+
 TEST(Observe, GivesTheModelsOwnLogits) {
   for (const Model::Kind kind : {Model::HOME, Model::MMOE, Model::SHARED_BOTTOM}) {
     auto model = MakeModel(TwoByTwo(kind));

@@ -3,11 +3,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "common/bundle.h"
 #include "common/env.h"
 #include "common/file.h"
@@ -81,7 +83,7 @@ SafetensorsFile WeightsOf(MultiTaskModel* model) {
   };
   for (auto& item : model->named_parameters()) add(item.key(), item.value(), 0);
   for (auto& item : model->named_buffers()) add(item.key(), item.value(), 0.6);
-  const std::string path = JoinPath(testing::TempDir(), "export_test.safetensors");
+  const std::string path = JoinPath(testing::TempDir(), absl::StrCat("export_test-", getpid(), ".safetensors"));
   EXPECT_TRUE(WriteSafetensors(path, tensors, {}).ok());
   return ReadSafetensors(path).value();
 }
@@ -237,7 +239,7 @@ TEST(ExportFormats, AnUnknownFormatIsNamed) {
 }
 
 TEST(Bundle, AnyChangeIsFound) {
-  const std::string folder = JoinPath(testing::TempDir(), "export_test_bundle");
+  const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("export_test_bundle-", getpid()));
   ASSERT_TRUE(RemoveTree(folder).ok());
   ASSERT_TRUE(MakeDirectories(JoinPath(folder, "a")).ok());
   ASSERT_TRUE(WriteFileAtomically(JoinPath(folder, "a/x"), "abc").ok());

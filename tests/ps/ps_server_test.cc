@@ -16,12 +16,15 @@
 #include "embedding/rocksdb_store.h"
 #include "embedding/snapshot_reader.h"
 #include "ps/ps_client.h"
+#include "tests/common/loopback.h"
 #include "tests/ps/plan.h"
 
 namespace hearth {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string NewFolder(const std::string& name) {
   static std::atomic<int> next{0};
@@ -164,7 +167,6 @@ class Servers {
     options.transport = hub_.transport(ranks_.worker(0));
     options.map = ShardMap(job_.training().shards(), static_cast<uint32_t>(ranks_.servers));
     options.ranks = ranks_;
-    options.give_up_us = 20'000'000;
     return options;
   }
   static std::vector<TableRows> RowsOf(LaneBatch* batch) {
@@ -328,7 +330,40 @@ TEST_F(PsServerTest, ADiskThatIsTooFullForACutIsOneClearError) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("snapshot.disk_free_bytes_min"));
 }
 
-TEST_F(PsServerTest, AMessageBeforeTheStartAndAStrayControlMessageAreDataLoss) {
+TEST_F(PsServerTest, ServesItsFiguresOnThePortOfItsRank) {
+  const Plan plan = MakePlan();
+  Job job = plan.job();
+  uint16_t port;
+  { port = TakenPort().port(); }
+  job.mutable_metrics()->set_prometheus_port(port - 1u);  // the scheduler's; rank 1 is the first server
+  Servers servers(job, NewFolder("figures"), 1);
+  servers.Start(0, "");
+  servers.Next();  // cut 0
+  servers.Next();  // ready
+  servers.Train(plan, Reference(plan), 0, 6);
+  const std::string page = HttpGet(port, "/metrics");
+  const std::string pushes = "hearth_requests_total{rank=\"1\",role=\"ps\",kind=\"push\"} ";
+  EXPECT_THAT(page, AllOf(HasSubstr(pushes), Not(HasSubstr(pushes + "0"))));
+  EXPECT_THAT(page, HasSubstr("hearth_memory_rows{"));
+  servers.Stop();
+  EXPECT_TRUE(servers.statuses()[0].ok()) << servers.statuses()[0];
+}
+
+TEST_F(PsServerTest, APortInUseIsOneClearError) {
+  const TakenPort taken;
+  InProcessHub hub(Env::Real(), 3);
+  PsServerOptions options;
+  options.env = Env::Real();
+  options.transport = hub.transport(1);
+  options.job = MakePlan().job();
+  options.job.mutable_metrics()->set_prometheus_port(taken.port() - 1u);
+  options.dir = NewFolder("port");
+  const absl::Status status = PsServer(std::move(options)).Run();
+  EXPECT_EQ(ExitCodeOf(status), kExitIo) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("port ", taken.port())));
+}
+
+TEST_F(PsServerTest, AMessageBeforeTheStartAndAStrayControlMessageAreInternal) {
   const Job job = MakePlan().job();
   {
     Servers servers(job, NewFolder("early"), 1);
@@ -336,7 +371,7 @@ TEST_F(PsServerTest, AMessageBeforeTheStartAndAStrayControlMessageAreDataLoss) {
     ASSERT_TRUE(client.Send(0, 1, 0, {}).ok());
     EXPECT_TRUE(servers.Next().has_failed());
     servers.Stop();
-    EXPECT_EQ(servers.statuses()[0].code(), absl::StatusCode::kDataLoss) << servers.statuses()[0];
+    EXPECT_EQ(servers.statuses()[0].code(), absl::StatusCode::kInternal) << servers.statuses()[0];
   }
   Servers servers(job, NewFolder("stray"), 1);
   servers.Start(0, "");
@@ -345,7 +380,7 @@ TEST_F(PsServerTest, AMessageBeforeTheStartAndAStrayControlMessageAreDataLoss) {
   servers.Start(0, "");
   EXPECT_TRUE(servers.Next().has_failed());
   servers.Stop();
-  EXPECT_EQ(servers.statuses()[0].code(), absl::StatusCode::kDataLoss) << servers.statuses()[0];
+  EXPECT_EQ(servers.statuses()[0].code(), absl::StatusCode::kInternal) << servers.statuses()[0];
 }
 
 }  // namespace

@@ -111,7 +111,7 @@ class ShardTest : public ::testing::Test {
 };
 
 void ExpectRefused(const absl::Status& status, const std::string& what) {
-  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank 7"));
   EXPECT_THAT(std::string(status.message()), HasSubstr(what));
 }
@@ -374,7 +374,7 @@ TEST_F(ShardTest, RefusesAnAnnouncedCutThatIsForgotten) {
   EXPECT_EQ(status.code(), absl::StatusCode::kOk) << "waits: without the cut, step 2 needs the pull of 3";
   EXPECT_EQ(shard_->applied_step(), 1u);
   const absl::Status later = Pull(0, 3, 1);
-  EXPECT_EQ(later.code(), absl::StatusCode::kDataLoss) << later;
+  EXPECT_EQ(later.code(), absl::StatusCode::kInternal) << later;
 }
 
 }  // namespace

@@ -105,6 +105,7 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
   progress.set_staleness_max_seen(1);
   progress.set_peak_rss_bytes(5000);
   for (int i = 1; i <= 100; ++i) progress.add_pull_seconds(i);
+  report.set_device("cuda");
   ASSERT_TRUE(report.OnProgress(1, progress, 1'500'000).ok());
   ServerAtCut server;
   server.set_peak_rss_bytes(777);
@@ -139,7 +140,8 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
                                             "tables",
                                             "peak_rss_bytes",
                                             "dense_parameters",
-                                            "tasks"}));
+                                            "tasks",
+                                            "diagnostics"}));
   EXPECT_EQ(json["schema"], 1);
   EXPECT_EQ(json["job"], "watch");
   EXPECT_EQ(json["status"], "saved");
@@ -148,7 +150,7 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
   EXPECT_EQ(json["ranks"].dump(), R"({"ps":2,"worker":2})");
   EXPECT_EQ(json["lanes"], 4);
   EXPECT_EQ(json["staleness"], 1);
-  EXPECT_EQ(json["device"], "cpu");
+  EXPECT_EQ(json["device"], "cuda");
   EXPECT_EQ(json["steps"], 10);
   EXPECT_EQ(json["seconds"], 4.0);
   EXPECT_EQ(json["samples_per_s"], 500.0);
@@ -291,6 +293,91 @@ TEST_F(RunReportTest, EndsWithATableOfEachTaskAndSplitAndTheLedger) {
             "like   test       100          0       -       -    0.2500            -\n"
             "read 2012 = trained 2000 + rejected 4 + filtered 8\n"
             "step 10  model hash 0000000000000abc  snapshots 1  restarts 3\n");
+}
+
+// Two experts of which one is dead, and a task that does not use its own.
+Evaluation::Diagnostics SickExperts() {
+  Evaluation::Diagnostics sick;
+  sick.set_records(2048);
+  for (const auto& [name, zero_rate] :
+       {std::pair<const char*, double>{"level2.shared.0", 0.125}, {"level2.task.like.0", 1}}) {
+    Evaluation::Diagnostics::Expert* expert = sick.add_expert();
+    expert->set_name(name);
+    expert->set_zero_rate(zero_rate);
+    expert->set_mean(0.5);
+    expert->set_deviation(1 - zero_rate);
+  }
+  Evaluation::Diagnostics::Gate* gate = sick.add_gate();
+  gate->set_name("level2.task.like");
+  gate->set_weight_max(0.75);
+  gate->set_entropy_of_mean(0.5);
+  gate->set_mean_entropy(0.25);
+  Evaluation::Diagnostics::Shared* shared = sick.add_shared();
+  shared->set_name("level2.shared.0");
+  shared->set_occupancy(0.9);
+  shared->set_tasks_using(1);
+  for (const auto& [name, own_weight] : {std::pair<const char*, double>{"click", 0.25}, {"like", 0.0625}}) {
+    Evaluation::Diagnostics::Task* task = sick.add_task();
+    task->set_name(name);
+    task->set_positive_rate(0.5);
+    task->set_own_weight(own_weight);
+    task->set_own_weight_uniform(0.25);
+  }
+  return sick;
+}
+
+TEST_F(RunReportTest, ShowsTheAnomaliesOfTheExperts) {
+  RunReport report(options_);
+  Manifest manifest = ManifestAt(10, 500);
+  manifest.mutable_evaluation(0)->set_step(10);
+  *manifest.mutable_evaluation(0)->mutable_diagnostics() = SickExperts();
+  ASSERT_TRUE(report.Committed(manifest, 0).ok());
+  const nlohmann::ordered_json json = RunJson()["diagnostics"];
+  EXPECT_EQ(json["split"], "test");
+  EXPECT_EQ(json["step"], 10);
+  EXPECT_EQ(json["records"], 2048);
+  EXPECT_EQ(json["experts"]["level2.task.like.0"].dump(), R"({"zero_rate":1.0,"mean":0.5,"deviation":0.0})");
+  EXPECT_EQ(json["gates"]["level2.task.like"].dump(),
+            R"({"weight_max":0.75,"entropy_of_mean":0.5,"mean_entropy":0.25,"deviation_max_ratio":null})");
+  EXPECT_EQ(json["shared_experts"]["level2.shared.0"].dump(), R"({"occupancy":0.9,"tasks_using":1})");
+  EXPECT_EQ(json["tasks"]["like"].dump(),
+            R"({"positive_rate":0.5,"own_weight":0.0625,"own_weight_uniform":0.25,"own_gradient_ratio":null})");
+  EXPECT_EQ(FormatDiagnostics(manifest.evaluation(0)),
+            "anomaly       figure                 worst  of (2048 records of test, step 10)\n"
+            "collapse      zero rate             1.0000  level2.task.like.0\n"
+            "collapse      mean gate weight      0.7500  level2.task.like\n"
+            "degradation   occupancy             0.9000  level2.shared.0 (tasks using it: 1)\n"
+            "underfitting  own weight / uniform  0.2500  like\n");
+  report.PrintTable();
+  EXPECT_THAT(table_.str(), HasSubstr(FormatDiagnostics(manifest.evaluation(0)) + "read "));
+  // A resume knows them from the snapshot.
+  RunReport next(options_);
+  next.Resume(manifest);
+  ASSERT_TRUE(next.Write("running", 0, "").ok());
+  EXPECT_EQ(RunJson()["diagnostics"], json);
+}
+
+TEST(SetTerminal, TakesTheFrontCommandsWordForTheTerminalBehindThePipe) {
+  struct Case {
+    const char* told;
+    std::optional<size_t> own;
+    const char* no_colour;
+    bool is_terminal;
+    size_t columns;
+    bool colour;
+  };
+  const std::vector<Case> cases = {
+      {nullptr, std::nullopt, nullptr, false, 0, false}, {"132", std::nullopt, nullptr, true, 132, true},
+      {"132", std::nullopt, "1", true, 132, false},      {"132", std::nullopt, "", true, 132, true},
+      {"0", std::nullopt, nullptr, true, 80, true},      {"wide", std::nullopt, nullptr, false, 0, false},
+      {nullptr, 100, nullptr, true, 100, true},          {nullptr, 0, nullptr, true, 80, true}};
+  for (const Case& c : cases) {
+    RunOutput output;
+    SetTerminal(c.told, c.own, c.no_colour, &output);
+    EXPECT_EQ(output.is_terminal, c.is_terminal);
+    EXPECT_EQ(output.columns, c.columns);
+    EXPECT_EQ(output.colour, c.colour);
+  }
 }
 
 TEST_F(RunReportTest, KnowsWhetherRunJsonAlreadySaysFinished) {

@@ -4,11 +4,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/bundle_chain.h"
 #include "common/config.h"
 #include "common/wire.h"
 #include "tests/scheduler/scheduler_testing.h"
@@ -137,7 +141,8 @@ class Cluster {
     bool job_finished = false;
     bool stopping = false;
     uint64_t rejected = 0;  // of 100 read by each lane in each step
-    bool unsound = false;   // a ledger that does not add up
+    uint32_t epoch = 0;
+    bool unsound = false;  // a ledger that does not add up
   };
   void WorkerAtCutOf(uint32_t worker, uint64_t step, uint32_t lanes, CutFlags flags) {
     Control control;
@@ -146,6 +151,7 @@ class Cluster {
     for (uint32_t l = worker; l < lanes; l += workers_) {
       LaneState* lane = part->add_lane();
       lane->mutable_cursor()->set_lane(l);
+      lane->mutable_cursor()->set_epoch(flags.epoch);
       lane->mutable_cursor()->set_window(step);
       lane->mutable_cursor()->set_end_of_epoch(flags.epoch_ended);
       lane->mutable_ledger()->set_read(step * 100);
@@ -182,6 +188,9 @@ class Cluster {
     task->set_name("click");
     task->set_samples(10);
     task->set_auc(auc);
+    Evaluation::Diagnostics::Gate* gate = control.mutable_evaluation()->mutable_diagnostics()->add_gate();
+    gate->set_name("level2.task.click");
+    gate->set_weight_max(0.5);
     Send(Worker(0), control);
   }
 
@@ -201,9 +210,10 @@ class Cluster {
     for (const Split& split : job_.split()) EvaluationOf(split.name(), step, 0.75);
     ExpectGoodbye(0);
   }
-  void Stop(uint64_t step, uint32_t lanes) {
+  void Stop(uint64_t step, uint32_t lanes, uint32_t epoch = 0) {
     CutFlags last;
     last.stopping = true;
+    last.epoch = epoch;
     CutOf(step, lanes, last);
     ExpectGoodbye(75);
   }
@@ -339,6 +349,38 @@ TEST_F(SchedulerTest, KeepsOnlyTheNewestSnapshots) {
   EXPECT_EQ(RunJson()["snapshots"], 6);
 }
 
+TEST_F(SchedulerTest, KeepsWhatIsStillToBePublishedAndLeavesOnceItIs) {
+  options_.job.mutable_snapshot()->set_keep(1);
+  options_.job.mutable_export_()->set_delta_every_steps(4);
+  options_.programs = options_.dir;
+  WriteExporter(options_.dir);
+  ASSERT_TRUE(MakeDirectories(JoinPath(options_.dir, "logs")).ok());
+  const std::string hold = JoinPath(options_.dir, "hold");
+  ASSERT_TRUE(WriteFileAtomically(hold, "").ok());
+  Cluster cluster(options_);
+  cluster.StartAll();
+  for (const uint64_t step : {2, 4, 6, 8, 10}) cluster.CutOf(step, 4);
+  Cluster::CutFlags last;
+  last.epoch_ended = last.job_finished = last.stopping = true;
+  cluster.CutOf(11, 4, last);
+  for (const Split& split : options_.job.split()) cluster.EvaluationOf(split.name(), 11, 0.75);
+  const std::vector<std::string> waiting = {"11", "4", "8"};
+  while (Snapshots() != waiting || !PathExists(SnapshotFolder(11) + "/MANIFEST")) {
+  }
+  EXPECT_FALSE(cluster.HasMessage(cluster.Worker(0))) << "it left before its publications";
+  ASSERT_TRUE(RemoveTree(hold).ok());
+  cluster.ExpectGoodbye(0);
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"11"}));
+  const auto chain = ReadNewestChain(JoinPath(options_.dir, "export"));
+  ASSERT_TRUE(chain.ok()) << chain.status();
+  ASSERT_EQ(chain->size(), 3u);
+  EXPECT_EQ((*chain)[0].step, 4u);
+  EXPECT_EQ((*chain)[1].step, 8u);
+  EXPECT_EQ((*chain)[2].step, 11u);
+  EXPECT_EQ(RunJson()["export"]["published"], 3);
+  EXPECT_EQ(RunJson()["export"]["failures"], 0);
+}
+
 TEST_F(SchedulerTest, SavesAndLeavesWithSeventyFiveOnASignal) {
   Cluster cluster(options_);
   cluster.StartAll();
@@ -454,9 +496,57 @@ TEST_F(SchedulerTest, GoesOnWithAFinishedJobThatWasGivenMoreEpochs) {
   cluster.Stop(11, 4);
 }
 
-TEST_F(SchedulerTest, EndsAtOnceWhereTheLastStepWasMovedBehindTheSnapshot) {
+TEST_F(SchedulerTest, RefusesALastStepBeforeTheSnapshot) {
   MakeSaved(6);
   options_.job.mutable_training()->set_steps_max(5);
+  Cluster cluster(options_);
+  const absl::StatusOr<int> code = cluster.Join();
+  EXPECT_EQ(ExitCodeOf(code.status()), kExitConfig);
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("training.steps_max: is 5"));
+}
+
+TEST_F(SchedulerTest, RefusesFewerEpochsThanAreTrained) {
+  options_.job.mutable_training()->set_epochs(2);
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    Cluster::CutFlags first;
+    first.epoch_ended = true;
+    cluster.CutOf(4, 4, first);
+    for (const Split& split : options_.job.split()) cluster.EvaluationOf(split.name(), 4, 0.75);
+    cluster.Stop(6, 4, 1);
+  }
+  options_.job.mutable_training()->set_epochs(1);
+  Cluster cluster(options_);
+  const absl::StatusOr<int> code = cluster.Join();
+  EXPECT_EQ(ExitCodeOf(code.status()), kExitConfig);
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("training.epochs: is 1"));
+}
+
+// The report is made before what can fail: a run.json of an earlier attempt does not speak for this one.
+TEST_F(SchedulerTest, TellsRunJsonOfAPortThatIsTaken) {
+  MakeSaved(6);
+  const int taken = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  ASSERT_EQ(bind(taken, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(listen(taken, 1), 0);
+  ASSERT_EQ(getsockname(taken, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  options_.job.mutable_metrics()->set_prometheus_port(ntohs(address.sin_port));
+  Cluster cluster(options_);
+  const absl::StatusOr<int> code = cluster.Join();
+  close(taken);
+  EXPECT_FALSE(code.ok());
+  EXPECT_EQ(RunJson()["status"], "failed");
+  EXPECT_EQ(RunJson()["exit"]["code"], ExitCodeOf(code.status()));
+  EXPECT_EQ(RunJson()["steps"], 6);
+}
+
+TEST_F(SchedulerTest, EndsAtOnceWhereTheLastStepWasMovedToTheSnapshot) {
+  MakeSaved(6);
+  options_.job.mutable_training()->set_steps_max(6);
   Cluster cluster(options_);
   cluster.AllHello();
   cluster.ExpectGoodbye(0);
@@ -652,7 +742,8 @@ TEST_F(SchedulerTest, WritesCurvesOfTrainingAndOfEachEvaluation) {
   const std::vector<std::string> files = ListDirectory(tb).value();
   ASSERT_EQ(files.size(), 1u);
   const std::string events = ReadFile(JoinPath(tb, files[0])).value();
-  for (const char* tag : {"perf/samples_per_s", "eval/validation/auc/click", "eval/test/auc/click"}) {
+  for (const char* tag : {"perf/samples_per_s", "eval/validation/auc/click", "eval/test/auc/click",
+                          "diagnostics/weight_max/level2.task.click"}) {
     EXPECT_THAT(events, HasSubstr(tag));
   }
   options_.job.mutable_metrics()->set_tensorboard(false);

@@ -287,8 +287,12 @@ TEST(Generate, NamesEveryFaultOfASpecAtOnce) {
   spec.mutable_task(0)->set_positive_rate(1.5);
   spec.mutable_task(1)->set_name("user_id");
   spec.clear_video();
+  spec.mutable_job()->mutable_training()->set_batch_size(0);
+  *spec.add_task() = spec.task(0);
+  spec.mutable_task(2)->set_name("2nd_click");  // reads as a number in an expression
   const std::vector<std::string> faults = FaultsOfSpec(spec);
-  for (const char* field : {"records: ", "user.zipf: ", "task[0].positive_rate: ", "task[1].name: ", "video.count: "}) {
+  for (const char* field : {"records: ", "user.zipf: ", "task[0].positive_rate: ", "task[1].name: ", "video.count: ",
+                            "job.training.batch_size: ", "task[2].name: "}) {
     EXPECT_THAT(faults, Contains(HasSubstr(field)));
   }
   const std::string out = NewFolder("faults");
@@ -313,6 +317,32 @@ TEST(Generate, LeavesAFolderAloneThatHoldsSomethingElse) {
   std::string report;
   EXPECT_EQ(ExitCodeOf(GenerateLog(SmallSpec(), out, &report)), kExitConfig);
   EXPECT_EQ(ListDirectory(out)->size(), 1u);
+}
+
+TEST(Generate, LeavesAnotherDataSetAloneThatHasASchemaToo) {
+  for (const char* schema : {"{\"schema\": 1}\n", "{\"generator\": 7}", "[]", "no JSON"}) {
+    const std::string out = NewFolder("data_set");
+    ASSERT_TRUE(MakeDirectories(out + "/train").ok());
+    for (const char* name : {"train/day-1.csv", "test.csv", "user.csv", "job.txtpb"}) {
+      ASSERT_TRUE(WriteFileAtomically(out + "/" + name, "precious").ok());
+    }
+    ASSERT_TRUE(WriteFileAtomically(out + "/schema.json", schema).ok());
+    const std::string before = Everything(out);
+    std::string report;
+    const absl::Status status = GenerateLog(SmallSpec(), out, &report);
+    EXPECT_EQ(ExitCodeOf(status), kExitConfig) << schema;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("schema.json"));
+    EXPECT_EQ(Everything(out), before) << schema;
+  }
+}
+
+TEST(Generate, RefusesANameThatIsNotUtf8) {
+  GeneratorSpec spec = SmallSpec();
+  spec.set_name("caf\xe9");
+  const std::string out = NewFolder("latin");
+  std::string report;
+  EXPECT_EQ(ExitCodeOf(GenerateLog(spec, out, &report)), kExitConfig);
+  EXPECT_FALSE(PathExists(out));
 }
 
 TEST(Generate, ReplacesALongerLogOfItsOwn) {

@@ -69,7 +69,8 @@ class LaunchTest : public testing::Test {
   }
   nlohmann::json RunJson() { return nlohmann::json::parse(*ReadFile(options_.out + "/run.json")); }
   // A committed snapshot of the effective job.
-  void CommitSnapshot(uint64_t step, uint32_t lanes, const std::vector<std::string>& overrides = {}) {
+  void CommitSnapshot(uint64_t step, uint32_t lanes, const std::vector<std::string>& overrides = {},
+                      uint32_t epoch = 0) {
     Job job = *LoadJob(options_.job, overrides);
     job.mutable_training()->set_lanes(lanes);
     Manifest manifest;
@@ -77,6 +78,7 @@ class LaunchTest : public testing::Test {
     manifest.set_step(step);
     manifest.set_job(PrintJob(job));
     manifest.set_lanes(lanes);
+    for (uint32_t l = 0; l < lanes; ++l) manifest.add_lane()->mutable_cursor()->set_epoch(epoch);
     const std::string folder = absl::StrCat(options_.out, "/snapshots/", step);
     ASSERT_TRUE(MakeDirectories(folder).ok());
     ASSERT_TRUE(WriteFileAtomically(folder + "/rows", "rows").ok());
@@ -190,6 +192,90 @@ TEST_F(LaunchTest, ForwardsSigtermAndDoesNotRestart) {
   EXPECT_EQ(RunJson()["status"], "failed");
 }
 
+// The signal comes when mpirun has ended: its last act, and the test's own process is its parent.
+TEST_F(LaunchTest, AFinishedRunStaysFinishedWhateverSignalComesLast) {
+  for (const int signal : {SIGTERM, SIGUSR1, SIGHUP}) {
+    WriteMpirun(
+        absl::StrCat("echo '{\"status\": \"finished\", \"exit\": {\"code\": 0, \"reason\": \"\"}}' > "
+                     "\"$dir/run.json\"; trap '' USR1 TERM HUP; kill -",
+                     signal, " $PPID; exit 0"));
+    EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+    EXPECT_EQ(RunJson()["status"], "finished");
+  }
+}
+
+TEST_F(LaunchTest, ASavedRunStaysSavedWhateverSignalComesLast) {
+  WriteMpirun(
+      "echo '{\"status\": \"saved\", \"exit\": {\"code\": 75, \"reason\": \"asked\"}}' > \"$dir/run.json\"; trap '' "
+      "TERM; "
+      "kill -TERM $PPID; exit 75");
+  EXPECT_EQ(TrainSaying(&said_), 75) << said_;
+  EXPECT_EQ(RunJson()["status"], "saved");
+  EXPECT_EQ(RunJson()["exit"]["reason"], "asked");
+}
+
+// Signals that nobody waited for any more must not end the process when they are let through again.
+TEST_F(LaunchTest, ASupervisorLeavesNoSignalBehind) {
+  {
+    Supervisor supervisor;
+    for (const int signal : {SIGUSR1, SIGTERM, SIGHUP}) kill(getpid(), signal);
+  }
+  kill(getpid(), SIGUSR1);  // a batch system's, after the end
+  Supervisor supervisor;    // and what it starts can be asked to save nevertheless
+  const auto end = supervisor.Run({{"/bin/bash", "-c", "trap 'exit 75' USR1; kill -USR1 $$; exit 1"}, {}});
+  ASSERT_TRUE(end.ok()) << end.status();
+  EXPECT_EQ(end->code, 75);
+}
+
+TEST_F(LaunchTest, AStartThatFailsDoesNotKeepThePreviousEnding) {
+  ASSERT_TRUE(MakeDirectories(options_.out).ok());
+  Write("run/run.json", "{\"status\": \"saved\", \"exit\": {\"code\": 75, \"reason\": \"asked\"}, \"steps\": 7}");
+  WriteMpirun("exit 74");
+  EXPECT_EQ(TrainSaying(&said_), 74);
+  EXPECT_EQ(RunJson()["status"], "failed");
+  // Nor does one of the same code.
+  Write("run/run.json", "{\"status\": \"failed\", \"exit\": {\"code\": 74, \"reason\": \"long ago\"}, \"steps\": 7}");
+  EXPECT_EQ(TrainSaying(&said_), 74);
+  EXPECT_EQ(RunJson()["exit"]["code"], 74);
+  EXPECT_THAT(RunJson()["exit"]["reason"].get<std::string>(), HasSubstr("exit code 74"));
+  EXPECT_EQ(RunJson()["steps"], 7);
+}
+
+TEST_F(LaunchTest, AppendsToWhatTheSchedulerSaidThatItGaveUp) {
+  WriteMpirun(
+      "echo '{\"status\": \"failed\", \"exit\": {\"code\": 70, \"reason\": \"worker-1: torn\"}}' > \"$dir/run.json\"; "
+      "exit "
+      "70");
+  options_.restarts_max = 1;
+  EXPECT_EQ(TrainSaying(&said_), 70);
+  const std::string reason = RunJson()["exit"]["reason"];
+  EXPECT_THAT(reason, testing::StartsWith("worker-1: torn; "));
+  EXPECT_THAT(reason, HasSubstr("restarted 1 times"));
+}
+
+TEST_F(LaunchTest, WritesAReasonThatIsNotUtf8) {
+  ASSERT_TRUE(WriteRunEnd(root_, "caf\xe9", "failed", 66, "caf\xe9.csv: no such file").ok());
+  const auto run = nlohmann::json::parse(*ReadFile(root_ + "/run.json"));
+  EXPECT_EQ(run["exit"]["reason"], "caf\uFFFD.csv: no such file");
+}
+
+TEST_F(LaunchTest, RefusesAnEndThatLiesBeforeWhatIsTrained) {
+  CommitSnapshot(50, 2, {"training.epochs=3"}, 1);  // in its second epoch
+  WriteMpirun("exit 0");
+  options_.workers = 2;
+  options_.overrides = {"training.epochs=1"};
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("training.epochs: is 1"));
+  EXPECT_THAT(said_, HasSubstr("at least 2"));
+  options_.overrides = {"training.epochs=2", "training.steps_max=49"};
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("training.steps_max: is 49"));
+  EXPECT_THAT(said_, HasSubstr("at least 50"));
+  EXPECT_TRUE(Calls().empty());
+  options_.overrides = {"training.epochs=2", "training.steps_max=50"};
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+}
+
 TEST_F(LaunchTest, EndsRanksThatAKilledMpirunLeftBeforeItStartsOthers) {
   WriteMpirun(
       "if [ $call = 1 ]; then\n"
@@ -239,6 +325,17 @@ TEST_F(LaunchTest, RefusesTheFolderOfAnotherJobAndSaysWhichFieldsDiffer) {
   EXPECT_EQ(TrainSaying(&said_), 78);
   EXPECT_THAT(said_, HasSubstr("table[0].dim: 4 != 8"));
   EXPECT_TRUE(Calls().empty());
+}
+
+TEST_F(LaunchTest, GoesOnWhereOnlyTheDataFolderMoved) {
+  CommitSnapshot(5, 1);
+  WriteMpirun("exit 0");
+  ASSERT_TRUE(MakeDirectories(root_ + "/moved").ok());
+  std::filesystem::rename(root_ + "/log.csv", root_ + "/moved/log.csv");
+  options_.overrides = {"data_dir=" + root_ + "/moved"};
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(said_, HasSubstr("resuming from "));
+  EXPECT_EQ(LoadJob(options_.out + "/job.txtpb", {})->data_dir(), root_ + "/moved");
 }
 
 TEST_F(LaunchTest, FallsBackToAnOlderSnapshotAndRefusesWhereNoneVerifies) {
@@ -306,6 +403,7 @@ TEST_F(LaunchTest, EvaluatesInAFolderOfItsOwn) {
       "printf 'source\\toffset\\n' | zstd -q > \"$dir/predictions/eval.tsv.zst\"\n"
       "echo the table");
   EvalOptions options;
+  options.overrides = {"metrics.prometheus_port=9100"};  // perhaps served by the training job at this moment
   options.programs = options_.programs;
   options.job = options_.job;
   options.snapshot = options_.out;
@@ -320,6 +418,7 @@ TEST_F(LaunchTest, EvaluatesInAFolderOfItsOwn) {
   const Job job = *LoadJob(root_ + "/eval-job.txtpb", {});
   ASSERT_EQ(job.split_size(), 1);
   EXPECT_EQ(job.split(0).name(), "eval");
+  EXPECT_EQ(job.metrics().prometheus_port(), 0u);
   EXPECT_EQ(job.split(0).log().path(0), root_ + "/other.csv");
   EXPECT_FALSE(PathExists(std::string(absl::StripAsciiWhitespace(*ReadFile(root_ + "/eval-dir")))));
   EXPECT_THAT(*ListDirectory(options_.out), ElementsAre("snapshots"));  // nothing was written there

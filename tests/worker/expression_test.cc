@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
+#include "common/config.h"
 #include "common/env.h"
 
 namespace hearth {
@@ -95,6 +97,20 @@ TEST(Expression, NamesThePositionAndWhatWasExpected) {
   EXPECT_THAT(ErrorOf(""), testing::HasSubstr("position 1"));
   EXPECT_THAT(ErrorOf(std::string(1000, '(')), testing::HasSubstr("deep"));
   EXPECT_THAT(ErrorOf(std::string(1000, '-')), testing::HasSubstr("deep"));
+}
+
+std::string Chain(absl::string_view term, absl::string_view symbol, size_t terms) {
+  std::string text(term);
+  while (--terms > 0) absl::StrAppend(&text, symbol, term);
+  return text;
+}
+
+TEST(Expression, EvaluatesTheLongestChainsAndRefusesLongerOnes) {
+  EXPECT_EQ(ValueOf(Chain("1", "+", kExpressionBytesMax / 2)), kExpressionBytesMax / 2);
+  EXPECT_EQ(ValueOf(Chain("0", "||", kExpressionBytesMax / 3)), 0);
+  for (const char* symbol : {"||", "&&", "+", "*"}) {
+    EXPECT_THAT(ErrorOf(Chain("1", symbol, 1'000'000)), testing::HasSubstr("bytes long, more than 8192; shorten it"));
+  }
 }
 
 TEST(Expression, ListsItsColumnsInOrder) {

@@ -1,11 +1,34 @@
 #include "worker/lane_account.h"
 
 #include <gtest/gtest.h>
+#include <limits.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <filesystem>
+#include <mutex>
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "tests/worker/text_files.h"
+
+namespace {
+std::mutex synced_mutex;
+std::vector<std::string> synced;  // guarded by synced_mutex
+}  // namespace
+
+// This program's fsync: the system's, with a note of what it was asked for.
+extern "C" int fsync(int fd) {
+  char path[PATH_MAX] = {};
+  if (readlink(absl::StrCat("/proc/self/fd/", fd).c_str(), path, sizeof(path) - 1) > 0) {
+    std::lock_guard<std::mutex> lock(synced_mutex);
+    synced.push_back(path);
+  }
+  return static_cast<int>(syscall(SYS_fsync, fd));
+}
 
 namespace hearth {
 namespace {
@@ -48,7 +71,7 @@ TEST(LaneAccount, AddsUpAndKeepsDeadLettersOfAppliedSteps) {
   EXPECT_FALSE(PathExists(JoinPath(folder, "lane-2.tsv")));  // nothing to say yet
   ASSERT_TRUE((*account)->Enter(MakeBatch(3, 1, 2, "b.csv\t7\tbad\n"), false, {}).ok());
   ASSERT_TRUE((*account)->Enter(MakeBatch(2, 0, 0, ""), true, TwoFiles()).ok());
-  ASSERT_TRUE((*account)->Sync(12).ok());
+  ASSERT_TRUE((*account)->Sync(12, 1).ok());
   const LaneState& state = (*account)->state();
   EXPECT_EQ(state.ledger().read(), 8u);
   EXPECT_EQ(state.ledger().trained(), 3u);
@@ -56,6 +79,7 @@ TEST(LaneAccount, AddsUpAndKeepsDeadLettersOfAppliedSteps) {
   EXPECT_EQ(state.ledger().filtered(), 2u);
   EXPECT_EQ(state.non_finite(), 2u);
   EXPECT_EQ(state.epoch_ends_at(), 12u);
+  EXPECT_EQ(state.skipped_in_row(), 1u);
   EXPECT_EQ(state.cursor().record(), 2u);
   const auto text = ReadFile(JoinPath(folder, "lane-2.tsv"));
   ASSERT_TRUE(text.ok());
@@ -73,18 +97,39 @@ TEST(LaneAccount, AResumeCutsTheDeadLettersBackToTheSnapshot) {
     auto account = LaneAccount::Open(folder, Lane2());
     ASSERT_TRUE(account.ok());
     ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "one\n"), false, {}).ok());
-    ASSERT_TRUE((*account)->Sync(0).ok());
+    ASSERT_TRUE((*account)->Sync(0, 0).ok());
     saved = (*account)->state();
     ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "two\n"), false, {}).ok());
   }
   auto account = LaneAccount::Open(folder, saved);
   ASSERT_TRUE(account.ok()) << account.status();
   ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "three\n"), false, {}).ok());
-  ASSERT_TRUE((*account)->Sync(0).ok());
+  ASSERT_TRUE((*account)->Sync(0, 0).ok());
   EXPECT_EQ(*ReadFile(JoinPath(folder, "lane-2.tsv")), "one\nthree\n");
 
   saved.set_dead_letter_bytes(1000);
   EXPECT_EQ(LaneAccount::Open(folder, saved).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST(LaneAccount, ACutMakesTheFileAndItsNameDurable) {
+  const std::string parent = std::filesystem::canonical(TestFolder()).string();
+  const std::string folder = JoinPath(parent, "dead-letter");
+  auto account = LaneAccount::Open(folder, Lane2());
+  ASSERT_TRUE(account.ok());
+  ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "one\n"), false, {}).ok());
+  const auto synced_by_a_cut = [&] {
+    {
+      std::lock_guard<std::mutex> lock(synced_mutex);
+      synced.clear();
+    }
+    EXPECT_TRUE((*account)->Sync(0, 0).ok());
+    std::lock_guard<std::mutex> lock(synced_mutex);
+    std::sort(synced.begin(), synced.end());
+    return synced;
+  };
+  const std::string file = JoinPath(folder, "lane-2.tsv");
+  EXPECT_EQ(synced_by_a_cut(), (std::vector<std::string>{parent, folder, file}));
+  EXPECT_EQ(synced_by_a_cut(), (std::vector<std::string>{file})) << "its name is on the disk already";
 }
 
 TEST(LaneAccount, RefusesCountsThatDoNotAddUp) {

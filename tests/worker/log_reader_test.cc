@@ -4,13 +4,17 @@
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
+#include <atomic>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/config.h"
+#include "common/status.h"
 #include "embedding/sign.h"
 #include "tests/worker/text_files.h"
 #include "worker/piece_order.h"
@@ -18,6 +22,7 @@
 namespace hearth {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -578,6 +583,49 @@ TEST(LaneReader, ATruncatedGzipIsDataLoss) {
   }
 }
 
+TEST(LaneReader, AHeaderThatIsTooLongIsDataLossWithFilePlaceAndRemedy) {
+  Small small("id\n1\n", R"(slot { name: "id" table: "t" hash: RAW } limits { record_bytes_max: 16 })");
+  const std::string text = "\nid,a_name_that_is_too_long\n1,2\n";
+  for (const std::string& bytes : {text, Gzip(text)}) {
+    small.Write("log.csv", "id\n1\n");
+    const auto schema = LogSchema::Open(small.job, LogsOf(small.job));
+    ASSERT_TRUE(schema.ok());
+    small.Write("log.csv", bytes);
+    auto opened = OpenLane(small.job, 0, 1);
+    const absl::Status found_early = opened.status();
+    opened = Opened();  // as when the file comes into a directory that grows
+    opened->files->Append(*ListLogFiles(small.job, LogsOf(small.job)), true);
+    opened->options.job = small.job;
+    opened->options.logs = LogsOf(small.job);
+    opened->options.schema = *schema;
+    opened->options.files = opened->files.get();
+    const absl::Status found_late = (*LaneReader::Open(opened->options))->Next().status();
+    for (const absl::Status& status : {found_early, found_late}) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+      EXPECT_THAT(
+          std::string(status.message()),
+          AllOf(HasSubstr("log.csv: byte 1: the header is longer than limits.record_bytes_max = 16"), HasSubstr("; ")));
+    }
+  }
+}
+
+TEST(LaneReader, DeadLettersStayBoundedWhileNoRecordIsValid) {
+  std::string text = "id,text\n";
+  constexpr uint64_t kRecords = 50000;
+  for (uint64_t i = 0; i < kRecords; ++i) text += "one field\n";
+  Small small(text, R"(slot { name: "id" table: "t" } log { piece_bytes: 65536 })");
+  const auto batches = ReadAll(small.job, 0, 1);
+  ASSERT_EQ(batches.size(), 1u);
+  EXPECT_EQ(batches[0]->delta.rejected(), kRecords);
+  const std::string& letters = batches[0]->dead_letters;
+  EXPECT_LT(letters.size(), (1u << 20) + 200);
+  // The last line tells of those that were left out, so the lines still add up.
+  const std::vector<std::string> lines = absl::StrSplit(letters, '\n', absl::SkipEmpty());
+  EXPECT_EQ(lines.back(), absl::StrCat("log.csv\t", text.size() - 10, "\tand ", kRecords - (lines.size() - 1),
+                                       " bad records up to here that are not listed"));
+  EXPECT_EQ(lines[0], "log.csv\t8\thas 1 fields instead of 2");
+}
+
 TEST(LaneReader, AFileThatIsNotTheListedOneIsDataLoss) {
   Small small("id\n1\n", R"(slot { name: "id" table: "t" hash: RAW })");
   for (const char* const other : {"id\n1\n2\n", "id\n2\n"}) {
@@ -625,6 +673,15 @@ TEST(LogSchema, TellsAllFaultsAtOnceWithLogColumnAndRemedy) {
           HasSubstr("log \"days\": dense \"d\": reads column \"c\""),
           HasSubstr("log \"days\": label of task \"y\": reads column \"is_y\""),
           HasSubstr("log \"days\": mask of task \"y\": expression \"sqrt(b) \", position 1: there is no function")));
+}
+
+TEST(LogSchema, ChecksTheUserOfASplitWithItsColumns) {
+  Small small("a,b\n1,2\n", R"(slot { name: "a" table: "t" })");
+  EXPECT_TRUE(LogSchema::Open(small.job, LogsOf(small.job), {"b"}).ok());
+  const absl::Status status = LogSchema::Open(small.job, LogsOf(small.job), {"visitor"}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("log \"log\": the user of GAUC: reads column \"visitor\", which"));
 }
 
 TEST(LogSchema, AMissingFileIsNotFoundWithItsPath) {
@@ -724,6 +781,75 @@ TEST(LaneReader, TailsADirectoryAndJoinsIdleWhileNothingComes) {
   EXPECT_EQ(third->delta.rejected(), 1u);
   EXPECT_EQ(next()->kind, Batch::Kind::kEndOfEpoch);
   EXPECT_EQ(next(), nullptr);
+}
+
+// Time that stands still but for waits, which take just as long as they may.
+class LeapingEnv : public Env {
+ public:
+  int64_t NowUs() override { return now_us; }
+  int64_t WallUs() override { return now_us; }
+  std::unique_ptr<Event> NewEvent() override {
+    class LeapingEvent : public Event {
+     public:
+      explicit LeapingEvent(LeapingEnv* env) : env_(env) {}
+      void Notify() override { notified_ = true; }
+      bool WaitUntil(int64_t deadline_us) override {
+        if (std::exchange(notified_, false)) return true;
+        HEARTH_CHECK(deadline_us != kNever, "waits for ever");
+        env_->now_us = std::max(env_->now_us, deadline_us);
+        return false;
+      }
+
+     private:
+      LeapingEnv* const env_;
+      bool notified_ = false;
+    };
+    return std::make_unique<LeapingEvent>(this);
+  }
+  std::unique_ptr<Thread> StartThread(absl::string_view, std::function<void()>) override { return nullptr; }
+  int64_t now_us = 1'000'000'000;
+};
+
+TEST(LaneReader, DryLanesTogetherWaitIdleMsFromWhenTheyRanDry) {
+  constexpr uint32_t kLanes = 4;
+  constexpr int64_t kIdleUs = 100'000;
+  Small small("id\n1\n2\n3\n4\n", R"(
+    slot { name: "id" table: "t" hash: RAW } log { name: "l" path: "log.csv" piece_bytes: 2 })");
+  small.job.mutable_training()->set_batch_size(4);
+  small.job.mutable_training()->set_idle_ms(100);
+  LeapingEnv env;
+  FileList files(&env);
+  files.Append(*ListLogFiles(small.job, LogsOf(small.job)), false);
+  small.job.mutable_log(0)->clear_path();
+  small.job.mutable_log(0)->set_directory("in");
+  std::atomic<bool> rests{true};
+  std::vector<std::unique_ptr<LaneReader>> lanes;
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    LaneReaderOptions options;
+    options.job = small.job;
+    options.logs = LogsOf(small.job);
+    options.files = &files;
+    options.lane = lane;
+    options.lanes = kLanes;
+    options.env = &env;
+    options.job_rests = &rests;
+    lanes.push_back(*LaneReader::Open(options));
+  }
+  const auto round = [&](Batch::Kind kind) {  // as the pipeline's read thread asks; the time it takes
+    const int64_t begin_us = env.now_us;
+    for (auto& lane : lanes) EXPECT_EQ((*lane->Next())->kind, kind);
+    return env.now_us - begin_us;
+  };
+  EXPECT_EQ(round(Batch::Kind::kRecords), 0);
+  EXPECT_EQ(round(Batch::Kind::kIdle), kIdleUs);
+  EXPECT_EQ(round(Batch::Kind::kIdle), kIdleUs) << "nobody has anything: no more than one such step in idle_ms";
+  rests = false;
+  EXPECT_EQ(round(Batch::Kind::kIdle), 0) << "others have records: who has been dry for so long holds nobody up again";
+  rests = true;
+  env.now_us += kIdleUs / 4;  // the trainer was busy for so long
+  EXPECT_EQ(round(Batch::Kind::kIdle), kIdleUs - kIdleUs / 4);
+  files.Append({}, true);
+  EXPECT_EQ(round(Batch::Kind::kEndOfEpoch), 0);
 }
 
 TEST(LaneReader, WaitsForFilesThatAnotherThreadAppends) {

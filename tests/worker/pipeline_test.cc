@@ -215,6 +215,9 @@ class StrictServer {
   const std::map<uint64_t, Rows>& at_cut() const { return at_cut_; }
   uint64_t applied() const { return applied_; }
   const std::vector<std::string>& faults() const { return faults_; }
+  // The last step that each sign was hinted and pulled for.
+  const std::map<Sign, uint64_t>& hinted() const { return hinted_; }
+  const std::map<Sign, uint64_t>& pulled_in() const { return pulled_in_; }
 
  private:
   struct Pull {
@@ -242,6 +245,7 @@ class StrictServer {
         Pull pull{message.from, header, {}};
         for (const Section& section : decoded->sections) {
           pull.signs.insert(pull.signs.end(), section.signs.begin(), section.signs.end());
+          for (const Sign sign : section.signs) pulled_in_[sign] = header.step;
         }
         pulls_.push_back(std::move(pull));
         break;
@@ -260,8 +264,13 @@ class StrictServer {
         Reply(message.from, EncodeMessage(ack, {}));
         break;
       }
+      case MessageKind::kPrefetch:
+        for (const Section& section : decoded->sections) {
+          for (const Sign sign : section.signs) hinted_[sign] = header.step;
+        }
+        break;
       default:
-        break;  // a prefetch
+        break;
     }
     while (Answer() || Apply()) {
     }
@@ -332,6 +341,7 @@ class StrictServer {
   std::vector<Pull> pulls_;
   std::map<uint64_t, std::map<uint32_t, Push>> pushes_;
   std::map<uint64_t, Rows> at_cut_;
+  std::map<Sign, uint64_t> hinted_, pulled_in_;
   std::vector<std::string> faults_;
   std::unique_ptr<Thread> thread_;
 };
@@ -605,6 +615,32 @@ TEST_P(PipelineAtStaleness, AResumeFromAnyCutEndsLikeTheRunThatNeverStopped) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Staleness, PipelineAtStaleness, testing::Values(0u, 1u, 2u, 3u));
+
+TEST(Pipeline, HintsASignForTheStepThatPullsItInEveryEpoch) {
+  Plan plan;
+  plan.epochs = 4;
+  uint64_t id = 0;
+  for (uint32_t epoch = 0; epoch < plan.epochs; ++epoch) {
+    plan.batches.emplace_back(1);
+    for (int batch = 0; batch < 5; ++batch) plan.batches.back()[0].push_back({MakeSign(1, ++id)});
+  }
+  const Saved start = Beginning(plan);
+  const Ranks ranks{1, 1};
+  const ShardMap map(16, 1);
+  InProcessHub hub(Env::Real(), ranks.size());
+  LocalCollectiveHub collectives(Env::Real(), 1);
+  StrictServer server(plan, hub.transport(ranks.server(0)), start, map, 0);
+  FakeWorker worker(plan, start, hub.transport(ranks.worker(0)), collectives.collective(0), map, ranks);
+  worker.Run();
+  ASSERT_TRUE(worker.status().ok()) << worker.status();
+  server.Stop();
+  ASSERT_EQ(server.pulled_in().size(), id);
+  for (const auto& [sign, step] : server.pulled_in()) {
+    ASSERT_EQ(server.hinted().count(sign), 1u);
+    EXPECT_GE(server.hinted().at(sign), step) << "a server drops a hint for a step that it has applied";
+    EXPECT_LE(server.hinted().at(sign), step + 1);
+  }
+}
 
 TEST(Pipeline, HandsAReadersErrorToTheTrainer) {
   class FailingReader : public LaneReader {

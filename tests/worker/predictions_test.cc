@@ -23,8 +23,7 @@ PredictionRows RandomRows(Random* random, size_t records, bool users) {
     rows.offset.push_back(i * 17);
     for (int t = 0; t < 2; ++t) {
       rows.logits.push_back(static_cast<float>(random->Uniform() * 8 - 4));
-      rows.mask.push_back(static_cast<float>(random->Below(4) > 0));
-      rows.labels.push_back(rows.mask.back() * static_cast<float>(random->Below(2)));
+      rows.labels.push_back(random->Below(4) > 0 ? static_cast<uint8_t>(random->Below(2)) : PredictionRows::kMasked);
     }
     if (!users) continue;
     rows.user.push_back(random->Below(20));
@@ -38,9 +37,11 @@ void ExpectEqual(const PredictionRows& a, const PredictionRows& b) {
   EXPECT_EQ(a.offset, b.offset);
   EXPECT_EQ(a.logits, b.logits);
   EXPECT_EQ(a.labels, b.labels);
-  EXPECT_EQ(a.mask, b.mask);
   EXPECT_EQ(a.user, b.user);
   EXPECT_EQ(a.user_text, b.user_text);
+  EXPECT_EQ(a.read, b.read);
+  EXPECT_EQ(a.rejected, b.rejected);
+  EXPECT_EQ(a.bad_record, b.bad_record);
 }
 
 std::string Decompress(const std::string& bytes) {
@@ -55,9 +56,13 @@ TEST(Predictions, TravelInChunksAndMergeIntoOneOrderHoweverTheyWereDealt) {
   Random random(3);
   for (const bool users : {false, true}) {
     PredictionRows truth = RandomRows(&random, 100, users);
+    truth.read = 107;
+    truth.rejected = 5;
+    truth.bad_record = "b.csv\t7\tbad";
     ASSERT_TRUE(SortPredictions(&truth).ok());
     // Deal the rows to three workers at random, send them in chunks, gather them in any order.
     std::vector<PredictionRows> dealt(3);
+    dealt[2].bad_record = "c.csv\t3\tbad";
     for (size_t i = 0; i < truth.records(); ++i) {
       const auto one = DecodePredictions(EncodePredictions(truth, i, i + 1, Header()).span());
       ASSERT_TRUE(one.ok()) << one.status();
@@ -86,7 +91,7 @@ TEST(Predictions, RefuseATruncatedMessageAndARecordTwice) {
   const absl::Span<const char> body = OpaqueBody(message.span());
   for (size_t size = 0; size < body.size(); ++size) {
     Bytes shorter = EncodeOpaque(*header, body.subspan(0, size));
-    EXPECT_EQ(DecodePredictions(shorter.span()).status().code(), absl::StatusCode::kDataLoss) << size;
+    EXPECT_EQ(DecodePredictions(shorter.span()).status().code(), absl::StatusCode::kInternal) << size;
   }
   rows.Append(*DecodePredictions(EncodePredictions(rows, 4, 5, Header()).span()));
   EXPECT_EQ(SortPredictions(&rows).code(), absl::StatusCode::kDataLoss);
@@ -98,8 +103,7 @@ TEST(Predictions, AreScoredOverUnmaskedRecordsAlone) {
   rows.file = {0, 0, 0, 0};
   rows.offset = {0, 1, 2, 3};
   rows.logits = {2, 1, 0, 9};
-  rows.labels = {1, 0, 1, 0};
-  rows.mask = {1, 1, 1, 0};
+  rows.labels = {1, 0, 1, PredictionRows::kMasked};
   const Evaluation evaluation = ScorePredictions(rows, {"click"}, "test", 40);
   EXPECT_EQ(evaluation.split(), "test");
   EXPECT_EQ(evaluation.step(), 40u);
@@ -116,8 +120,7 @@ TEST(Predictions, AreWrittenAsTheFormatSays) {
   rows.file = {0, 1};
   rows.offset = {5, 0};
   rows.logits = {0, 1000, -2, 0.5};
-  rows.labels = {1, 0, 0, 0};
-  rows.mask = {1, 0, 1, 1};
+  rows.labels = {1, PredictionRows::kMasked, 0, 0};
   rows.user_text = {"anna", "b\tb"};
   std::vector<LogFile> files(2);
   files[0].set_path("a.csv");

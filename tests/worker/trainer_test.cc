@@ -1,8 +1,10 @@
 #include "worker/trainer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <string>
@@ -193,7 +195,7 @@ TEST(Trainer, RepeatsItsBitsFromTheSameJobAndBatches) {
 
 TEST(Trainer, GoesOnFromASavedFileBitForBit) {
   const Job job = TestJob();
-  const std::string folder = JoinPath(testing::TempDir(), "trainer_test");
+  const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("trainer_test-", getpid()));
   ASSERT_TRUE(MakeDirectories(folder).ok());
   const std::string path = JoinPath(folder, "dense.safetensors");
   auto whole = Trainer::Create(job, {0.3, 0.1});
@@ -240,7 +242,70 @@ TEST(Trainer, EvaluationChangesNothing) {
   ASSERT_TRUE(first.ok());
   EXPECT_EQ(first->size(), 60u);
   EXPECT_EQ(*first, *(*trainer)->Predict(*batch));
+  std::vector<std::unique_ptr<Batch>> batches;
+  for (int i = 0; i < 2; ++i) batches.push_back(RandomBatch(job, 30, &random));
+  const auto diagnostics = (*trainer)->Diagnose(batches, 40);
+  ASSERT_TRUE(diagnostics.ok()) << diagnostics.status();
+  EXPECT_EQ(diagnostics->records(), 40u);
+  EXPECT_EQ(diagnostics->task_size(), 2);
+  EXPECT_EQ(*first, *(*trainer)->Predict(*batch));
   EXPECT_EQ((*trainer)->Hash(), before);
+}
+
+// Trains both on the same batches, from a save of one restored by the other. Calls compare(a, b) on what they gave.
+template <typename Compare>
+void TrainSideBySide(Trainer* a, Trainer* b, const Compare& compare) {
+  const Job job = TestJob();
+  const std::string path = JoinPath(testing::TempDir(), absl::StrCat("trainer_test_side-", getpid(), ".safetensors"));
+  Random random(31);
+  for (int step = 0; step < 6; ++step) {
+    std::unique_ptr<Batch> batches[2] = {RandomBatch(job, 20, &random), nullptr};
+    batches[1] = std::make_unique<Batch>(*batches[0]);
+    LaneResult results[2];
+    Trainer* const trainers[2] = {a, b};
+    for (int i = 0; i < 2; ++i) {
+      ASSERT_TRUE(trainers[i]->Train(batches[i].get(), &results[i]).ok());
+      EXPECT_TRUE(results[i].finite);
+    }
+    compare(results[0].gradient, results[1].gradient);
+    compare(results[0].logits, results[1].logits);
+    compare(results[0].moments.mean, results[1].moments.mean);
+    for (size_t g = 0; g < batches[0]->groups.size(); ++g) {
+      compare(batches[0]->groups[g].gradients, batches[1]->groups[g].gradients);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ASSERT_TRUE(trainers[i]->Apply(results[i].gradient, PoolMoments({results[i].moments})).ok());
+    }
+    if (step == 2) {
+      const auto hash = b->Save(path, 3);
+      ASSERT_TRUE(hash.ok()) << hash.status();
+      ASSERT_TRUE(a->Restore(path).ok());
+      EXPECT_EQ(a->Hash(), *hash);
+      ASSERT_TRUE(b->Restore(path).ok());
+      EXPECT_EQ(b->Hash(), *hash);
+    }
+    compare(*a->Predict(*batches[0]), *b->Predict(*batches[0]));
+  }
+}
+
+TEST(Trainer, WithCopiesAsOnAGpuItGivesTheSameBits) {
+  auto direct = Trainer::Create(TestJob(), {0.3, 0.1});
+  auto copies = Trainer::Create(TestJob(), {0.3, 0.1}, kCopiesOnCpu);
+  ASSERT_TRUE(direct.ok() && copies.ok());
+  TrainSideBySide(direct->get(), copies->get(),
+                  [](const std::vector<float>& a, const std::vector<float>& b) { EXPECT_EQ(a, b); });
+  EXPECT_EQ((*direct)->Hash(), (*copies)->Hash());
+}
+
+TEST(Trainer, OnAGpuItGivesTheCpusNumbers) {
+  if (torch::cuda::device_count() == 0) GTEST_SKIP() << "no GPU is here";
+  auto cpu = Trainer::Create(TestJob(), {0.3, 0.1});
+  auto gpu = Trainer::Create(TestJob(), {0.3, 0.1}, 0);
+  ASSERT_TRUE(cpu.ok() && gpu.ok()) << gpu.status();
+  TrainSideBySide(cpu->get(), gpu->get(), [](const std::vector<float>& a, const std::vector<float>& b) {
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-3 * (1 + std::abs(a[i])));
+  });
 }
 
 TEST(Trainer, SeesANonFiniteRow) {
@@ -405,6 +470,34 @@ TEST(DenseReducer, OneLaneThatIsNotFiniteSkipsTheStepEverywhere) {
     EXPECT_TRUE(reduced.sum.verdict.skip);
     EXPECT_FALSE(reduced.sum.trains);
     EXPECT_EQ(reduced.sum.verdict.records, 8u);
+  }
+}
+
+TEST(DenseReducer, LanesThatAreFiniteAloneButNotTogetherSkipTheStepOnEveryWorker) {
+  constexpr size_t kLanes = 3, kParameters = 8, kColumns = 2;
+  for (const auto& [cause, spoil] : std::vector<std::pair<const char*, std::function<void(LaneResult*, size_t)>>>{
+           {"the sum overflows", [](LaneResult*result, size_t) { result->gradient[3] = 3e38f; }},
+           {"a square of it overflows, which Adam takes",
+            [](LaneResult*result, size_t) { result->gradient[3] = 1e25f; }},
+           {"the pooled moments overflow",
+            [](LaneResult*result, size_t lane) { result->moments.mean[1] = lane == 0 ? -3e38f : 3e38f; }}}) {
+    Random random(23);
+    std::vector<LaneResult> results;
+    std::vector<LaneVote> votes(kLanes);
+    for (size_t lane = 0; lane < kLanes; ++lane) results.push_back(RandomResult(&random, kParameters, kColumns));
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      spoil(&results[lane], lane);
+      votes[lane].records = 4;
+      votes[lane].result = &results[lane];
+    }
+    for (int workers = 1; workers <= 3; ++workers) {
+      for (const double clip_norm : {0.0, 1.0}) {
+        for (const Reduced& reduced : ReduceAll(votes, workers, kParameters, kColumns, clip_norm)) {
+          EXPECT_TRUE(reduced.sum.verdict.skip) << cause;
+          EXPECT_FALSE(reduced.sum.trains) << cause;
+        }
+      }
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // golden trainer's for any number of workers and servers is in tests/golden.
 #include "worker/worker.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <zstd.h>
 
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "common/config.h"
 #include "common/env.h"
@@ -27,6 +29,9 @@
 
 namespace hearth {
 namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
 
 constexpr int64_t kPatienceUs = 60'000'000;  // a test that waits so long has failed
 
@@ -271,6 +276,13 @@ TEST(Worker, EvaluationAndPredictionsAreTheSameForAnyNumberOfWorkers) {
     EXPECT_EQ(evaluation.task(0).samples(), 300u);
     EXPECT_TRUE(evaluation.task(0).has_auc());
     EXPECT_TRUE(evaluation.task(0).has_gauc());
+    // Of the first piece alone, which is worker 0's: about 700 of the file's bytes.
+    EXPECT_GT(evaluation.diagnostics().records(), 20u);
+    EXPECT_LT(evaluation.diagnostics().records(), 100u);
+    EXPECT_EQ(evaluation.diagnostics().expert_size(), 2 + 2 * 2 + 2 + 2 * 2 + 2);
+    EXPECT_EQ(evaluation.diagnostics().gate_size(), 3 + 2);
+    EXPECT_EQ(evaluation.diagnostics().shared_size(), 2);  // of the last level, where tasks choose
+    EXPECT_TRUE(evaluation.diagnostics().task(1).has_own_gradient_ratio());
     evaluations.push_back(evaluation.SerializeAsString());
     predictions.push_back(ReadPredictions(dir));
     hashes.push_back(absl::StrCat(last[0].dense_hash()));
@@ -354,6 +366,60 @@ TEST(Worker, AStepThatIsNotFiniteIsSkippedEverywhereAndDeadLettered) {
   EXPECT_EQ(hashes[0], hashes[1]);
 }
 
+// Steps that move every parameter so far that nothing is finite after the first.
+Job DivergingJob(const std::string& folder) {
+  Job job = TestJob(folder);
+  job.mutable_training()->mutable_dense_optimizer()->set_kind(DenseOptimizer::SGD);
+  job.mutable_training()->mutable_dense_optimizer()->set_learning_rate(1e30);
+  return job;
+}
+
+TEST(Worker, ADivergedRunEndsAsBadDataOnEveryWorkerAtTheSameStep) {
+  const std::string folder = DataFolder(-1);
+  Job job = DivergingJob(folder);
+  job.mutable_limits()->set_skipped_steps_max(2);
+  std::set<std::string> messages;
+  for (const int workers : {1, 2, 3}) {
+    const std::string dir = JoinPath(folder, absl::StrCat("run-", workers));
+    const RunResult run = Script(job, dir, 1, workers).Run();
+    for (const absl::Status& status : run.workers) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+      messages.insert(absl::StrReplaceAll(status.message(), {{dir, "DIR"}}));
+    }
+    EXPECT_EQ(run.cuts.rbegin()->first, 0u) << "nothing of it is saved";
+  }
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_THAT(*messages.begin(), AllOf(HasSubstr("diverged at step 4"), HasSubstr("limits.skipped_steps_max = 2"),
+                                       HasSubstr("learning_rate"), HasSubstr("DIR/dead-letter")));
+}
+
+TEST(Worker, AJobDoesNotFinishOnASkippedStep) {
+  const std::string folder = DataFolder(-1);
+  const Job job = DivergingJob(folder);  // ends before so many steps in a row are skipped that the limit is passed
+  const RunResult run = Script(job, JoinPath(folder, "run"), 1, 2).Run();
+  for (const absl::Status& status : run.workers) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("diverged"));
+  }
+}
+
+TEST(Worker, EveryLaneRemembersHowManyStepsInARowWereSkipped) {
+  const std::string folder = DataFolder(/*poisoned=*/100);
+  Job job = TestJob(folder);
+  job.mutable_snapshot()->set_every_steps(1);
+  const RunResult run = Script(job, JoinPath(folder, "run"), 1, 2).Run();
+  for (const absl::Status& status : run.workers) ASSERT_TRUE(status.ok()) << status;
+  uint32_t skipped = 0;
+  for (const auto& [step, parts] : run.cuts) {
+    const uint32_t in_row = parts[0].lane(0).skipped_in_row();
+    skipped += in_row;
+    for (const WorkerAtCut& part : parts) {
+      for (const LaneState& lane : part.lane()) EXPECT_EQ(lane.skipped_in_row(), in_row) << "step " << step;
+    }
+  }
+  EXPECT_EQ(skipped, 1u);
+}
+
 TEST(Worker, TooManyBadRecordsStopEveryWorkerAtTheSameStep) {
   const std::string folder = DataFolder(-1);
   std::string text = LogText(1, -1);
@@ -384,6 +450,52 @@ TEST(Worker, StepsMaxFinishesTheJobWithAnEvaluation) {
   EXPECT_EQ(run.cuts.rbegin()->first, 3u);
   EXPECT_TRUE(run.cuts.rbegin()->second[1].job_finished());
   EXPECT_EQ(run.evaluations.at(3).size(), 1u);
+}
+
+TEST(Worker, CountsASplitsBadRecordsAndStopsWhereTheyAreTooMany) {
+  const std::string folder = DataFolder(-1);
+  std::string text = LogText(2, -1);
+  for (int i = 0; i < 40; ++i) text += "too,few\n";
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder, "test.csv"), text).ok());
+  Job job = TestJob(folder);  // 40 are fewer than limits.bad_records_min
+  for (const int workers : {1, 3}) {
+    const RunResult run = Script(job, JoinPath(folder, absl::StrCat("run-", workers)), 1, workers).Run();
+    for (const absl::Status& status : run.workers) ASSERT_TRUE(status.ok()) << status;
+    const Evaluation& evaluation = run.evaluations.rbegin()->second[0];
+    EXPECT_EQ(evaluation.read(), 340u);
+    EXPECT_EQ(evaluation.rejected(), 40u);
+  }
+  job.mutable_limits()->set_bad_records_min(10);
+  for (const int workers : {1, 3}) {
+    const RunResult run = Script(job, JoinPath(folder, absl::StrCat("strict-", workers)), 1, workers).Run();
+    EXPECT_EQ(run.workers[0].code(), absl::StatusCode::kDataLoss) << run.workers[0];
+    EXPECT_THAT(std::string(run.workers[0].message()),
+                AllOf(HasSubstr("split test: 40 of 340 records are bad"), HasSubstr("limits.bad_records_max_fraction"),
+                      HasSubstr("test.csv\t"), HasSubstr("has 2 fields instead of 5")));
+  }
+}
+
+TEST(Worker, RefusesASplitOfMoreRecordsThanItsBound) {
+  const std::string folder = DataFolder(-1);
+  Job job = TestJob(folder);
+  job.mutable_split(0)->set_records_max(300);
+  for (const absl::Status& status : Script(job, JoinPath(folder, "enough"), 1, 2).Run().workers) {
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  job.mutable_split(0)->set_records_max(299);
+  const RunResult run = Script(job, JoinPath(folder, "run"), 1, 2).Run();
+  EXPECT_EQ(run.workers[0].code(), absl::StatusCode::kInvalidArgument) << run.workers[0];
+  EXPECT_THAT(std::string(run.workers[0].message()), HasSubstr("split test: more than records_max = 299 records"));
+}
+
+TEST(Worker, NamesTheColumnOfASplitsUserBeforeAnythingIsTrained) {
+  const std::string folder = DataFolder(-1);
+  Job job = TestJob(folder);
+  job.mutable_split(0)->set_user("visitor");
+  const RunResult run = Script(job, JoinPath(folder, "run"), 1, 1).Run();
+  EXPECT_EQ(run.workers[0].code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(run.workers[0].message()), AllOf(HasSubstr("log \"test\""), HasSubstr("visitor")));
+  EXPECT_TRUE(run.cuts.empty());
 }
 
 TEST(Worker, NamesAColumnThatTheLogDoesNotHave) {

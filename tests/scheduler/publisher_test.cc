@@ -1,0 +1,220 @@
+// The publisher with an exporter of our own making: a shell script that makes folders with the manifests of a chain, or
+// fails as it is told. Time is the test's.
+#include "scheduler/publisher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/bundle.h"
+#include "common/status.h"
+#include "tests/scheduler/scheduler_testing.h"
+
+namespace hearth {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class TestEnv final : public Env {
+ public:
+  int64_t NowUs() override { return now_us; }
+  int64_t WallUs() override { return now_us; }
+  std::unique_ptr<Event> NewEvent() override { return Env::Real()->NewEvent(); }
+  std::unique_ptr<Thread> StartThread(absl::string_view name, std::function<void()> run) override {
+    return Env::Real()->StartThread(name, std::move(run));
+  }
+  int64_t now_us = 1;
+};
+
+class PublisherTest : public testing::Test {
+ protected:
+  PublisherTest() : dir_(MakeTestFolder()) {
+    job_.mutable_export_()->set_delta_every_steps(10);
+    WriteExporter(dir_);
+    EXPECT_TRUE(MakeDirectories(Path("logs")).ok());
+    for (int step = 5; step <= 100; step += 5)
+      EXPECT_TRUE(MakeDirectories(Path(absl::StrCat("snapshots/", step))).ok());
+  }
+  std::string Path(const std::string& name) const { return JoinPath(dir_, name); }
+
+  std::unique_ptr<Publisher> Start(const std::vector<uint64_t>& committed, bool finished = false) {
+    Publisher::Options options = {&env_, job_, dir_, dir_};
+    return std::make_unique<Publisher>(options, committed, finished);
+  }
+  // Until the child in work has ended.
+  void Settle(Publisher* publisher) {
+    publisher->Poll();
+    while (publisher->working()) publisher->Poll();
+  }
+  // Until nothing waits, or nothing more is tried; time passes between tries.
+  void Drain(Publisher* publisher) {
+    while (!publisher->done()) {
+      Settle(publisher);
+      env_.now_us += 100'000'000;
+    }
+  }
+  std::vector<uint64_t> Steps() const {
+    const auto chain = ReadNewestChain(Path("export"));
+    EXPECT_TRUE(chain.ok()) << chain.status();
+    std::vector<uint64_t> steps;
+    for (const BundleLink& link : *chain) steps.push_back(link.step);
+    return steps;
+  }
+  void Touch(const char* name, const std::string& text = "") {
+    ASSERT_TRUE(WriteFileAtomically(Path(name), text).ok());
+  }
+
+  const std::string dir_;
+  Job job_;
+  TestEnv env_;
+};
+
+TEST_F(PublisherTest, TheFirstIsAFullExportAndTheNextAreDeltas) {
+  const auto publisher = Start({});
+  for (const uint64_t step : {0, 5, 10, 15, 20, 25, 30}) {
+    publisher->Committed(step, false);
+    EXPECT_EQ(publisher->Waits(step), step > 0 && step % 10 == 0) << step;
+    env_.now_us += 2'000'000;
+    Settle(publisher.get());
+    EXPECT_FALSE(publisher->Waits(step));
+  }
+  EXPECT_THAT(Steps(), ElementsAre(10, 20, 30));
+  const std::string calls = ReadFile(Path("calls")).value();
+  EXPECT_THAT(calls, HasSubstr(Path("snapshots/10") + " --out " + Path("export/10") + " --format all --golden 0\n"));
+  EXPECT_THAT(calls, HasSubstr(Path("snapshots/20") + " --out " + Path("export") + " --since 10\n"));
+  const PublicationFigures figures = publisher->figures();
+  EXPECT_EQ(figures.base, 10u);
+  EXPECT_EQ(figures.seq, 2u);
+  EXPECT_EQ(figures.step, 30u);
+  EXPECT_EQ(figures.published, 3u);
+  EXPECT_EQ(figures.failures, 0u);
+  EXPECT_DOUBLE_EQ(figures.seconds, 2.0);
+}
+
+TEST_F(PublisherTest, TheEndOfAJobIsPublishedAtAnyStep) {
+  const auto publisher = Start({5, 10, 15});
+  Drain(publisher.get());
+  publisher->Committed(25, true);
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(10, 25));
+  EXPECT_THAT(Start({15, 25}, true)->done(), true) << "it is there already";
+  Drain(Start({15, 25, 35}, true).get());
+  EXPECT_THAT(Steps(), ElementsAre(10, 25, 35));
+}
+
+TEST_F(PublisherTest, AResumePublishesWhatIsCommittedAndNotPublished) {
+  Drain(Start({10}).get());
+  {
+    Touch("hold");
+    const auto publisher = Start({10, 20});
+    publisher->Poll();
+    ASSERT_TRUE(publisher->working());
+  }  // the scheduler is gone, and its child with it
+  ASSERT_TRUE(RemoveTree(Path("hold")).ok());
+  EXPECT_THAT(Steps(), ElementsAre(10));
+  const auto publisher = Start({10, 20, 25, 30});
+  EXPECT_TRUE(publisher->Waits(20) && publisher->Waits(30));
+  EXPECT_FALSE(publisher->Waits(10) || publisher->Waits(25));
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(10, 20, 30));
+}
+
+TEST_F(PublisherTest, AKilledExporterIsTriedAgainAndItsLeavingsGo) {
+  const auto publisher = Start({10});
+  Touch("die");
+  Settle(publisher.get());
+  EXPECT_EQ(publisher->figures().failures, 1u);
+  EXPECT_THAT(publisher->figures().reason, HasSubstr("ended with 137"));
+  publisher->Poll();
+  EXPECT_FALSE(publisher->working()) << "the next try waits a little";
+  Drain(publisher.get());
+  publisher->Committed(20, false);
+  Touch("die");
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(10, 20));
+  for (const char* folder : {"export", "export/delta/10"}) {
+    const std::vector<std::string> names = ListDirectory(Path(folder)).value();
+    for (const std::string& name : names) EXPECT_THAT(name, Not(HasSubstr("partial")));
+  }
+}
+
+TEST_F(PublisherTest, TooManyThatWaitLeaveTheOldestOutAndTheNextDeltaCoversTheirSteps) {
+  job_.mutable_export_()->set_waiting_max(2);
+  Touch("hold");
+  const auto publisher = Start({10});
+  publisher->Poll();
+  for (const uint64_t step : {20, 30, 40, 50}) publisher->Committed(step, false);
+  EXPECT_TRUE(publisher->Waits(10)) << "it is being read";
+  EXPECT_FALSE(publisher->Waits(20) || publisher->Waits(30));
+  ASSERT_TRUE(RemoveTree(Path("hold")).ok());
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(10, 40, 50));
+  EXPECT_EQ(publisher->figures().left_out, 2u);
+}
+
+TEST_F(PublisherTest, AfterDeltasMaxComesANewFullExport) {
+  job_.mutable_export_()->set_deltas_max(2);
+  job_.mutable_export_()->set_waiting_max(9);
+  Drain(Start({10, 20, 30, 40, 50}).get());
+  EXPECT_THAT(Steps(), ElementsAre(40, 50));
+  EXPECT_EQ(ReadChain(Path("export"), 10)->back().step, 30u);
+}
+
+TEST_F(PublisherTest, WhatIsBeyondTheSnapshotIsSetAsideAndPublishedAgain) {
+  Drain(Start({10, 20, 30}).get());
+  const std::string before = ReadFile(Path("export/delta/10/2/manifest.json")).value();
+  const auto publisher = Start({10, 20});
+  EXPECT_THAT(Steps(), ElementsAre(10, 20));
+  publisher->Committed(30, false);
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(10, 20, 30));
+  EXPECT_EQ(ReadFile(Path("export/delta/10/2/manifest.json")).value(), before);
+}
+
+TEST_F(PublisherTest, AChainThatIsDamagedIsLeftBehindForANewFullExport) {
+  Drain(Start({10, 20}).get());
+  ASSERT_TRUE(WriteFileAtomically(Path("export/delta/10/1/manifest.json"), "{}").ok());
+  const auto publisher = Start({10, 20, 30});
+  EXPECT_EQ(publisher->figures().failures, 1u);
+  EXPECT_THAT(publisher->figures().reason, HasSubstr("export/delta/10/1/manifest.json"));
+  Drain(publisher.get());
+  EXPECT_EQ(Steps().back(), 30u);
+  EXPECT_TRUE(PathExists(Path("export/30"))) << "a full export";
+}
+
+TEST_F(PublisherTest, ADeltaThatIsRefusedMakesWayForAFullExport) {
+  const auto publisher = Start({10});
+  Drain(publisher.get());
+  publisher->Committed(20, false);
+  Touch("fail", "65");
+  Settle(publisher.get());
+  ASSERT_TRUE(RemoveTree(Path("fail")).ok());
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(20));
+}
+
+TEST_F(PublisherTest, FailuresAreToldAndEndNothing) {
+  Touch("fail", "74");
+  const auto publisher = Start({10, 20});
+  Drain(publisher.get());
+  EXPECT_EQ(publisher->figures().failures, 6u) << "three of each";
+  EXPECT_THAT(publisher->figures().reason, HasSubstr("ended with 74; see " + Path("logs/export.log")));
+  EXPECT_TRUE(publisher->Waits(20)) << "a later run may have more luck";
+  EXPECT_FALSE(publisher->Waits(10)) << "a newer one took its place";
+  ASSERT_TRUE(RemoveTree(Path("fail")).ok());
+  publisher->Committed(30, false);
+  env_.now_us += 100'000'000;
+  Settle(publisher.get());
+  Drain(publisher.get());
+  EXPECT_THAT(Steps(), ElementsAre(20, 30));
+
+  Publisher::Options options = {&env_, job_, dir_, Path("absent")};
+  Publisher absent(options, {40}, false);
+  Drain(&absent);
+  EXPECT_THAT(absent.figures().reason, HasSubstr("cannot be started"));
+}
+
+}  // namespace
+}  // namespace hearth
