@@ -1,22 +1,107 @@
 #include "common/metrics.h"
 
+#include <netdb.h>
 #include <prometheus/counter.h>
-#include <prometheus/exposer.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <exception>
+#include <cerrno>
+#include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
 
+#include "absl/strings/match.h"
+#include "common/env.h"
 #include "common/status.h"
 
 namespace hearth {
 namespace {
+
+constexpr int kBacklogMax = 16;
+constexpr size_t kRequestBytesMax = 8192;
+constexpr int64_t kClientSeconds = 2;  // for each piece of a request or an answer
+
+// Answers GET /metrics on a thread of its own, a connection at a time. Not prometheus-cpp's own server: its threads
+// have stacks of 100 kB, less than Torch's thread-local data alone, so that a worker could start none.
+class Page {
+ public:
+  static absl::StatusOr<std::unique_ptr<Page>> Open(const std::string& address, uint32_t port,
+                                                    std::function<std::string()> text) {
+    addrinfo hints = {};
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("metrics.prometheus_address: ", address, " is no numeric address; give one like 127.0.0.1"));
+    }
+    const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int one = 1;
+    const bool listens = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0 &&
+                         bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, kBacklogMax) == 0;
+    const int error = errno;
+    freeaddrinfo(found);
+    if (listens) return std::unique_ptr<Page>(new Page(fd, std::move(text)));
+    if (fd >= 0) close(fd);
+    return absl::UnavailableError(std::strerror(error));
+  }
+  ~Page() {
+    shutdown(fd_, SHUT_RDWR);  // ends accept
+    thread_.reset();
+    close(fd_);
+  }
+
+ private:
+  Page(int fd, std::function<std::string()> text)
+      : fd_(fd), text_(std::move(text)), thread_(Env::Real()->StartThread("metrics", [this] { Run(); })) {}
+
+  void Run() {
+    while (true) {
+      const int client = accept4(fd_, nullptr, nullptr, SOCK_CLOEXEC);
+      if (client >= 0) {
+        Answer(client);
+        close(client);
+      } else if (errno != EINTR && errno != ECONNABORTED) {
+        return;
+      }
+    }
+  }
+
+  void Answer(int client) const {
+    const timeval patience = {kClientSeconds, 0};
+    setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    std::string request;
+    char piece[1024];
+    while (!absl::StrContains(request, "\r\n\r\n")) {
+      const ssize_t got = recv(client, piece, sizeof(piece), 0);
+      if (got <= 0 || request.size() > kRequestBytesMax) return;
+      request.append(piece, static_cast<size_t>(got));
+    }
+    const bool known = absl::StartsWith(request, "GET /metrics ") || absl::StartsWith(request, "GET /metrics?");
+    const std::string body = known ? text_() : "only /metrics is here\n";
+    const std::string answer =
+        absl::StrCat("HTTP/1.1 ", known ? "200 OK" : "404 Not Found",
+                     "\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: ", body.size(),
+                     "\r\nConnection: close\r\n\r\n", body);
+    for (size_t sent = 0; sent < answer.size();) {
+      const ssize_t more = send(client, answer.data() + sent, answer.size() - sent, MSG_NOSIGNAL);
+      if (more <= 0) return;
+      sent += static_cast<size_t>(more);
+    }
+  }
+
+  const int fd_;
+  const std::function<std::string()> text_;
+  std::unique_ptr<Thread> thread_;
+};
 
 // From a look-up in memory to a snapshot, a factor of about two and a half apart.
 const prometheus::Histogram::BucketBoundaries& SecondsBoundaries() {
@@ -80,7 +165,7 @@ struct MetricRegistry::State {
   std::vector<std::unique_ptr<Counter>> counters;                // guarded by mutex, like the next two
   std::vector<std::unique_ptr<Gauge>> gauges;
   std::vector<std::unique_ptr<Histogram>> histograms;
-  std::unique_ptr<prometheus::Exposer> exposer;
+  std::unique_ptr<Page> page;  // last: its thread reads the registry
 };
 
 std::string MetricRegistry::State::Declare(const MetricSpec& spec, const MetricLabels& labels, absl::string_view unit,
@@ -137,15 +222,13 @@ absl::Status MetricRegistry::Serve(const std::string& address, uint32_t port) {
                                                    ": there is no such port; rank r listens on "
                                                    "metrics.prometheus_port + r: lower it"));
   }
-  try {  // the server inside reports by exception
-    state_->exposer = std::make_unique<prometheus::Exposer>(where);
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat("metrics: cannot listen on ", where, " (", error.what(), "): port ",
-                                               port, " (metrics.prometheus_port + rank ", state_->rank,
-                                               ") is probably in use; give another with --set "
-                                               "metrics.prometheus_port=…, or 0 for none"));
+  auto page = Page::Open(address, port, [this] { return Text(); });
+  if (absl::IsUnavailable(page.status())) {
+    return absl::UnavailableError(absl::StrCat(
+        "metrics: cannot listen on ", where, ", port ", port, " (metrics.prometheus_port + rank ", state_->rank,
+        "): ", page.status().message(), "; give another with --set metrics.prometheus_port=…, or 0 for none"));
   }
-  state_->exposer->RegisterCollectable(state_->registry);
+  HEARTH_ASSIGN_OR_RETURN(state_->page, std::move(page));
   return absl::OkStatus();
 }
 

@@ -61,6 +61,8 @@ TEST(Metrics, AreServedAsText) {
   ASSERT_TRUE(metrics.Serve("127.0.0.1", port - 1u).ok()) << "rank 1 listens one above";
   EXPECT_THAT(HttpGet(port, "/metrics"), AllOf(HasSubstr("200 OK"), HasSubstr("Content-Type: text/plain"),
                                                HasSubstr("hearth_rows{rank=\"1\",role=\"ps\"} 7")));
+  EXPECT_THAT(HttpGet(port, "/"), HasSubstr("404"));
+  EXPECT_THAT(HttpGet(port, "/metrics?a=b"), HasSubstr("hearth_rows"));
 }
 
 TEST(Metrics, PortZeroIsOff) {
@@ -77,6 +79,7 @@ TEST(Metrics, APortInUseIsNamedWithTheRemedy) {
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr(std::to_string(taken.port())), HasSubstr("--set metrics.prometheus_port=")));
   EXPECT_TRUE(absl::IsInvalidArgument(metrics.Serve("127.0.0.1", 65535)));
+  EXPECT_TRUE(absl::IsInvalidArgument(metrics.Serve("localhost", 9000)));
 }
 
 }  // namespace

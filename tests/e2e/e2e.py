@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 DEADLINE_S = 240  # of one command; a hang is a failure, not a wait
 
@@ -374,6 +375,27 @@ def free_port_block(size):
     raise Failure("no free ports")
 
 
+def every_rank_serves_its_figures(bench):
+    bench.generate()
+    first = free_port_block(8)
+    process = bench.start("run", ps=1, worker=2, sets=[f"metrics.prometheus_port={first}", "training.epochs=1000"])
+    awaited = {0: "hearth_records_total", 1: 'kind="push"', 2: 'fate="trained"', 3: 'fate="trained"'}  # above 0, by rank
+    deadline = time.monotonic() + DEADLINE_S
+    while awaited:
+        check(process.poll() is None and time.monotonic() < deadline, f"no figures of ranks {sorted(awaited)}\n{bench.logs()}")
+        for rank, name in list(awaited.items()):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{first + rank}/metrics", timeout=10) as page:
+                    lines = page.read().decode().splitlines()
+            except OSError:
+                continue
+            if any(name in line and not line.startswith("#") and float(line.split()[-1]) > 0 for line in lines):
+                del awaited[rank]
+        time.sleep(0.05)
+    process.terminate()
+    check_equal(process.wait(DEADLINE_S), 143, "exit code after SIGTERM")
+
+
 def bad_input_is_told_with_its_exit_code(bench):
     bench.generate(records=1000)
 
@@ -397,8 +419,8 @@ def bad_input_is_told_with_its_exit_code(bench):
     (bench.data / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])
     refuse(65, "cut.csv.gz", worker=2, sets=["log[0].path=cut.csv.gz"])
 
-    first = free_port_block(8)
     for rank in range(3):  # the scheduler's, the server's, the worker's
+        first = free_port_block(8)
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", first + rank))
             taken.listen()
@@ -469,7 +491,8 @@ CASES = [same_job_twice_gives_the_same_hash, workers_do_not_change_the_hash, ser
          staleness_is_exact_on_any_number_of_processes, killed_ranks_are_restarted_and_nothing_is_lost,
          sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
          eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
-         bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over, a_finished_job_stays_finished]
+         every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
+         a_finished_job_stays_finished]
 
 
 def main():
