@@ -3,7 +3,6 @@
 
 Usage: deltas.py --bin DIR CASE     (or: all). Standard library only.
 """
-import argparse
 import json
 import os
 import pathlib
@@ -12,8 +11,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 
 import e2e
@@ -293,30 +290,5 @@ CASES = [deltas_make_full_exports_to_the_byte, kills_at_any_time_leave_the_same_
          bad_input_is_one_error_and_no_half_bundle, a_tailed_log_reaches_its_delta]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
-    parser.add_argument("--keep", action="store_true", help="leave the folders for a look")
-    parser.add_argument("case", choices=[case.__name__ for case in CASES] + ["all"])
-    arguments = parser.parse_args()
-    failed = 0
-    for case in CASES:
-        if arguments.case not in ("all", case.__name__):
-            continue
-        root = tempfile.mkdtemp(prefix="hearth-deltas-")
-        print(case.__name__, flush=True)
-        try:
-            case(e2e.Bench(arguments.bin, root))
-        except e2e.Failure as failure:
-            failed += 1
-            print(f"FAILED {case.__name__}: {failure}", flush=True)
-        finally:
-            if arguments.keep:
-                print(f"  kept {root}")
-            else:
-                shutil.rmtree(root, ignore_errors=True)
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main()
+    e2e.main(CASES, "hearth-deltas-")

@@ -3,18 +3,16 @@
 
 Usage: slurm.py --bin DIR CASE     (or: all)
 """
-import argparse
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
-from e2e import Bench, Failure, check, check_equal, check_ledger
+import e2e
+from e2e import Failure, check, check_equal, check_ledger
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEADLINE_S = 240
@@ -220,31 +218,6 @@ CASES = [one_node_requeued_by_its_time_limit_and_a_kill_ends_with_the_same_hash,
          two_nodes_requeued_by_signals_and_a_kill_end_with_the_same_hash, failures_end_the_job_as_documented]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
-    parser.add_argument("case")
-    arguments = parser.parse_args()
-    chosen = [case for case in CASES if arguments.case in ("all", case.__name__)]
-    if not chosen:
-        sys.exit(f"no case {arguments.case}; there are " + ", ".join(case.__name__ for case in CASES))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a time-out of ctest: still stop the cluster
-    failed = 0
-    for case in chosen:
-        root = tempfile.mkdtemp(prefix="hearth-slurm-")
-        os.chmod(root, 0o755)  # munged looks at who may enter
-        print(case.__name__, flush=True)
-        started = time.monotonic()
-        try:
-            case(Bench(arguments.bin, root))
-            print(f"  passed in {time.monotonic() - started:.0f} s", flush=True)
-        except Failure as failure:
-            failed += 1
-            print(f"FAILED {case.__name__}: {failure}", flush=True)
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a time-out of ctest: still stop the cluster
+    e2e.main(CASES, "hearth-slurm-")
