@@ -57,9 +57,8 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
   std::vector<Evaluation> evaluations;
   for (int split = 0; split < options_.job.split_size(); ++split) {
     const Split& config = options_.job.split(split);
-    std::vector<std::unique_ptr<Batch>> head;
     const std::string where = absl::StrCat("split ", config.name());
-    auto rows = Predict(trainer, split, step, split == 0 && options_.worker == 0 ? &head : nullptr);
+    auto rows = Predict(trainer, split, step);
     if (!rows.ok()) return Annotate(rows.status(), where);
     if (options_.worker != 0) {
       HEARTH_RETURN_IF_ERROR(SendToFirst(*rows, split, step));
@@ -69,8 +68,12 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
     HEARTH_RETURN_IF_ERROR(Annotate(CheckBudget(options_.job.limits(), *rows), where));
     HEARTH_RETURN_IF_ERROR(SortPredictions(&*rows));
     evaluations.push_back(ScorePredictions(*rows, tasks, config.name(), step));
-    if (!head.empty()) {
-      HEARTH_ASSIGN_OR_RETURN(*evaluations.back().mutable_diagnostics(), trainer->Diagnose(head, kDiagnosedRecordsMax));
+    if (split == 0) {
+      HEARTH_ASSIGN_OR_RETURN(const std::vector<std::unique_ptr<Batch>> head, ReadHead(split, step));
+      if (!head.empty()) {
+        HEARTH_ASSIGN_OR_RETURN(*evaluations.back().mutable_diagnostics(),
+                                trainer->Diagnose(head, kDiagnosedRecordsMax));
+      }
     }
     if (config.predictions()) {
       const std::string path = JoinPath(options_.dir, absl::StrCat("predictions/", config.name(), ".tsv.zst"));
@@ -82,31 +85,55 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
   return evaluations;
 }
 
-// This worker's share of the split: the pieces of lane `worker` of `workers`.
-absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, uint64_t step,
-                                                  std::vector<std::unique_ptr<Batch>>* head) {
+absl::StatusOr<std::unique_ptr<LaneReader>> Evaluator::OpenReader(int split, int lane, int lanes, FileList* files) {
   const Split& config = options_.job.split(split);
-  FileList files(options_.env);
-  files.Append(files_[static_cast<size_t>(split)], /*closed=*/true);
+  files->Append(files_[static_cast<size_t>(split)], /*closed=*/true);
   LaneReaderOptions reading;
   reading.job = options_.job;
   reading.logs = options_.logs;
   reading.schema = options_.schema;
-  reading.files = &files;
-  reading.lane = static_cast<uint32_t>(options_.worker);
-  reading.lanes = static_cast<uint32_t>(options_.workers);
+  reading.files = files;
+  reading.lane = static_cast<uint32_t>(lane);
+  reading.lanes = static_cast<uint32_t>(lanes);
   reading.batch_size = std::max<uint32_t>(1, config.batch_size());
   reading.keep_user = !config.user().empty();
   reading.keep_user_text = config.predictions() && !config.user().empty();
   reading.user_column = config.user();
   reading.scratch = options_.scratch;
   reading.env = options_.env;
-  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader, LaneReader::Open(reading));
+  return LaneReader::Open(reading);
+}
 
+absl::Status Evaluator::PullRows(uint64_t step, Batch* batch) {
+  std::vector<TableRows> tables;
+  ListTables(batch, RowsOf::kPull, &tables);
+  for (TableRows& table : tables) table.occurrences = {};  // read only: nothing is counted
+  return puller_.ReadOnly(step, absl::MakeSpan(tables));
+}
+
+// The split's first records, read once more: whoever evaluated them, the sample is the same.
+absl::StatusOr<std::vector<std::unique_ptr<Batch>>> Evaluator::ReadHead(int split, uint64_t step) {
+  FileList files(options_.env);
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader, OpenReader(split, 0, 1, &files));
+  std::vector<std::unique_ptr<Batch>> head;
+  for (int64_t records = 0; records < kDiagnosedRecordsMax;) {
+    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, reader->Next());
+    if (batch == nullptr) break;
+    if (batch->records == 0) continue;
+    HEARTH_RETURN_IF_ERROR(PullRows(step, batch.get()));
+    records += batch->records;
+    head.push_back(std::move(batch));
+  }
+  return head;
+}
+
+// This worker's share of the split: the pieces of lane `worker` of `workers`.
+absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, uint64_t step) {
+  FileList files(options_.env);
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader,
+                          OpenReader(split, options_.worker, options_.workers, &files));
   PredictionRows rows;
   rows.tasks = static_cast<uint32_t>(options_.job.task_size());
-  std::vector<TableRows> tables;
-  int64_t head_records = 0;
   while (true) {
     HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, reader->Next());
     if (batch == nullptr) break;
@@ -114,21 +141,14 @@ absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, u
       rows.Append(batch.get(), {});  // its counts
       continue;
     }
-    ListTables(batch.get(), RowsOf::kPull, &tables);
-    for (TableRows& table : tables) table.occurrences = {};  // read only: nothing is counted
-    HEARTH_RETURN_IF_ERROR(puller_.ReadOnly(step, absl::MakeSpan(tables)));
+    HEARTH_RETURN_IF_ERROR(PullRows(step, batch.get()));
     HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, trainer->Predict(*batch));
     rows.Append(batch.get(), logits);
-    HEARTH_RETURN_IF_ERROR(CheckRecords(config, rows));
-    // The first piece is worker 0's, however many workers there are, so the sample does not depend on their number.
-    const bool of_first_piece = batch->cursor.file() == 0 && batch->cursor.block() == 0;
-    if (head == nullptr || !of_first_piece || head_records >= kDiagnosedRecordsMax) continue;
-    head_records += batch->records;
-    head->push_back(std::move(batch));
+    HEARTH_RETURN_IF_ERROR(CheckRecords(options_.job.split(split), rows));
   }
   if (rows.rejected > 0) {
-    spdlog::warn("split={} bad_records={} first=\"{}\" (left out of the evaluation)", config.name(), rows.rejected,
-                 rows.bad_record);
+    spdlog::warn("split={} bad_records={} first=\"{}\" (left out of the evaluation)", options_.job.split(split).name(),
+                 rows.rejected, rows.bad_record);
   }
   return rows;
 }

@@ -46,9 +46,10 @@ class Evaluator {
 
  private:
   explicit Evaluator(const EvaluatorOptions& options);
-  // `head`, unless null: batches of the split's first piece, enough for the diagnostics.
-  absl::StatusOr<PredictionRows> Predict(Trainer* trainer, int split, uint64_t step,
-                                         std::vector<std::unique_ptr<Batch>>* head);
+  absl::StatusOr<std::unique_ptr<LaneReader>> OpenReader(int split, int lane, int lanes, FileList* files);
+  absl::Status PullRows(uint64_t step, Batch* batch);
+  absl::StatusOr<PredictionRows> Predict(Trainer* trainer, int split, uint64_t step);
+  absl::StatusOr<std::vector<std::unique_ptr<Batch>>> ReadHead(int split, uint64_t step);
   absl::Status SendToFirst(const PredictionRows& rows, int split, uint64_t step);
   absl::Status Gather(int split, uint64_t step, PredictionRows* rows);
 

@@ -375,7 +375,10 @@ TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
     Train(options_);
     _exit(0);
   }
-  close(open((root_ + "/started").c_str(), O_RDONLY));  // until it has begun
+  const int started = open((root_ + "/started").c_str(), O_RDONLY);
+  char line = 0;
+  EXPECT_EQ(read(started, &line, 1), 1);  // it has begun, and has written: without a reader that would end it
+  close(started);
   EXPECT_EQ(TrainSaying(&said_), 78);
   EXPECT_THAT(said_, HasSubstr("another hearth is running"));
   close(open((root_ + "/go").c_str(), O_WRONLY));
