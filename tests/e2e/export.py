@@ -6,6 +6,7 @@ Usage: export.py --bin DIR --venv DIR CASE     (or: all)
 """
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import struct
@@ -193,7 +194,30 @@ def bad_input_leaves_no_half_bundle(bench):
     check_equal(bench.leavings("x"), [], "left behind by exports that failed")
 
 
-CASES = [home_agrees_with_onnx_runtime, baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle]
+def more_rows_take_no_more_memory(bench):
+    """Rows are exported in a stream: the exporter's peak memory does not follow the table's size. Without golden records, for
+    which it holds the job's side tables, as a worker does."""
+    peak, size = {}, {}
+    for users in (400, 150000):
+        (bench.root / "spec.txtpb").write_text(e2e.SPEC.replace("user { count: 400 zipf: 0.9 }", f"user {{ count: {users} zipf: 0 }}"))
+        data = bench.root / f"data{users}"
+        bench.run("generate", bench.root / "spec.txtpb", "--out", data, "--records", 120000)
+        bench.train(f"run{users}", job=data / "job.txtpb", ps=1, worker=2,
+                    sets=["table[user].dim=128", "training.batch_size=2048", "snapshot.every_steps=1000"])
+        out = bench.root / f"bundle{users}"
+        export = subprocess.Popen(bench.command("export", bench.root / f"run{users}", "--out", out, "--golden", 0), stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(export.pid, 0)
+        export.returncode = os.waitstatus_to_exitcode(status)
+        check_equal(export.returncode, 0, "exit of the export")
+        peak[users] = usage.ru_maxrss * 1024
+        size[users] = sum(path.stat().st_size for path in (out / "embeddings").rglob("*") if path.is_file())
+    print("  " + ", ".join(f"{n} users: rows of {size[n] >> 20} MiB exported within {peak[n] >> 20} MiB" for n in peak), flush=True)
+    check(size[150000] - size[400] > 60 << 20, f"the rows are too few to tell: {size}")
+    check(peak[150000] - peak[400] < 24 << 20, f"peak memory grows with the rows: {peak}, rows {size}")
+
+
+CASES = [home_agrees_with_onnx_runtime, baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle,
+         more_rows_take_no_more_memory]
 
 
 def main():
