@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <set>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -194,6 +196,16 @@ absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_f
     choice.passed_over.push_back(absl::StrCat(folder, ": ", manifest.status().message()));
   }
   return choice;
+}
+
+absl::Status NoSnapshotAt(const std::string& folder, const std::string& path) {
+  uint64_t step = 0;
+  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
+    return absl::DataLossError(
+        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
+  }
+  return absl::NotFoundError(
+      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
 }
 
 absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest) {

@@ -33,6 +33,8 @@ struct SnapshotChoice {
 };
 // The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum.
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder);
+// Why `folder`, which a person gave as `path`, means no snapshot: DataLoss where it lacks its MANIFEST, else NotFound.
+absl::Status NoSnapshotAt(const std::string& folder, const std::string& path);
 
 // The end that `job` sets, in epochs and steps, is not before what the snapshot has trained. FailedPrecondition.
 absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest);

@@ -17,10 +17,6 @@ namespace {
 
 constexpr int kNiceness = 5;
 
-int CodeOf(int wait_status) {
-  return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
-}
-
 // In the child, between fork and exec: only async-signal-safe calls.
 [[noreturn]] void Become(char* const* argv, const char* log, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -52,6 +48,10 @@ uint64_t PeakRssBytes() {
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
+int CodeOfWaitStatus(int wait_status) {
+  return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
+}
+
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std::string>& argv,
                                                                   const std::string& log) {
   std::vector<char*> pointers;
@@ -73,7 +73,7 @@ ChildProcess::~ChildProcess() {
 
 std::optional<int> ChildProcess::Poll() {
   int wait_status = 0;
-  if (!code_.has_value() && waitpid(process_, &wait_status, WNOHANG) == process_) code_ = CodeOf(wait_status);
+  if (!code_.has_value() && waitpid(process_, &wait_status, WNOHANG) == process_) code_ = CodeOfWaitStatus(wait_status);
   return code_;
 }
 

@@ -16,6 +16,9 @@ namespace hearth {
 std::string HostName();   // "localhost" where there is none
 uint64_t PeakRssBytes();  // the most memory it has held so far
 
+// Of what waitpid tells: the exit code, or 128 + the signal that ended it, as a shell says it.
+int CodeOfWaitStatus(int wait_status);
+
 // A child that works beside us: lower priority, no descriptor of ours, not reached by our group's signals. One thread.
 class ChildProcess {
  public:

@@ -97,13 +97,7 @@ absl::StatusOr<std::string> FindExportSnapshot(const std::string& path) {
   }
   if (!PathExists(folder))
     return absl::NotFoundError(absl::StrCat(path, ": does not exist; give a snapshot's or a run's folder"));
-  uint64_t step = 0;
-  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
-    return absl::DataLossError(
-        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
-  }
-  return absl::NotFoundError(
-      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
+  return NoSnapshotAt(folder, path);
 }
 
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir) {

@@ -173,13 +173,7 @@ absl::StatusOr<std::vector<std::string>> SnapshotFolders(const std::string& path
   std::vector<std::string> folders;
   for (const uint64_t step : steps) folders.push_back(JoinPath(snapshots, absl::StrCat(step)));
   if (!folders.empty()) return folders;
-  uint64_t step = 0;
-  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
-    return absl::DataLossError(
-        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
-  }
-  return absl::NotFoundError(
-      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
+  return NoSnapshotAt(folder, path);
 }
 
 absl::Status Differs(const std::string& path, const char* hash, uint64_t is, uint64_t manifest) {

@@ -17,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "common/env.h"
 #include "common/file.h"
+#include "common/process.h"
 #include "common/status.h"
 
 namespace hearth {
@@ -30,10 +31,6 @@ constexpr uint64_t kCommandLineBytesMax = 1 << 22;
 bool IsRole(const std::string& argument) {
   const std::string name = std::filesystem::path(argument).filename().string();
   return name == "hearth-scheduler" || name == "hearth-ps" || name == "hearth-worker";
-}
-
-int CodeOf(int wait_status) {
-  return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
 }
 
 // In the child, between fork and exec: only async-signal-safe calls. Reports errno of a failed exec through the pipe.
@@ -117,7 +114,7 @@ absl::StatusOr<Supervisor::End> Supervisor::Run(const Command& command) {
     for (pid_t ended; (ended = waitpid(-1, &wait_status, WNOHANG)) > 0;) {  // adopted orphans, too
       if (ended != child) continue;
       if (failed) return absl::NotFoundError(absl::StrCat(command.argv[0], ": ", std::strerror(error)));
-      return End{CodeOf(wait_status)};
+      return End{CodeOfWaitStatus(wait_status)};
     }
     const int64_t now_us = Env::Real()->NowUs();
     if (now_us >= kill_at_us) kill(-child, SIGKILL);
