@@ -46,6 +46,8 @@ struct Batch {
   std::vector<float> labels;     // [records, tasks] 0 or 1; 0 where masked
   std::vector<float> mask;       // [records, tasks] 1 where the label is known
 
+  std::shared_ptr<const void> staged;  // a copy of the above where the model computes, begun by whoever trains it
+
   // Where the records come from: for predictions, dead letters and GAUC.
   uint32_t file = 0;                   // number in the list of files
   std::vector<uint64_t> offset;        // [records] byte offset (of the decompressed text) of the record; window order

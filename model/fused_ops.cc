@@ -371,25 +371,33 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
 
 }  // namespace
 
-Tensor FusedFeatureGate(const FeatureGateParameters& gate, const Tensor& v, const Tensor& down,
-                        const Tensor& mix_logits) {
+Tensor FusedParts::Linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  return torch::linear(x, weight, bias);
+}
+
+Tensor FusedParts::FeatureGate(const FeatureGateParameters& gate, const Tensor& v, const Tensor& down,
+                               const Tensor& mix_logits) {
   return FeatureGateFunction::apply(v, down, mix_logits, gate.up);
 }
 
-Tensor FusedExperts(const ExpertStack& stack, const Tensor& x, const NormMode& mode) {
+Tensor FusedParts::Experts(const ExpertStack& stack, const Tensor& x) {
   if (!stack.home) {
     return PlainExpertsFunction::apply(x, stack.first.weight, stack.first.bias, stack.output_weight, stack.output_bias);
   }
   return HomeExpertsFunction::apply(x, stack.first.weight, stack.first.bias, stack.output_weight, stack.norm.weight,
-                                    stack.norm.bias, NormCall{&stack.norm, &mode});
+                                    stack.norm.bias, NormCall{&stack.norm, &mode_});
 }
 
-Tensor FusedMixture(const Tensor& gate_logits, const Tensor& self_logits, const std::vector<Tensor>& blocks,
-                    int own_block, int64_t width) {
+Tensor FusedParts::Mixture(const Tensor& gate_logits, const Tensor& self_logits, const std::vector<Tensor>& blocks,
+                           int own_block, int64_t width) {
   int64_t own = 0;
   for (int i = 0; i < own_block; ++i) own += blocks[i].size(1) / width;
   const Tensor self = self_logits.defined() ? self_logits : gate_logits.detach().narrow(1, 0, 0);
   return MixtureFunction::apply(gate_logits, self, at::ArrayRef<Tensor>(blocks), own, width);
+}
+
+Tensor FusedParts::Towers(const std::vector<Tower>& towers, const std::vector<Tensor>& inputs) {
+  return TowersReference(towers, inputs);
 }
 
 }  // namespace hearth

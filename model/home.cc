@@ -1,9 +1,9 @@
 #include "model/home.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/status.h"
-#include "model/layers.h"
 
 namespace hearth {
 namespace {
@@ -26,13 +26,19 @@ class Reads {
   // bias may be undefined: zeros. Returns the index of the result.
   size_t Add(const Tensor& weight, const Tensor& bias) {
     weights_.push_back(weight);
-    biases_.push_back(bias.defined() ? bias : torch::zeros({weight.size(0)}, weight.options().requires_grad(false)));
+    biases_.push_back(bias);
     sizes_.push_back(weight.size(0));
     return sizes_.size() - 1;
   }
   size_t Add(const Affine& affine) { return Add(affine.weight, affine.bias); }
-  std::vector<Tensor> Of(const Tensor& x) const {
-    return torch::linear(x, torch::cat(weights_), torch::cat(biases_)).split_with_sizes(sizes_, 1);
+  std::vector<Tensor> Of(const Tensor& x, Parts* parts) const {
+    const int64_t longest = *std::max_element(sizes_.begin(), sizes_.end());
+    const Tensor zeros = torch::zeros({longest}, x.options().requires_grad(false));
+    std::vector<Tensor> biases;
+    for (size_t i = 0; i < biases_.size(); ++i) {
+      biases.push_back(biases_[i].defined() ? biases_[i] : zeros.narrow(0, 0, sizes_[i]));
+    }
+    return parts->Linear(x, torch::cat(weights_), torch::cat(biases)).split_with_sizes(sizes_, 1);
   }
 
  private:
@@ -43,7 +49,7 @@ class Reads {
 
 class Home : public StackedModel {
  public:
-  Home(const ModelSpec& spec, bool fused) : StackedModel(spec, fused) {
+  Home(const ModelSpec& spec, Form form) : StackedModel(spec, form) {
     const Model& config = spec.config;
     const int64_t categories = static_cast<int64_t>(spec.categories.size());
     const int64_t n_shared = config.shared_experts_1();
@@ -69,10 +75,10 @@ class Home : public StackedModel {
   }
 
  protected:
-  Tensor Fused(const Tensor& v, const NormMode& mode) final {
+  Tensor Composed(const Tensor& v, Parts* parts) final {
     Tensor z_shared;
-    const std::vector<Tensor> z = FusedLevel1(v, mode, &z_shared);
-    return FusedLevel2(z, z_shared, mode);
+    const std::vector<Tensor> z = ComposedLevel1(v, parts, &z_shared);
+    return ComposedLevel2(z, z_shared, parts);
   }
 
   Tensor Reference(const Tensor& v, const NormMode& mode, Activations* seen) final {
@@ -108,7 +114,7 @@ class Home : public StackedModel {
     return group;
   }
 
-  // ---- fused: everything that reads one input in one product
+  // ---- composed of parts: everything that reads one input in one product
 
   struct GateReads {
     size_t down, mix;
@@ -116,12 +122,12 @@ class Home : public StackedModel {
   static GateReads AddFeatureGate(const Group& group, Reads* reads) {
     return {reads->Add(group.feature_gate.down, Tensor()), reads->Add(group.feature_gate.mix)};
   }
-  static Tensor FusedGroup(const Group& group, const Tensor& u, const Outputs& read, const GateReads& at,
-                           const NormMode& mode) {
-    return FusedExperts(group.experts, FusedFeatureGate(group.feature_gate, u, read[at.down], read[at.mix]), mode);
+  static Tensor ComposedGroup(const Group& group, const Tensor& u, const Outputs& read, const GateReads& at,
+                              Parts* parts) {
+    return parts->Experts(group.experts, parts->FeatureGate(group.feature_gate, u, read[at.down], read[at.mix]));
   }
 
-  Outputs FusedLevel1(const Tensor& v, const NormMode& mode, Tensor* z_shared) const {
+  Outputs ComposedLevel1(const Tensor& v, Parts* parts, Tensor* z_shared) const {
     Reads reads;
     std::vector<const Group*> groups = {&shared_1_};
     for (const Group& group : categories_1_) groups.push_back(&group);
@@ -133,21 +139,21 @@ class Home : public StackedModel {
       gates.push_back(reads.Add(group->gate));
       selves.push_back(reads.Add(group->self));
     }
-    const Outputs read = reads.Of(v);
+    const Outputs read = reads.Of(v, parts);
     Outputs experts;  // [groups] of [B, n·D]
     for (size_t i = 0; i < groups.size(); ++i) {
-      experts.push_back(FusedGroup(*groups[i], v, read, feature_gates[i], mode));
+      experts.push_back(ComposedGroup(*groups[i], v, read, feature_gates[i], parts));
     }
     const int64_t width = spec_.config.width_1();
-    *z_shared = FusedMixture(read[gates[0]], read[selves[0]], experts, 0, width);
+    *z_shared = parts->Mixture(read[gates[0]], read[selves[0]], experts, 0, width);
     Outputs z;
     for (size_t i = 1; i < groups.size(); ++i) {
-      z.push_back(FusedMixture(read[gates[i]], read[selves[i]], {experts[0], experts[i]}, 1, width));
+      z.push_back(parts->Mixture(read[gates[i]], read[selves[i]], {experts[0], experts[i]}, 1, width));
     }
     return z;
   }
 
-  Tensor FusedLevel2(const Outputs& z, const Tensor& z_shared, const NormMode& mode) const {
+  Tensor ComposedLevel2(const Outputs& z, const Tensor& z_shared, Parts* parts) const {
     const int64_t d1 = spec_.config.width_1();
     // The gates' second halves read z_shared: all of them in its one product.
     Reads shared_reads;
@@ -156,10 +162,10 @@ class Home : public StackedModel {
     for (const Group& task : tasks_2_) {
       halves.push_back(shared_reads.Add(task.gate.weight.narrow(1, d1, d1), Tensor()));
     }
-    const Outputs shared_read = shared_reads.Of(z_shared);
-    const Tensor shared = FusedGroup(shared_2_, z_shared, shared_read, shared_gate, mode);
+    const Outputs shared_read = shared_reads.Of(z_shared, parts);
+    const Tensor shared = ComposedGroup(shared_2_, z_shared, shared_read, shared_gate, parts);
 
-    Outputs logits(tasks_2_.size());
+    Outputs mixtures(tasks_2_.size());
     for (size_t c = 0; c < z.size(); ++c) {
       Reads reads;
       const GateReads category_gate = AddFeatureGate(categories_2_[c], &reads);
@@ -174,16 +180,15 @@ class Home : public StackedModel {
         own.push_back({t, reads.Add(task.gate.weight.narrow(1, 0, d1), task.gate.bias), reads.Add(task.self),
                        AddFeatureGate(task, &reads)});
       }
-      const Outputs read = reads.Of(z[c]);
-      const Tensor category = FusedGroup(categories_2_[c], z[c], read, category_gate, mode);
+      const Outputs read = reads.Of(z[c], parts);
+      const Tensor category = ComposedGroup(categories_2_[c], z[c], read, category_gate, parts);
       for (const TaskReads& at : own) {
-        const Tensor experts = FusedGroup(tasks_2_[at.task], z[c], read, at.feature_gate, mode);
-        const Tensor h = FusedMixture(read[at.gate] + shared_read[halves[at.task]], read[at.self],
-                                      {shared, category, experts}, 2, spec_.config.width_2());
-        logits[at.task] = TowerLogit(towers_[at.task], h);
+        const Tensor experts = ComposedGroup(tasks_2_[at.task], z[c], read, at.feature_gate, parts);
+        mixtures[at.task] = parts->Mixture(read[at.gate] + shared_read[halves[at.task]], read[at.self],
+                                           {shared, category, experts}, 2, spec_.config.width_2());
       }
     }
-    return torch::cat(logits, 1);
+    return parts->Towers(towers_, mixtures);
   }
 
   // ---- module by module
@@ -247,7 +252,7 @@ class Home : public StackedModel {
       category_indices.push_back(NextIndices(seen, categories_2_[c].experts.count));
       category.push_back(ReferenceGroup(categories_2_[c], z[c], mode, -1, seen));
     }
-    Outputs logits;
+    Outputs mixtures;
     for (size_t t = 0; t < tasks_2_.size(); ++t) {
       const int c = spec_.category_of[t];
       std::vector<int> indices = shared_indices;
@@ -257,11 +262,10 @@ class Home : public StackedModel {
       Outputs visible = shared;
       Append(category[c], &visible);
       Append(own, &visible);
-      const Tensor h = ReferenceMixture(tasks_2_[t], torch::cat({z[c], z_shared}, 1), z[c], visible, own,
-                                        static_cast<int>(t), indices, seen);
-      logits.push_back(TowerLogit(towers_[t], h));
+      mixtures.push_back(ReferenceMixture(tasks_2_[t], torch::cat({z[c], z_shared}, 1), z[c], visible, own,
+                                          static_cast<int>(t), indices, seen));
     }
-    return torch::cat(logits, 1);
+    return TowersReference(towers_, mixtures);
   }
 
   Group shared_1_;
@@ -274,8 +278,8 @@ class Home : public StackedModel {
 
 }  // namespace
 
-std::shared_ptr<MultiTaskModel> MakeHome(const ModelSpec& spec, bool fused) {
-  return std::make_shared<Home>(spec, fused);
+std::shared_ptr<MultiTaskModel> MakeHome(const ModelSpec& spec, Form form) {
+  return std::make_shared<Home>(spec, form);
 }
 
 ModelCost HomeCost(const ModelSpec& spec) {

@@ -7,11 +7,11 @@
 
 #include <memory>
 
-#include "model/multi_task_model.h"
+#include "model/layers.h"
 
 namespace hearth {
 
-std::shared_ptr<MultiTaskModel> MakeHome(const ModelSpec& spec, bool fused);
+std::shared_ptr<MultiTaskModel> MakeHome(const ModelSpec& spec, Form form);
 ModelCost HomeCost(const ModelSpec& spec);
 
 }  // namespace hearth

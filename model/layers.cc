@@ -111,11 +111,24 @@ torch::Tensor StackedModel::Forward(const torch::Tensor& v, Phase phase, BatchMo
   if (phase == Phase::kTrain) {
     HEARTH_CHECK(moments != nullptr, "training needs a place for the batch's moments");
     moments->count = static_cast<double>(v.size(0));
-    moments->mean.assign(columns_, 0);
-    moments->m2.assign(columns_, 0);
+    moments->mean.clear();
+    moments->m2.clear();
+    moments->on_device.reset();
     mode.moments = moments;
   }
-  return fused_ && v.device().is_cpu() ? Fused(v, mode) : Reference(v, mode, nullptr);
+  if (form_ == Form::kBatched || (form_ == Form::kFused && !v.device().is_cpu())) {
+    BatchedParts parts(mode, spec_.products);
+    const torch::Tensor logits = Composed(v, &parts);
+    parts.LeaveMoments();
+    return logits;
+  }
+  if (mode.moments != nullptr) {
+    moments->mean.assign(columns_, 0);
+    moments->m2.assign(columns_, 0);
+  }
+  if (form_ == Form::kReference) return Reference(v, mode, nullptr);
+  FusedParts parts(mode);
+  return Composed(v, &parts);
 }
 
 Activations StackedModel::Observe(const torch::Tensor& v) {
@@ -129,16 +142,15 @@ Activations StackedModel::Observe(const torch::Tensor& v) {
 void StackedModel::UpdateRunningStatistics(const BatchMoments& pooled) {
   if (pooled.count < 2) return;
   HEARTH_CHECK(static_cast<int64_t>(pooled.mean.size()) == columns_, "moments of another model");
+  if (columns_ == 0) return;
   torch::NoGradGuard no_grad;
   const double momentum = spec_.config.batch_norm_momentum();
   const torch::Tensor mean = torch::tensor(pooled.mean);
   const torch::Tensor variance = torch::tensor(pooled.m2) / (pooled.count - 1);
+  const torch::Tensor now = torch::stack({mean, variance}).to(norms_[0].running_mean.options());  // one copy
   for (BatchNorm& norm : norms_) {
-    const auto move = [&](torch::Tensor& running, const torch::Tensor& now) {
-      running.lerp_(now.narrow(0, norm.first, norm.columns).to(running.options()), momentum);
-    };
-    move(norm.running_mean, mean);
-    move(norm.running_var, variance);
+    norm.running_mean.lerp_(now[0].narrow(0, norm.first, norm.columns), momentum);
+    norm.running_var.lerp_(now[1].narrow(0, norm.first, norm.columns), momentum);
   }
 }
 
@@ -220,9 +232,14 @@ torch::Tensor SelfGateReference(const torch::Tensor& logits, const std::vector<t
   return MixtureReference(logits, experts, nullptr);
 }
 
-torch::Tensor TowerLogit(const Tower& tower, const torch::Tensor& h) {
-  const torch::Tensor hidden = torch::relu(torch::linear(h, tower.hidden.weight, tower.hidden.bias));
-  return torch::linear(hidden, tower.output.weight, tower.output.bias);
+torch::Tensor TowersReference(const std::vector<Tower>& towers, const std::vector<torch::Tensor>& inputs) {
+  std::vector<torch::Tensor> logits;
+  for (size_t t = 0; t < towers.size(); ++t) {
+    const torch::Tensor& x = inputs.size() == 1 ? inputs[0] : inputs[t];
+    const torch::Tensor hidden = torch::relu(torch::linear(x, towers[t].hidden.weight, towers[t].hidden.bias));
+    logits.push_back(torch::linear(hidden, towers[t].output.weight, towers[t].output.bias));
+  }
+  return torch::cat(logits, 1);
 }
 
 }  // namespace hearth

@@ -2,8 +2,6 @@
 
 #include <numeric>
 
-#include "model/layers.h"
-
 namespace hearth {
 namespace {
 
@@ -11,7 +9,7 @@ using torch::Tensor;
 
 class Mmoe : public StackedModel {
  public:
-  Mmoe(const ModelSpec& spec, bool fused) : StackedModel(spec, fused) {
+  Mmoe(const ModelSpec& spec, Form form) : StackedModel(spec, form) {
     const Model& config = spec.config;
     experts_ =
         MakeExperts("expert", config.experts(), spec.width, config.hidden_1(), config.width_1(), config.home_expert());
@@ -24,7 +22,7 @@ class Mmoe : public StackedModel {
   }
 
  protected:
-  Tensor Fused(const Tensor& v, const NormMode& mode) final {
+  Tensor Composed(const Tensor& v, Parts* parts) final {
     std::vector<Tensor> weights;
     std::vector<Tensor> biases;
     for (const Affine& gate : gates_) {
@@ -32,29 +30,27 @@ class Mmoe : public StackedModel {
       biases.push_back(gate.bias);
     }
     const std::vector<Tensor> gate_logits =
-        torch::linear(v, torch::cat(weights), torch::cat(biases)).split(experts_.count, 1);
-    const Tensor experts = FusedExperts(experts_, v, mode);
-    std::vector<Tensor> logits;
-    for (size_t task = 0; task < towers_.size(); ++task) {
-      const Tensor h = FusedMixture(gate_logits[task], Tensor(), {experts}, 0, experts_.out);
-      logits.push_back(TowerLogit(towers_[task], h));
+        parts->Linear(v, torch::cat(weights), torch::cat(biases)).split(experts_.count, 1);
+    const Tensor experts = parts->Experts(experts_, v);
+    std::vector<Tensor> mixtures;
+    for (const Tensor& logits : gate_logits) {
+      mixtures.push_back(parts->Mixture(logits, Tensor(), {experts}, 0, experts_.out));
     }
-    return torch::cat(logits, 1);
+    return parts->Towers(towers_, mixtures);
   }
 
   Tensor Reference(const Tensor& v, const NormMode& mode, Activations* seen) final {
     const std::vector<Tensor> experts = ExpertsReference(experts_, v, mode, -1, seen);
     std::vector<int> indices(experts.size());
     std::iota(indices.begin(), indices.end(), 0);
-    std::vector<Tensor> logits;
+    std::vector<Tensor> mixtures;
     for (size_t task = 0; task < towers_.size(); ++task) {
       Tensor weights;
-      const Tensor h = MixtureReference(torch::linear(v, gates_[task].weight, gates_[task].bias), experts, &weights);
+      mixtures.push_back(MixtureReference(torch::linear(v, gates_[task].weight, gates_[task].bias), experts, &weights));
       if (seen != nullptr)
         seen->gates.push_back({"gate." + spec_.tasks[task], static_cast<int>(task), indices, weights});
-      logits.push_back(TowerLogit(towers_[task], h));
     }
-    return torch::cat(logits, 1);
+    return TowersReference(towers_, mixtures);
   }
 
  private:
@@ -65,8 +61,8 @@ class Mmoe : public StackedModel {
 
 }  // namespace
 
-std::shared_ptr<MultiTaskModel> MakeMmoe(const ModelSpec& spec, bool fused) {
-  return std::make_shared<Mmoe>(spec, fused);
+std::shared_ptr<MultiTaskModel> MakeMmoe(const ModelSpec& spec, Form form) {
+  return std::make_shared<Mmoe>(spec, form);
 }
 
 ModelCost MmoeCost(const ModelSpec& spec) {

@@ -12,16 +12,16 @@
 namespace hearth {
 namespace {
 
-std::shared_ptr<MultiTaskModel> Make(const ModelSpec& spec, bool fused) {
+std::shared_ptr<MultiTaskModel> Make(const ModelSpec& spec, Form form) {
   HEARTH_CHECK(spec.width > 0 && !spec.tasks.empty(), "a model without features or tasks; ValidateJob comes first");
   HEARTH_CHECK(spec.category_of.size() == spec.tasks.size() && spec.base_rates.size() == spec.tasks.size());
   switch (spec.config.kind()) {
     case Model::HOME:
-      return MakeHome(spec, fused);
+      return MakeHome(spec, form);
     case Model::MMOE:
-      return MakeMmoe(spec, fused);
+      return MakeMmoe(spec, form);
     case Model::SHARED_BOTTOM:
-      return MakeSharedBottom(spec, fused);
+      return MakeSharedBottom(spec, form);
   }
   HEARTH_CHECK(false, "a model kind that the schema does not have");
   return nullptr;
@@ -79,8 +79,9 @@ ModelSpec MakeModelSpec(const Job& job, const std::vector<double>& base_rates) {
   return spec;
 }
 
-std::shared_ptr<MultiTaskModel> MakeModel(const ModelSpec& spec) { return Make(spec, /*fused=*/true); }
-std::shared_ptr<MultiTaskModel> MakeReferenceModel(const ModelSpec& spec) { return Make(spec, /*fused=*/false); }
+std::shared_ptr<MultiTaskModel> MakeModel(const ModelSpec& spec) { return Make(spec, Form::kFused); }
+std::shared_ptr<MultiTaskModel> MakeReferenceModel(const ModelSpec& spec) { return Make(spec, Form::kReference); }
+std::shared_ptr<MultiTaskModel> MakeBatchedModel(const ModelSpec& spec) { return Make(spec, Form::kBatched); }
 
 ModelCost CostOf(const ModelSpec& spec) {
   switch (spec.config.kind()) {

@@ -22,8 +22,11 @@ struct BatchMoments {
   double count = 0;
   std::vector<float> mean;  // [columns]
   std::vector<float> m2;    // [columns]
+  // [2, columns] float: mean and M2, where the model ran the batched parts; the vectors are then empty until someone
+  // fetches them. Undefined elsewhere, and where there are no columns.
+  torch::Tensor on_device;
 };
-// Chan's formula over lanes in lane order. REQUIRES: the same number of columns wherever count > 0.
+// Chan's formula over lanes in lane order, of the vectors. REQUIRES: the same number of columns wherever count > 0.
 BatchMoments PoolMoments(const std::vector<BatchMoments>& lanes);
 
 enum class Phase { kTrain, kEvaluate };
@@ -73,19 +76,25 @@ struct ModelSpec {
   std::vector<std::string> categories;  // first appearance order
   std::vector<double> base_rates;       // [tasks] in (0, 1): the towers' last biases start at their logits
   uint64_t seed = 1;                    // SeedOf(job.seed, "dense_init")
+  // kBFloat16: the factors of the batched parts' layers are rounded to bfloat16, and so is a product before its bias is
+  // added; everything else stays float32. The fused parts and the plain ones, so MakeModel on a CPU, take no notice.
+  torch::ScalarType products = torch::kFloat32;
 };
 // base_rates as given by the job or counted (log_reader.h CountBaseRates); the logit is taken of the rate clamped to
-// [1e-6, 1 − 1e-6], for a head of the log may hold no positive.
+// [1e-6, 1 − 1e-6], for a head of the log may hold no positive. `products` stays float32: which type a worker's device
+// has instructions for is not the job's to know.
 ModelSpec MakeModelSpec(const Job& job, const std::vector<double>& base_rates);
 
 // Parameters depend on the spec alone (each drawn from a generator seeded by (seed, name)). Parameters and buffers are
 // named by their module path, e.g. "level1.category.watch.expert.hidden_weight" [n·h, V]: a group's n experts are one
-// stack (layers.h). Those names are the snapshot's and the export's. On the CPU the fused paths are used; elsewhere the
-// plain ones.
+// stack (layers.h). Those names are the snapshot's and the export's. Where v is on the CPU the fused parts run;
+// elsewhere the batched ones, whose Forward and backward neither copy between host and device nor wait for the device.
 std::shared_ptr<MultiTaskModel> MakeModel(const ModelSpec& spec);
 // The slow, readable module-by-module one, with the same parameters by the same names; tests compare values and
 // gradients.
 std::shared_ptr<MultiTaskModel> MakeReferenceModel(const ModelSpec& spec);
+// The batched parts on every device: tests run them on the CPU.
+std::shared_ptr<MultiTaskModel> MakeBatchedModel(const ModelSpec& spec);
 
 struct ModelCost {
   int64_t parameters = 0;     // closed form

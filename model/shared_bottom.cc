@@ -1,7 +1,5 @@
 #include "model/shared_bottom.h"
 
-#include "model/layers.h"
-
 namespace hearth {
 namespace {
 
@@ -9,7 +7,7 @@ using torch::Tensor;
 
 class SharedBottom : public StackedModel {
  public:
-  SharedBottom(const ModelSpec& spec, bool fused) : StackedModel(spec, fused) {
+  SharedBottom(const ModelSpec& spec, Form form) : StackedModel(spec, form) {
     const Model& config = spec.config;
     bottom_ = MakeExperts("bottom", 1, spec.width, config.hidden_1(), config.width_1(), config.home_expert());
     for (size_t task = 0; task < spec.tasks.size(); ++task) {
@@ -19,26 +17,20 @@ class SharedBottom : public StackedModel {
   }
 
  protected:
-  Tensor Fused(const Tensor& v, const NormMode& mode) final { return Towers(FusedExperts(bottom_, v, mode)); }
+  Tensor Composed(const Tensor& v, Parts* parts) final { return parts->Towers(towers_, {parts->Experts(bottom_, v)}); }
   Tensor Reference(const Tensor& v, const NormMode& mode, Activations* seen) final {
-    return Towers(ExpertsReference(bottom_, v, mode, -1, seen)[0]);
+    return TowersReference(towers_, ExpertsReference(bottom_, v, mode, -1, seen));
   }
 
  private:
-  Tensor Towers(const Tensor& h) const {
-    std::vector<Tensor> logits;
-    for (const Tower& tower : towers_) logits.push_back(TowerLogit(tower, h));
-    return torch::cat(logits, 1);
-  }
-
   ExpertStack bottom_;
   std::vector<Tower> towers_;
 };
 
 }  // namespace
 
-std::shared_ptr<MultiTaskModel> MakeSharedBottom(const ModelSpec& spec, bool fused) {
-  return std::make_shared<SharedBottom>(spec, fused);
+std::shared_ptr<MultiTaskModel> MakeSharedBottom(const ModelSpec& spec, Form form) {
+  return std::make_shared<SharedBottom>(spec, form);
 }
 
 ModelCost SharedBottomCost(const ModelSpec& spec) {

@@ -3,11 +3,11 @@
 
 #include <memory>
 
-#include "model/multi_task_model.h"
+#include "model/layers.h"
 
 namespace hearth {
 
-std::shared_ptr<MultiTaskModel> MakeSharedBottom(const ModelSpec& spec, bool fused);
+std::shared_ptr<MultiTaskModel> MakeSharedBottom(const ModelSpec& spec, Form form);
 ModelCost SharedBottomCost(const ModelSpec& spec);
 
 }  // namespace hearth

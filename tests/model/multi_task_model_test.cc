@@ -1,5 +1,7 @@
 #include "model/multi_task_model.h"
 
+#include <ATen/record_function.h>
+
 #include <cmath>
 #include <map>
 
@@ -42,9 +44,16 @@ std::vector<ModelSpec> AllModels() {
   ModelSpec two = SmallSpec(Model::HOME);
   two.config.set_task_experts_2(2);  // the self gate of level 2 is a softmax
   two.config.set_shared_experts_1(1);
-  return {SmallSpec(Model::HOME),          two,
-          SmallSpec(Model::MMOE),          SmallSpec(Model::MMOE, true),
-          SmallSpec(Model::SHARED_BOTTOM), SmallSpec(Model::SHARED_BOTTOM, true)};
+  two.config.set_gate_subspaces(1);
+  ModelSpec one = SmallSpec(Model::MMOE, true);
+  one.config.set_experts(1);
+  return {SmallSpec(Model::HOME),
+          two,
+          SmallSpec(Model::MMOE),
+          SmallSpec(Model::MMOE, true),
+          one,
+          SmallSpec(Model::SHARED_BOTTOM),
+          SmallSpec(Model::SHARED_BOTTOM, true)};
 }
 std::string NameOf(const ModelSpec& spec) {
   return Model::Kind_Name(spec.config.kind()) + (spec.config.home_expert() ? "*" : "");
@@ -70,6 +79,13 @@ Tensor RandomTensor(std::vector<int64_t> shape, uint64_t seed, torch::Dtype dtyp
   return tensor.to(dtype);
 }
 
+// The forms that are compared with the module-by-module one.
+struct Composed {
+  const char* name;
+  std::shared_ptr<MultiTaskModel> (*make)(const ModelSpec&);
+};
+constexpr Composed kComposed[] = {{"fused", MakeModel}, {"batched", MakeBatchedModel}};
+
 double Difference(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 struct Step {
@@ -84,63 +100,201 @@ Step RunStep(MultiTaskModel* model, Tensor v, Phase phase, const Tensor& directi
   step.logits = model->Forward(v, phase, phase == Phase::kTrain ? &step.moments : nullptr);
   (step.logits * direction).sum().backward();
   step.dv = v.grad().clone();
+  const Tensor& fetched = step.moments.on_device;
+  if (fetched.defined()) {
+    EXPECT_TRUE(step.moments.mean.empty() && step.moments.m2.empty());
+    EXPECT_EQ(fetched.sizes(), (at::IntArrayRef{2, model->batch_norm_columns()}));
+    const float* data = fetched.data_ptr<float>();
+    step.moments.mean.assign(data, data + fetched.size(1));
+    step.moments.m2.assign(data + fetched.size(1), data + 2 * fetched.size(1));
+  }
   return step;
 }
 
-TEST(MultiTaskModel, FusedEqualsModuleByModuleInValuesGradientsAndMoments) {
-  for (const ModelSpec& spec : AllModels()) {
-    for (const Phase phase : {Phase::kTrain, Phase::kEvaluate}) {
-      for (const int64_t records : {1, 2, 37, 300}) {
-        SCOPED_TRACE(testing::Message() << NameOf(spec) << ", " << records << " records");
-        auto fused = MakeModel(spec);
-        auto reference = MakeReferenceModel(spec);
-        fused->to(torch::kFloat64);
-        reference->to(torch::kFloat64);
-        Disturb(fused.get());
-        Disturb(reference.get());
-        const Tensor v = RandomTensor({records, spec.width}, 3);
-        const Tensor direction = RandomTensor({records, 5}, 4);
-        const Step a = RunStep(fused.get(), v, phase, direction);
-        const Step b = RunStep(reference.get(), v, phase, direction);
-        EXPECT_LT(Difference(a.logits, b.logits), 1e-11);
-        // Two records differ in a column by little now and then: 1/deviation amplifies rounding.
-        const double tolerance = records == 2 ? 1e-6 : 1e-9;
-        EXPECT_LT(Difference(a.dv, b.dv), tolerance);
-        const auto theirs = reference->named_parameters();
-        for (const auto& parameter : fused->named_parameters()) {
-          ASSERT_TRUE(parameter.value().grad().defined()) << parameter.key();
-          EXPECT_LT(Difference(parameter.value().grad(), theirs[parameter.key()].grad()), tolerance) << parameter.key();
-        }
-        EXPECT_EQ(a.moments.count, b.moments.count);
-        ASSERT_EQ(a.moments.mean.size(), b.moments.mean.size());
-        for (size_t c = 0; c < a.moments.mean.size(); ++c) {
-          EXPECT_NEAR(a.moments.mean[c], b.moments.mean[c], 1e-6);
-          EXPECT_NEAR(a.moments.m2[c], b.moments.m2[c], 1e-5 * (1 + b.moments.m2[c]));
+// Parameters, gradients and moments of one step in double beside those of the module-by-module form.
+void ExpectEqualsModuleByModule(MultiTaskModel* model, const ModelSpec& spec, Phase phase, int64_t records) {
+  auto reference = MakeReferenceModel(spec);
+  model->to(torch::kFloat64);
+  reference->to(torch::kFloat64);
+  Disturb(model);
+  Disturb(reference.get());
+  const Tensor v = RandomTensor({records, spec.width}, 3);
+  const Tensor direction = RandomTensor({records, 5}, 4);
+  const Step a = RunStep(model, v, phase, direction);
+  const Step b = RunStep(reference.get(), v, phase, direction);
+  EXPECT_LT(Difference(a.logits, b.logits), 1e-11);
+  // Two records differ in a column by little now and then: 1/deviation amplifies rounding.
+  const double tolerance = records == 2 ? 1e-6 : 1e-9;
+  EXPECT_LT(Difference(a.dv, b.dv), tolerance);
+  const auto theirs = reference->named_parameters();
+  for (const auto& parameter : model->named_parameters()) {
+    ASSERT_TRUE(parameter.value().grad().defined()) << parameter.key();
+    EXPECT_LT(Difference(parameter.value().grad(), theirs[parameter.key()].grad()), tolerance) << parameter.key();
+  }
+  EXPECT_EQ(a.moments.count, b.moments.count);
+  ASSERT_EQ(a.moments.mean.size(), b.moments.mean.size());
+  for (size_t c = 0; c < a.moments.mean.size(); ++c) {
+    EXPECT_NEAR(a.moments.mean[c], b.moments.mean[c], 1e-6);
+    EXPECT_NEAR(a.moments.m2[c], b.moments.m2[c], 1e-5 * (1 + b.moments.m2[c]));
+  }
+}
+
+TEST(MultiTaskModel, FusedAndBatchedEqualModuleByModuleInValuesGradientsAndMoments) {
+  for (const Composed& composed : kComposed) {
+    for (const ModelSpec& spec : AllModels()) {
+      for (const Phase phase : {Phase::kTrain, Phase::kEvaluate}) {
+        for (const int64_t records : {1, 2, 37, 300}) {
+          SCOPED_TRACE(testing::Message() << composed.name << " " << NameOf(spec) << ", " << records << " records");
+          ExpectEqualsModuleByModule(composed.make(spec).get(), spec, phase, records);
         }
       }
     }
   }
 }
 
-TEST(MultiTaskModel, FusedEqualsModuleByModuleInFloatToo) {
-  for (const ModelSpec& spec : AllModels()) {
-    SCOPED_TRACE(NameOf(spec));
-    auto fused = MakeModel(spec);
-    auto reference = MakeReferenceModel(spec);
-    Disturb(fused.get());
-    Disturb(reference.get());
-    const Tensor v = RandomTensor({129, spec.width}, 5, torch::kFloat32);
-    const Tensor direction = RandomTensor({129, 5}, 6, torch::kFloat32);
-    const Step a = RunStep(fused.get(), v, Phase::kTrain, direction);
-    const Step b = RunStep(reference.get(), v, Phase::kTrain, direction);
-    EXPECT_LT(Difference(a.logits, b.logits), 2e-5);
-    const auto theirs = reference->named_parameters();
-    for (const auto& parameter : fused->named_parameters()) {
-      const Tensor other = theirs[parameter.key()].grad();
-      EXPECT_LT(Difference(parameter.value().grad(), other), 1e-4 * (1 + other.abs().max().item<double>()))
-          << parameter.key();
+TEST(MultiTaskModel, FusedAndBatchedEqualModuleByModuleInFloatToo) {
+  for (const Composed& composed : kComposed) {
+    for (const ModelSpec& spec : AllModels()) {
+      SCOPED_TRACE(testing::Message() << composed.name << " " << NameOf(spec));
+      auto model = composed.make(spec);
+      auto reference = MakeReferenceModel(spec);
+      Disturb(model.get());
+      Disturb(reference.get());
+      const Tensor v = RandomTensor({129, spec.width}, 5, torch::kFloat32);
+      const Tensor direction = RandomTensor({129, 5}, 6, torch::kFloat32);
+      const Step a = RunStep(model.get(), v, Phase::kTrain, direction);
+      const Step b = RunStep(reference.get(), v, Phase::kTrain, direction);
+      EXPECT_LT(Difference(a.logits, b.logits), 2e-5);
+      const auto theirs = reference->named_parameters();
+      for (const auto& parameter : model->named_parameters()) {
+        const Tensor other = theirs[parameter.key()].grad();
+        EXPECT_LT(Difference(parameter.value().grad(), other), 1e-4 * (1 + other.abs().max().item<double>()))
+            << parameter.key();
+      }
+      for (size_t c = 0; c < a.moments.mean.size(); ++c) {
+        EXPECT_NEAR(a.moments.mean[c], b.moments.mean[c], 1e-5);
+        EXPECT_NEAR(a.moments.m2[c], b.moments.m2[c], 1e-4 * (1 + b.moments.m2[c]));
+      }
     }
   }
+}
+
+// Of the whole: single elements may move by more, where rounding turns a ReLU on or off.
+double RelativeDifference(const Tensor& a, const Tensor& b) { return ((a - b).norm() / b.norm()).item<double>(); }
+Tensor AllGradients(const MultiTaskModel& model) {
+  std::vector<Tensor> gradients;
+  for (const Tensor& parameter : model.parameters()) gradients.push_back(parameter.grad().flatten());
+  return torch::cat(gradients);
+}
+
+TEST(BatchedModel, ProductsOfBfloat16AreNearThoseOfFloat32) {
+  for (const ModelSpec& spec : AllModels()) {
+    SCOPED_TRACE(NameOf(spec));
+    ModelSpec rounded_spec = spec;
+    rounded_spec.products = torch::kBFloat16;
+    auto exact = MakeBatchedModel(spec);
+    auto rounded = MakeBatchedModel(rounded_spec);
+    Disturb(exact.get());
+    Disturb(rounded.get());
+    const Tensor v = RandomTensor({129, spec.width}, 5, torch::kFloat32);
+    const Tensor direction = RandomTensor({129, 5}, 6, torch::kFloat32);
+    const Step a = RunStep(rounded.get(), v, Phase::kTrain, direction);
+    const Step b = RunStep(exact.get(), v, Phase::kTrain, direction);
+    EXPECT_EQ(a.logits.scalar_type(), torch::kFloat32);
+    EXPECT_LT(RelativeDifference(a.logits, b.logits), 0.01);
+    EXPECT_GT(Difference(a.logits, b.logits), 0);  // it did take bfloat16
+    EXPECT_LT(RelativeDifference(a.dv, b.dv), 0.25);
+    EXPECT_LT(RelativeDifference(AllGradients(*rounded), AllGradients(*exact)), 0.25);
+    for (size_t c = 0; c < a.moments.mean.size(); ++c) {
+      EXPECT_NEAR(a.moments.mean[c], b.moments.mean[c], 0.03);
+      EXPECT_NEAR(a.moments.m2[c], b.moments.m2[c], 0.05 * (1 + b.moments.m2[c]));
+    }
+  }
+}
+
+TEST(MultiTaskModel, OnlyTheBatchedPartsRoundTheirFactors) {
+  for (const ModelSpec& spec : AllModels()) {
+    ModelSpec rounded = spec;
+    rounded.products = torch::kBFloat16;
+    const Tensor v = RandomTensor({16, spec.width}, 5, torch::kFloat32);
+    for (const auto make : {MakeModel, MakeReferenceModel}) {
+      EXPECT_TRUE(torch::equal(make(rounded)->Forward(v, Phase::kEvaluate, nullptr),
+                               make(spec)->Forward(v, Phase::kEvaluate, nullptr)));
+    }
+  }
+}
+
+// How often each of Torch's operations runs on this thread in a step, those that an operation calls included.
+std::map<std::string, int> OperationsOf(MultiTaskModel* model, Phase phase, int64_t records) {
+  static std::map<std::string, int> operations;  // a callback is a plain function
+  operations.clear();
+  const Tensor v = RandomTensor({records, 19}, 3, torch::kFloat32).requires_grad_();
+  BatchMoments moments;
+  const auto count = [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
+    ++operations[function.name()];
+    return nullptr;
+  };
+  const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(count).scopes({at::RecordScope::FUNCTION}));
+  model->Forward(v, phase, &moments).sum().backward();
+  at::removeCallback(handle);
+  return operations;
+}
+
+// On a device each of these would wait for all that was launched.
+TEST(BatchedModel, ForwardAndBackwardAskForNoValue) {
+  for (const ModelSpec& spec : AllModels()) {
+    for (const Phase phase : {Phase::kTrain, Phase::kEvaluate}) {
+      for (const int64_t records : {1, 37}) {
+        SCOPED_TRACE(testing::Message() << NameOf(spec) << ", " << records << " records");
+        const std::map<std::string, int> operations = OperationsOf(MakeBatchedModel(spec).get(), phase, records);
+        EXPECT_EQ(operations.count("aten::relu"), 1u);
+        for (const char* name : {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero",
+                                 "aten::equal", "aten::masked_select"}) {
+          EXPECT_EQ(operations.count(name), 0u) << name;
+        }
+      }
+    }
+  }
+}
+
+TEST(BatchedModel, ItsOperationsAreAsManyForTwoExpertsAndSubspacesAsForMore) {
+  for (const Model::Kind kind : {Model::HOME, Model::MMOE}) {
+    ModelSpec few = SmallSpec(kind, true);
+    few.config.set_experts(2);
+    few.config.set_shared_experts_1(2);
+    few.config.set_category_experts_1(2);
+    few.config.set_shared_experts_2(2);
+    few.config.set_task_experts_2(2);
+    few.config.set_gate_subspaces(2);
+    ModelSpec many = few;
+    many.config.set_experts(9);
+    many.config.set_shared_experts_1(8);
+    many.config.set_category_experts_1(7);
+    many.config.set_shared_experts_2(6);
+    many.config.set_category_experts_2(5);
+    many.config.set_task_experts_2(4);
+    many.config.set_gate_subspaces(3);
+    std::map<std::string, int> of_few = OperationsOf(MakeBatchedModel(few).get(), Phase::kTrain, 37);
+    std::map<std::string, int> of_many = OperationsOf(MakeBatchedModel(many).get(), Phase::kTrain, 37);
+    EXPECT_GT(of_few["aten::baddbmm"], 0);
+    for (const char* name : {"aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm", "aten::cat", "aten::mul",
+                             "aten::sum", "aten::relu", "aten::_softmax", "aten::native_batch_norm"}) {
+      EXPECT_EQ(of_few[name], of_many[name]) << name;
+    }
+  }
+}
+
+TEST(BatchedModel, LeavesNoMomentsWhereThereIsNoBatchNormAndNoneOfTheCallBefore) {
+  auto with = MakeBatchedModel(SmallSpec(Model::MMOE, true));
+  auto without = MakeBatchedModel(SmallSpec(Model::MMOE));
+  const Tensor v = RandomTensor({8, 19}, 3, torch::kFloat32);
+  BatchMoments moments;
+  with->Forward(v, Phase::kTrain, &moments);
+  EXPECT_TRUE(moments.on_device.defined());
+  EXPECT_FALSE(moments.on_device.requires_grad());
+  without->Forward(v, Phase::kTrain, &moments);
+  EXPECT_FALSE(moments.on_device.defined());
+  EXPECT_EQ(moments.count, 8);
 }
 
 TEST(MultiTaskModel, GradientsAgreeWithFiniteDifferences) {
@@ -188,8 +342,8 @@ TEST(MultiTaskModel, GradientsAgreeWithFiniteDifferences) {
 // and to other tasks' experts, while their level-1 experts still receive gradient through z_shared.
 TEST(Home, HierarchyMaskLetsATasksGradientReachWhatItMayAndNothingElse) {
   const ModelSpec spec = SmallSpec(Model::HOME);
-  for (const bool fused : {true, false}) {
-    auto model = fused ? MakeModel(spec) : MakeReferenceModel(spec);
+  for (const auto make : {MakeModel, MakeReferenceModel, MakeBatchedModel}) {
+    auto model = make(spec);
     Disturb(model.get());
     const Tensor v = RandomTensor({64, spec.width}, 10, torch::kFloat32);
     BatchMoments moments;
@@ -499,8 +653,10 @@ TEST(MultiTaskModel, NonFiniteInputShowsInTheLogits) {
   for (const ModelSpec& spec : AllModels()) {
     Tensor v = RandomTensor({8, spec.width}, 60, torch::kFloat32);
     v[3][2] = std::nanf("");
-    BatchMoments moments;
-    EXPECT_FALSE(torch::isfinite(MakeModel(spec)->Forward(v, Phase::kTrain, &moments)).all().item<bool>());
+    for (const Composed& composed : kComposed) {
+      BatchMoments moments;
+      EXPECT_FALSE(torch::isfinite(composed.make(spec)->Forward(v, Phase::kTrain, &moments)).all().item<bool>());
+    }
   }
 }
 
