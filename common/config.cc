@@ -230,6 +230,7 @@ Job Identity(const Job& job) {
   training->clear_read_ahead_batches_max();
   training->clear_threads();
   training->clear_device();
+  training->clear_precision();
   training->clear_idle_ms();
   for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
   WriteDefaults(&identity);

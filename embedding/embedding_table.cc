@@ -55,7 +55,7 @@ class LaneMerge {
     signs->clear();
     occurrences->clear();
     gradients->resize(max * dim_);
-    Sign sign;
+    Sign sign = 0;
     while (signs->size() < max && Smallest(&sign)) {
       occurrences->push_back(Sum(sign, gradients->data() + signs->size() * dim_));
       signs->push_back(sign);

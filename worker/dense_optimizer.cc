@@ -6,42 +6,41 @@
 namespace hearth {
 
 DenseUpdater::DenseUpdater(const DenseOptimizer& config, int64_t size) : config_(config) {
-  if (config.kind() == DenseOptimizer::ADAM) {
+  if (adam()) {
     m_.assign(static_cast<size_t>(size), 0.0f);
     v_.assign(static_cast<size_t>(size), 0.0f);
   }
   size_ = size;
 }
 
+DenseUpdater::Factors DenseUpdater::Next() {
+  const double t = static_cast<double>(++t_);
+  const double corrected = adam() ? 1.0 - std::pow(config_.beta1(), t) : 1.0;
+  Factors factors;
+  factors.rate = static_cast<float>(config_.learning_rate() / corrected);
+  factors.beta1 = static_cast<float>(config_.beta1());
+  factors.beta2 = static_cast<float>(config_.beta2());
+  factors.keep1 = static_cast<float>(1.0 - config_.beta1());
+  factors.keep2 = static_cast<float>(1.0 - config_.beta2());
+  factors.root2 = static_cast<float>(std::sqrt(1.0 - std::pow(config_.beta2(), t)));
+  factors.epsilon = static_cast<float>(config_.epsilon());
+  return factors;
+}
+
 void DenseUpdater::Update(float* weights, const float* gradient) {
-  ++t_;
-  switch (config_.kind()) {
-    case DenseOptimizer::SGD: {
-      const float rate = static_cast<float>(config_.learning_rate());
-      for (int64_t i = 0; i < size_; ++i) weights[i] -= rate * gradient[i];
-      return;
-    }
-    case DenseOptimizer::ADAM: {
-      // The scalars are computed in double, as torch.optim.Adam does; each element in float, in one order of
-      // operations.
-      const double t = static_cast<double>(t_);
-      const float beta1 = static_cast<float>(config_.beta1());
-      const float beta2 = static_cast<float>(config_.beta2());
-      const float keep1 = static_cast<float>(1.0 - config_.beta1());
-      const float keep2 = static_cast<float>(1.0 - config_.beta2());
-      const float step_size = static_cast<float>(config_.learning_rate() / (1.0 - std::pow(config_.beta1(), t)));
-      const float root2 = static_cast<float>(std::sqrt(1.0 - std::pow(config_.beta2(), t)));
-      const float epsilon = static_cast<float>(config_.epsilon());
-      float* m = m_.data();
-      float* v = v_.data();
-      for (int64_t i = 0; i < size_; ++i) {
-        const float g = gradient[i];
-        m[i] = beta1 * m[i] + keep1 * g;
-        v[i] = beta2 * v[i] + keep2 * (g * g);
-        weights[i] -= step_size * (m[i] / (std::sqrt(v[i]) / root2 + epsilon));
-      }
-      return;
-    }
+  const Factors f = Next();
+  if (!adam()) {
+    for (int64_t i = 0; i < size_; ++i) weights[i] -= f.rate * gradient[i];
+    return;
+  }
+  // Each element in float, in one order of operations.
+  float* m = m_.data();
+  float* v = v_.data();
+  for (int64_t i = 0; i < size_; ++i) {
+    const float g = gradient[i];
+    m[i] = f.beta1 * m[i] + f.keep1 * g;
+    v[i] = f.beta2 * v[i] + f.keep2 * (g * g);
+    weights[i] -= f.rate * (m[i] / (std::sqrt(v[i]) / f.root2 + f.epsilon));
   }
 }
 

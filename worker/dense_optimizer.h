@@ -14,9 +14,18 @@ class DenseUpdater {
   DenseUpdater(const DenseOptimizer& config, int64_t size);
   // weights [size] −= update(gradient [size]); gradient already divided by n and clipped. Counts t itself.
   void Update(float* weights, const float* gradient);
+  // What the formula of the next update multiplies by, computed in double as torch.optim does; counts it. For who
+  // updates in other memory:
+  //   ADAM  m ← beta1·m + keep1·g,  v ← beta2·v + keep2·g²,  w ← w − rate · m / (√v / root2 + epsilon)
+  //   SGD   w ← w − rate · g
+  struct Factors {
+    float rate, beta1, beta2, keep1, keep2, root2, epsilon;
+  };
+  Factors Next();
   // State for snapshots: m and v [size] each for Adam (empty for SGD), and t.
   std::vector<float>& first_moment() { return m_; }
   std::vector<float>& second_moment() { return v_; }
+  bool adam() const { return config_.kind() == DenseOptimizer::ADAM; }
   int64_t updates() const { return t_; }
   void set_updates(int64_t t) { t_ = t; }
 

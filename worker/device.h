@@ -10,16 +10,25 @@
 namespace hearth {
 
 constexpr int kNoGpu = -1;
-constexpr int kCopiesOnCpu = -2;  // Trainer's
+constexpr int kCopiesOnCpu = -2;  // as on a GPU, for tests
+
+// What a worker sees on its host.
+struct Gpus {
+  int count = 0;
+  bool bf16 = false;  // all of them have instructions for it
+};
 
 struct DevicePlan {
   int gpu = kNoGpu;    // number of this worker's GPU on its host; kNoGpu: the CPU
   bool alone = false;  // no two workers share a GPU: they may reduce with NCCL
+  bool bf16 = false;   // matrix products take bfloat16: asked for, and every worker's GPU can
 };
+// run.json's `device`: "cpu", "cuda", "cuda bf16".
+std::string NameOf(const DevicePlan& plan);
 
-// Called on every worker, with its host's name and the number of GPUs that it sees. AUTO takes GPUs where every worker
-// sees one. CUDA where one sees none is FailedPrecondition, on all of them.
-absl::StatusOr<DevicePlan> AgreeOnDevice(Training::Device wanted, const std::string& host, int gpus,
+// Called on every worker, with its host's name. AUTO takes GPUs where every worker sees one. CUDA where one sees none
+// is FailedPrecondition, on all of them.
+absl::StatusOr<DevicePlan> AgreeOnDevice(const Training& training, const std::string& host, Gpus gpus,
                                          Collective* collective);
 
 }  // namespace hearth

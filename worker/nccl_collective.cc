@@ -1,12 +1,12 @@
 #include "worker/nccl_collective.h"
 
+#include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <nccl.h>
-#include <torch/types.h>
 
-#include <algorithm>
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <vector>
@@ -17,97 +17,107 @@
 namespace hearth {
 namespace {
 
-constexpr int64_t kSumMaxUs = 300'000'000;
+constexpr int64_t kSumsMaxUs = 600'000'000;
+constexpr int64_t kWatchUs = 1'000'000;
 constexpr int64_t kLookUs = 20;
 
 using torch::Tensor;
 
-Tensor OnHost(absl::Span<const float> values) {
-  return torch::from_blob(const_cast<float*>(values.data()), {static_cast<int64_t>(values.size())}, torch::kFloat32);
-}
-
-class NcclCollective : public Collective {
+class NcclCollective : public DeviceCollective {
  public:
   NcclCollective(Env* env, int gpu, Collective* host)
       : env_(env),
         host_(host),
         gpu_(static_cast<c10::DeviceIndex>(gpu)),
         stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, gpu_)),
-        wake_(env->NewEvent()) {}
+        look_(env->NewEvent()),
+        closing_event_(env->NewEvent()) {}
   // Aborts what has not finished: no peer is waited for.
   ~NcclCollective() override {
-    if (communicator_ != nullptr) ncclCommAbort(communicator_);
+    closing_ = true;
+    closing_event_->Notify();
+    watchdog_.reset();
+    if (communicator_ != nullptr && !aborted_) ncclCommAbort(communicator_);
   }
 
   absl::Status Start() {
+    if (workers() == 1) return absl::OkStatus();
     ncclUniqueId id = {};
     if (worker() == 0) HEARTH_RETURN_IF_ERROR(Check("ncclGetUniqueId", ncclGetUniqueId(&id)));
     HEARTH_RETURN_IF_ERROR(host_->Broadcast(0, absl::MakeSpan(reinterpret_cast<char*>(&id), sizeof(id))));
     const c10::cuda::CUDAGuard guard(gpu_);
-    return Check("ncclCommInitRank", ncclCommInitRank(&communicator_, workers(), id, worker()));
+    HEARTH_RETURN_IF_ERROR(Check("ncclCommInitRank", ncclCommInitRank(&communicator_, workers(), id, worker())));
+    watchdog_ = env_->StartThread("nccl-watchdog", [this] { Watch(); });
+    return absl::OkStatus();
   }
 
   int worker() const override { return host_->worker(); }
   int workers() const override { return host_->workers(); }
 
-  absl::Status SumParts(int lanes, absl::Span<const Part> parts, absl::Span<float> sum_out,
-                        absl::Span<char> tails_out) override {
-    std::vector<Part> tails;
-    for (const Part& part : parts) tails.push_back({{}, part.tail});
-    HEARTH_RETURN_IF_ERROR(host_->SumParts(lanes, tails, {}, tails_out));
-    if (sum_out.empty()) return absl::OkStatus();
+  // As MpiCollective: slices of the parts to their owners, added in lane order, sums gathered; tails go to all at once.
+  absl::Status SumParts(int lanes, absl::Span<const Part> parts, const Tensor& sum_out,
+                        const Tensor& tails_out) override {
     try {
+      if (busy_since_us_ == 0) busy_since_us_ = env_->NowUs();
+      at::cuda::CUDAEvent parts_there;
+      parts_there.record(c10::cuda::getCurrentCUDAStream(gpu_));
+      parts_there.block(stream_);
       const c10::cuda::CUDAStreamGuard guard(stream_);
-      return SumOnGpus(lanes, parts, sum_out);
+      return Enqueue(lanes, parts, sum_out, tails_out);
     } catch (const std::exception& error) {
       return Fault("CUDA", error.what());
     }
   }
-  absl::Status Broadcast(int root, absl::Span<char> bytes) override { return host_->Broadcast(root, bytes); }
-  absl::Status Barrier() override { return host_->Barrier(); }
+
+  absl::Status Finish() override {
+    try {
+      at::cuda::CUDAEvent done;
+      done.record(stream_);
+      while (!aborted_ && !done.query()) look_->WaitUntil(env_->NowUs() + kLookUs);
+      busy_since_us_ = 0;
+      return aborted_ ? abort_status_ : absl::OkStatus();
+    } catch (const std::exception& error) {
+      return aborted_ ? abort_status_ : Fault("CUDA", error.what());
+    }
+  }
 
  private:
-  // As MpiCollective: slices of the parts to their owners, added in lane order, sums gathered.
-  absl::Status SumOnGpus(int lanes, absl::Span<const Part> parts, absl::Span<float> sum_out) {
-    const int64_t n = static_cast<int64_t>(sum_out.size());
-    const auto on_gpu = torch::TensorOptions(torch::kFloat32).device(torch::kCUDA, gpu_);
-    std::vector<Tensor> own;  // [own lanes] of [n]
-    for (const Part& part : parts) own.push_back(OnHost(part.sum).to(on_gpu.device()));
+  absl::Status Enqueue(int lanes, absl::Span<const Part> parts, const Tensor& sum_out, const Tensor& tails_out) {
     const Slice slice = Of(sum_out, worker());
     std::vector<Tensor> others(static_cast<size_t>(lanes));  // [lanes] of this worker's slice; own lanes undefined
     for (int lane = 0; lane < lanes; ++lane) {
-      if (lane % workers() != worker()) {
-        others[static_cast<size_t>(lane)] = torch::empty({static_cast<int64_t>(slice.size())}, on_gpu);
-      }
+      if (lane % workers() == worker()) continue;
+      others[static_cast<size_t>(lane)] = torch::empty({static_cast<int64_t>(slice.size())}, sum_out.options());
     }
     HEARTH_RETURN_IF_ERROR(Group([&](int peer, const Call& call) {
       const Slice to = Of(sum_out, peer);
-      for (const Tensor& part : own) call(Send(part, to, peer));
+      for (const Part& part : parts) {
+        call(Send(part.sum, to, peer));
+        if (tails_out.defined()) call(SendTail(part.tail, peer));
+      }
       for (int lane = peer; lane < lanes; lane += workers()) {
         call(Receive(others[static_cast<size_t>(lane)], {0, slice.size()}, peer));
+        if (tails_out.defined()) call(ReceiveTail(tails_out[lane], peer));
       }
     }));
-    const Tensor sum = torch::empty({n}, on_gpu);
-    Tensor added = Cut(sum, slice);
+    Tensor added = Cut(sum_out, slice);
     for (int lane = 0; lane < lanes; ++lane) {
-      const Tensor& other = others[static_cast<size_t>(lane)];
-      const Tensor part = other.defined() ? other : Cut(own[static_cast<size_t>(lane / workers())], slice);
+      const Part* const own = lane % workers() == worker() ? &parts[static_cast<size_t>(lane / workers())] : nullptr;
+      const Tensor part = own != nullptr ? Cut(own->sum, slice) : others[static_cast<size_t>(lane)];
       lane == 0 ? added.copy_(part) : added.add_(part);
+      if (own != nullptr && tails_out.defined()) tails_out[lane].copy_(own->tail);
     }
-    HEARTH_RETURN_IF_ERROR(Group([&](int peer, const Call& call) {
-      call(Send(sum, slice, peer));
-      call(Receive(sum, Of(sum_out, peer), peer));
-    }));
-    const Tensor pinned = torch::empty({n}, torch::TensorOptions(torch::kFloat32).pinned_memory(true));
-    pinned.copy_(sum, /*non_blocking=*/true);
-    HEARTH_RETURN_IF_ERROR(Wait());
-    std::copy_n(pinned.data_ptr<float>(), sum_out.size(), sum_out.data());
-    return absl::OkStatus();
+    return Group([&](int peer, const Call& call) {
+      call(Send(sum_out, slice, peer));
+      call(Receive(sum_out, Of(sum_out, peer), peer));
+    });
   }
 
   // One NCCL group of calls with every peer; the group is closed whatever they return.
   using Call = std::function<void(ncclResult_t)>;
   absl::Status Group(const std::function<void(int peer, const Call& call)>& with_peer) {
+    if (workers() == 1) return absl::OkStatus();
+    if (aborted_) return abort_status_;
     ncclResult_t first = ncclSuccess;
     const Call call = [&first](ncclResult_t result) {
       if (first == ncclSuccess) first = result;
@@ -117,7 +127,7 @@ class NcclCollective : public Collective {
       if (peer != worker()) with_peer(peer, call);
     }
     call(ncclGroupEnd());
-    return Check("send and receive", first);
+    return aborted_ ? abort_status_ : Check("send and receive", first);
   }
   ncclResult_t Send(const Tensor& from, Slice part, int peer) {
     if (part.size() == 0) return ncclSuccess;
@@ -127,55 +137,83 @@ class NcclCollective : public Collective {
     if (part.size() == 0) return ncclSuccess;
     return ncclRecv(to.data_ptr<float>() + part.begin, part.size(), ncclFloat, peer, communicator_, stream_.stream());
   }
-
-  // Until the stream is done, or NCCL tells an error, or too long.
-  absl::Status Wait() {
-    at::cuda::CUDAEvent done;
-    done.record(stream_);
-    const int64_t deadline_us = env_->NowUs() + kSumMaxUs;
-    while (!done.query()) {
-      ncclResult_t state = ncclSuccess;
-      HEARTH_RETURN_IF_ERROR(Check("ncclCommGetAsyncError", ncclCommGetAsyncError(communicator_, &state)));
-      HEARTH_RETURN_IF_ERROR(Check("sum over workers", state));
-      if (env_->NowUs() >= deadline_us) return Abort(Fault("sum over workers", "no end within five minutes"));
-      wake_->WaitUntil(env_->NowUs() + kLookUs);
-    }
-    return absl::OkStatus();
+  ncclResult_t SendTail(const Tensor& tail, int peer) {
+    if (tail.numel() == 0) return ncclSuccess;
+    return ncclSend(tail.data_ptr(), tail.nbytes(), ncclUint8, peer, communicator_, stream_.stream());
+  }
+  ncclResult_t ReceiveTail(const Tensor& tail, int peer) {
+    if (tail.numel() == 0) return ncclSuccess;
+    return ncclRecv(tail.data_ptr(), tail.nbytes(), ncclUint8, peer, communicator_, stream_.stream());
   }
 
-  Slice Of(absl::Span<float> sum, int owner) const { return SliceOf(sum.size(), workers(), owner); }
+  // The watchdog: a peer that died, or a link, leaves kernels that wait for ever and calls that do not return. An abort
+  // ends both.
+  void Watch() {
+    while (!closing_) {
+      if (closing_event_->WaitUntil(env_->NowUs() + kWatchUs)) return;
+      ncclResult_t state = ncclSuccess;
+      const ncclResult_t asked = ncclCommGetAsyncError(communicator_, &state);
+      const int64_t since_us = busy_since_us_;
+      if (asked != ncclSuccess) {
+        Abort(FaultOf("ncclCommGetAsyncError", asked));
+      } else if (state != ncclSuccess && state != ncclInProgress) {
+        Abort(FaultOf("sums over workers", state));
+      } else if (since_us != 0 && env_->NowUs() - since_us > kSumsMaxUs) {
+        Abort(Fault("sums over workers", "no end within ten minutes"));
+      }
+      if (aborted_) return;
+    }
+  }
+  void Abort(absl::Status status) {
+    abort_status_ = std::move(status);
+    aborted_ = true;
+    ncclCommAbort(communicator_);
+  }
+
+  Slice Of(const Tensor& sum, int owner) const { return SliceOf(static_cast<size_t>(sum.numel()), workers(), owner); }
   static Tensor Cut(const Tensor& whole, Slice part) {
     return whole.narrow(0, static_cast<int64_t>(part.begin), static_cast<int64_t>(part.size()));
   }
 
-  absl::Status Check(const char* what, ncclResult_t result) {
-    if (result == ncclSuccess) return absl::OkStatus();
-    const char* const detail = communicator_ != nullptr ? ncclGetLastError(communicator_) : ncclGetLastError(nullptr);
-    return Abort(Fault(what, absl::StrCat(ncclGetErrorString(result), ": ", detail)));
+  absl::Status Check(const char* what, ncclResult_t result) const {
+    return result == ncclSuccess ? absl::OkStatus() : FaultOf(what, result);
+  }
+  absl::Status FaultOf(const char* what, ncclResult_t result) const {
+    return Fault(what, absl::StrCat(ncclGetErrorString(result), ": ", ncclGetLastError(communicator_)));
   }
   absl::Status Fault(absl::string_view what, absl::string_view cause) const {
     return absl::InternalError(
         absl::StrCat("worker ", worker(), ", GPU ", static_cast<int>(gpu_), ": NCCL, ", what, ": ", cause));
-  }
-  absl::Status Abort(absl::Status status) {
-    if (communicator_ != nullptr) ncclCommAbort(communicator_);
-    communicator_ = nullptr;
-    return status;
   }
 
   Env* const env_;
   Collective* const host_;
   const c10::DeviceIndex gpu_;
   const c10::cuda::CUDAStream stream_;
-  const std::unique_ptr<Event> wake_;  // never notified: to wait a little
-  ncclComm_t communicator_ = nullptr;
+  const std::unique_ptr<Event> look_;  // never notified: to wait a little
+  ncclComm_t communicator_ = nullptr;  // constant after Start; none where there is one worker
+
+  std::atomic<int64_t> busy_since_us_{0};  // 0: no sum is under way
+  std::atomic<bool> aborted_{false};
+  absl::Status abort_status_;  // written before aborted_ is set, read after
+  std::atomic<bool> closing_{false};
+  const std::unique_ptr<Event> closing_event_;
+  std::unique_ptr<hearth::Thread> watchdog_;
 };
 
 }  // namespace
 
-int VisibleGpus() { return c10::cuda::device_count(); }
+Gpus VisibleGpus() {
+  Gpus gpus;
+  gpus.count = c10::cuda::device_count();
+  gpus.bf16 = gpus.count > 0;
+  for (int gpu = 0; gpu < gpus.count; ++gpu) {
+    gpus.bf16 = gpus.bf16 && at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(gpu))->major >= 8;  // Ampere
+  }
+  return gpus;
+}
 
-absl::StatusOr<std::unique_ptr<Collective>> MakeNcclCollective(Env* env, int gpu, Collective* host) {
+absl::StatusOr<std::unique_ptr<DeviceCollective>> MakeNcclCollective(Env* env, int gpu, Collective* host) {
   try {
     auto collective = std::make_unique<NcclCollective>(env, gpu, host);
     HEARTH_RETURN_IF_ERROR(collective->Start());

@@ -405,6 +405,9 @@ absl::Status Pipeline::State::PullRows(StepBatch* batch) {
     HEARTH_RETURN_IF_ERROR(puller->Receive(batch->lanes[i]->lane, batch->step, absl::MakeSpan(tables[i])));
   }
   batch->pull_us = env->NowUs() - begin_us;
+  for (size_t i = 0; i < batch->lanes.size() && options.pulled; ++i) {
+    HEARTH_RETURN_IF_ERROR(options.pulled(batch->lanes[i].get()));
+  }
   return absl::OkStatus();
 }
 

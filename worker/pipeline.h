@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -118,6 +119,8 @@ struct PipelineOptions {
     Cursor cursor;  // end of the last applied batch; its lane and whether it is at its end
   };
   std::vector<Lane> lanes;  // ascending
+  // Called by the pull thread with each batch whose rows have come, while the steps before it compute. May be empty.
+  std::function<absl::Status(Batch*)> pulled;
 };
 
 class Pipeline {

@@ -1,5 +1,6 @@
-// The dense half of a step: rows and labels of one lane in, gradient sums out; and, after the reduction, the update.
-// The one place in the worker that runs Torch while training. Its exceptions end here, as a Status.
+// The dense model of a worker: evaluates, saves, restores; and on the CPU trains: rows and labels of one lane in,
+// gradient sums out, and after the reduction the update. (On a GPU device_step.h does that.) Torch's exceptions end
+// here, as a Status.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,8 @@
 
 namespace hearth {
 
+class DenseModel;
+
 // What one lane brings to the reduction. Reused from step to step.
 struct LaneResult {
   std::vector<float> gradient;  // [parameters] sum over the lane's samples, parameters in name order
@@ -29,16 +32,15 @@ struct LaneResult {
 class Trainer {
  public:
   // Builds the model; sets Torch's threads (of the process). base_rates: [tasks], only where the initial values matter.
-  // gpu: number of the CUDA device that runs forward and backward; gradients come back to the host, where parameters
-  // are updated and saved as on the CPU. kCopiesOnCpu: as on a GPU, but there is none; for tests.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates,
-                                                         int gpu = kNoGpu);
-  // Around a model that someone else built, for tests. REQUIRES: it fits the job.
+                                                         const DevicePlan& device = {});
+  // Around a model that someone else built. REQUIRES: it fits the job.
   static absl::StatusOr<std::unique_ptr<Trainer>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model,
                                                        int gpu = kNoGpu);
   ~Trainer();
 
-  // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result.
+  // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result. As Apply:
+  // REQUIRES the CPU.
   absl::Status Train(Batch* batch, LaneResult* result);
   // Moves parameters and running statistics. gradient [parameters]: divided by the step's records, and clipped.
   absl::Status Apply(absl::Span<const float> gradient, const BatchMoments& pooled);
@@ -53,16 +55,16 @@ class Trainer {
   absl::StatusOr<uint64_t> Save(const std::string& path, uint64_t step);
   // DataLoss when the file is damaged or holds another model.
   absl::Status Restore(const std::string& path);
-  uint64_t Hash();
+  absl::StatusOr<uint64_t> Hash();
+  absl::StatusOr<bool> Finite();  // every parameter is
 
   int64_t parameters() const;
   int64_t moment_columns() const;
-  absl::Span<const float> weights() const;  // [parameters], in name order
+  DenseModel* dense_model() { return model_.get(); }
 
  private:
-  struct State;
-  explicit Trainer(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit Trainer(std::unique_ptr<DenseModel> model);
+  const std::unique_ptr<DenseModel> model_;
 };
 
 }  // namespace hearth

@@ -20,8 +20,9 @@
 #include "common/status.h"
 #include "common/wire.h"
 #include "model/auc.h"
-#include "worker/dense_optimizer.h"
 #include "worker/dense_reducer.h"
+#include "worker/dense_step.h"
+#include "worker/device_step.h"
 #include "worker/evaluator.h"
 #include "worker/lane_account.h"
 #include "worker/log_reader.h"
@@ -85,6 +86,7 @@ struct Worker::State {
   absl::Status Prepare(const StartWorker& start);
   absl::Status PrepareModel(const StartWorker& start);
   absl::Status PrepareLanes(const StartWorker& start);
+  absl::Status PrepareStep();
   absl::StatusOr<std::unique_ptr<LaneReader>> OpenReader(const LaneState& lane);
   StepClock::Options ClockOptions(const StartWorker& start) const;
 
@@ -128,8 +130,7 @@ struct Worker::State {
   std::unique_ptr<Evaluator> evaluator;                // none without splits
   std::vector<std::unique_ptr<LaneAccount>> accounts;  // [held lanes]
   std::vector<std::unique_ptr<LaneReader>> readers;    // [held lanes], until the pipeline takes them
-  std::vector<LaneResult> results;                     // [held lanes]
-  std::unique_ptr<DenseReducer> reducer;
+  std::unique_ptr<DenseStep> dense_step;
   uint32_t skipped_in_row = 0;  // steps; the same on every worker
   std::unique_ptr<Pipeline> pipeline;
 
@@ -142,8 +143,7 @@ struct Worker::State {
   uint32_t staleness_max_seen = 0;
   int64_t start_us = 0;
   int64_t progress_us = 0;
-  int64_t forward_backward_us = 0;
-  int64_t reduce_us = 0;
+  int64_t dense_us = 0;  // in the dense half of steps
 };
 
 Worker::Worker(const WorkerOptions& options) : state_(std::make_unique<State>(options)) {}
@@ -175,8 +175,9 @@ absl::Status Worker::State::Run() {
   HEARTH_RETURN_IF_ERROR(Prepare(start));
   Control ready;
   ready.mutable_worker_ready()->set_dense_parameters(static_cast<uint64_t>(trainer->parameters()));
-  ready.mutable_worker_ready()->set_dense_hash(trainer->Hash());
-  ready.mutable_worker_ready()->set_device(options.gpu == kNoGpu ? "cpu" : "cuda");
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t dense_hash, trainer->Hash());
+  ready.mutable_worker_ready()->set_dense_hash(dense_hash);
+  ready.mutable_worker_ready()->set_device(NameOf(options.device));
   HEARTH_RETURN_IF_ERROR(Send(&ready));
   if (start.evaluate_only()) {
     HEARTH_RETURN_IF_ERROR(Evaluate(start.step()));
@@ -208,6 +209,7 @@ absl::Status Worker::State::Run() {
     cursor.set_end_of_epoch(cursor.end_of_epoch() && cursor.epoch() == clock.epoch);
     piping.lanes.push_back({std::move(readers[i]), cursor});
   }
+  piping.pulled = [this](Batch* batch) { return dense_step->Stage(batch); };
   pipeline = std::make_unique<Pipeline>(std::move(piping));
   HEARTH_RETURN_IF_ERROR(Train());
   HEARTH_RETURN_IF_ERROR(pipeline->Flush());
@@ -332,7 +334,7 @@ absl::Status Worker::State::PrepareModel(const StartWorker& start) {
   if (fresh && !start.evaluate_only()) {
     HEARTH_ASSIGN_OR_RETURN(base_rates, CountBaseRates(options.job, schema, files.files(), kBaseRateRecordsMax));
   }
-  HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates, options.gpu));
+  HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates, options.device));
   if (!fresh) HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(start.snapshot(), kDenseFile)));
   spdlog::info("model built parameters={} restored={}", trainer->parameters(), !fresh);
   return absl::OkStatus();
@@ -359,9 +361,21 @@ absl::Status Worker::State::PrepareLanes(const StartWorker& start) {
                                                       accounts.size(), " of ", lanes,
                                                       " lanes; use at most as many workers as lanes"));
   }
-  results.resize(accounts.size());
-  reducer = std::make_unique<DenseReducer>(options.collective, lanes, trainer->parameters(), trainer->moment_columns(),
-                                           options.job.training().clip_norm());
+  return PrepareStep();
+}
+
+absl::Status Worker::State::PrepareStep() {
+  const double clip_norm = options.job.training().clip_norm();
+  if (options.device.gpu == kNoGpu) {
+    dense_step = MakeHostStep(env, trainer.get(), options.collective, lanes, clip_norm);
+    return absl::OkStatus();
+  }
+  DeviceStepOptions step_options;
+  step_options.lanes = lanes;
+  step_options.clip_norm = clip_norm;
+  // Sums by way of the hosts hold up what computes: all at once then.
+  if (!options.device.alone) step_options.bucket_bytes_min = 0;
+  HEARTH_ASSIGN_OR_RETURN(dense_step, MakeDeviceStep(env, trainer.get(), options.device_collective, step_options));
   return absl::OkStatus();
 }
 
@@ -437,14 +451,10 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
     const LaneState& before = accounts[i]->state();
     vote.read = before.ledger().read() + lane->delta.read();
     vote.bad = before.ledger().rejected() - before.non_finite() + lane->delta.rejected();
-    if (lane->records == 0) continue;
-    HEARTH_RETURN_IF_ERROR(trainer->Train(lane, &results[i]));
-    vote.result = &results[i];
   }
-  const int64_t trained_us = env->NowUs();
   StepSum sum;
-  HEARTH_RETURN_IF_ERROR(reducer->Reduce(votes, &sum));
-  const int64_t reduced_us = env->NowUs();
+  HEARTH_RETURN_IF_ERROR(dense_step->Run(batch->lanes, absl::MakeSpan(votes), &sum));
+  const int64_t run_us = env->NowUs() - begin_us;
 
   if (sum.verdict.skip)
     spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
@@ -459,9 +469,8 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   if (sum.trains) AddMetrics(*batch);
   HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline->Finish(std::move(batch), sum.verdict));
   const int64_t finished_us = env->NowUs();
-  if (sum.trains) HEARTH_RETURN_IF_ERROR(trainer->Apply(sum.gradient, sum.moments));
-  forward_backward_us += trained_us - begin_us + env->NowUs() - finished_us;
-  reduce_us += reduced_us - trained_us;
+  if (sum.trains) HEARTH_RETURN_IF_ERROR(dense_step->Update(sum));
+  dense_us += run_us + env->NowUs() - finished_us;
   return state;
 }
 
@@ -499,7 +508,7 @@ void Worker::State::AddMetrics(const StepBatch& batch) {
   for (size_t i = 0; i < batch.lanes.size(); ++i) {
     const Batch& lane = *batch.lanes[i];
     if (lane.records == 0) continue;
-    const std::vector<float>& logits = results[i].logits;
+    const absl::Span<const float> logits = dense_step->logits(i);
     for (size_t cell = 0; cell < logits.size(); ++cell) {
       if (lane.mask[cell] == 0) continue;
       const bool positive = lane.labels[cell] != 0;
@@ -513,7 +522,8 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   WorkerAtCut* at_cut = control.mutable_worker_at_cut();
   at_cut->set_step(number);
   // A snapshot that cannot train on replaces none that can, and a run that ends like this has not finished.
-  if (!AllFinite(trainer->weights())) return Diverged(number, "a dense parameter is not finite");
+  HEARTH_ASSIGN_OR_RETURN(const bool finite, trainer->Finite());
+  if (!finite) return Diverged(number, "a dense parameter is not finite");
   if (cut.job_finished && skipped_in_row > 0) {
     return Diverged(number,
                     absl::StrCat("the loss or gradient of the job's last ", skipped_in_row, " steps was not finite"));
@@ -579,7 +589,8 @@ void Worker::State::FillProgress(Progress* progress) {
   TimeShare* time = progress->mutable_time();
   time->set_wait_input(SecondsOf(waits.wait_input_us));
   time->set_wait_pull(SecondsOf(waits.wait_pull_us));
-  time->set_forward_backward(SecondsOf(forward_backward_us));
+  const int64_t reduce_us = dense_step != nullptr ? dense_step->reduce_us() : 0;
+  time->set_forward_backward(SecondsOf(dense_us - reduce_us));
   time->set_reduce(SecondsOf(reduce_us));
   time->set_push(SecondsOf(waits.push_us));
   time->set_total(SecondsOf(now_us - start_us));

@@ -15,6 +15,8 @@
 
 namespace hearth {
 
+class DeviceCollective;
+
 struct WorkerOptions {
   Env* env = nullptr;
   Transport* transport = nullptr;    // of this worker's rank
@@ -22,8 +24,9 @@ struct WorkerOptions {
   Job job;                           // effective
   std::string dir;                   // DIR of the run
   Ranks ranks;
-  int index = 0;     // worker index < ranks.workers
-  int gpu = kNoGpu;  // what its trainer computes on (device.h)
+  int index = 0;                                  // worker index < ranks.workers
+  DevicePlan device;                              // what the dense part computes on
+  DeviceCollective* device_collective = nullptr;  // of this worker, where that is a GPU
 };
 
 // Several may live in one process, each on a thread of its own. No globals but Torch's thread pool.

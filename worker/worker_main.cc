@@ -17,6 +17,7 @@
 #include "common/status.h"
 #include "common/version.h"
 #include "worker/device.h"
+#include "worker/device_collective.h"
 #include "worker/mpi_collective.h"
 #ifdef HEARTH_CUDA
 #include "worker/nccl_collective.h"
@@ -35,7 +36,7 @@ struct Arguments {
 };
 
 #ifndef HEARTH_CUDA
-int VisibleGpus() { return 0; }
+Gpus VisibleGpus() { return {}; }
 #endif
 
 absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
@@ -59,18 +60,24 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
   const std::unique_ptr<Collective> mpi =
       MakeMpiCollective(runtime, options.ranks.worker(0), options.index, arguments.workers);
   options.collective = mpi.get();
-  HEARTH_ASSIGN_OR_RETURN(const DevicePlan plan,
-                          AgreeOnDevice(options.job.training().device(), HostName(), VisibleGpus(), mpi.get()));
-  options.gpu = plan.gpu;
+  const absl::StatusOr<DevicePlan> device = AgreeOnDevice(options.job.training(), HostName(), VisibleGpus(), mpi.get());
+  if (!device.ok()) {
+    // All know it: worker 0 tells it for all, and ends the job.
+    if (options.index != 0) options.env->NewEvent()->WaitUntil(options.env->NowUs() + 2 * kFailedGraceUs);
+    return device.status();
+  }
+  options.device = *device;
+  std::unique_ptr<DeviceCollective> between_gpus;
 #ifdef HEARTH_CUDA
-  std::unique_ptr<Collective> nccl;
-  if (plan.gpu != kNoGpu && plan.alone && arguments.workers > 1) {
-    HEARTH_ASSIGN_OR_RETURN(nccl, MakeNcclCollective(options.env, plan.gpu, mpi.get()));
-    options.collective = nccl.get();
+  if (options.device.alone) {
+    HEARTH_ASSIGN_OR_RETURN(between_gpus, MakeNcclCollective(options.env, options.device.gpu, mpi.get()));
+  } else if (options.device.gpu != kNoGpu) {
+    between_gpus = MakeHostedCollective(mpi.get());
   }
 #endif
-  spdlog::info("device={} reduction={}", plan.gpu == kNoGpu ? "cpu" : absl::StrCat("cuda:", plan.gpu),
-               options.collective == mpi.get() ? "mpi" : "nccl");
+  options.device_collective = between_gpus.get();
+  spdlog::info("device={} gpu={} reduction={}", NameOf(options.device), options.device.gpu,
+               options.device.alone ? "nccl" : "mpi");
   // Left alive on an error: its threads may wait for peers, and the process is about to be ended as a whole.
   auto worker = std::make_unique<Worker>(options);
   const absl::Status status = worker->Run();

@@ -44,9 +44,10 @@ struct Fence {
 };
 constexpr Fence kFences[] = {
     {"^(torch|ATen|c10|caffe2)/",
-     "^model/|^worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*\\.(cc|h)$|^worker/nccl_collective\\.cc$|"
+     "^model/|^worker/(trainer|dense_(model|reducer|step)|device_(collective|step)|evaluator|worker)[a-z_]*\\.(cc|h)$|"
+     "^worker/nccl_collective\\.cc$|"
      "^tests/(golden|model|bench)/|"
-     "^tests/worker/(trainer|dense_reducer|evaluator|worker)[a-z_]*_test\\.cc$"},
+     "^tests/worker/(trainer|dense_cases|device_(collective|step)|evaluator|worker)[a-z_]*(_test)?\\.(cc|h)$|^tests/conformance/device_"},
     {"^rocksdb/", "^embedding/rocksdb_store\\.cc$"},
     {"^mpi\\.h$", "^common/mpi_runtime\\.cc$"},
     {"^nccl\\.h$|^cuda|^(ATen|c10)/cuda/", "^worker/nccl_collective\\.cc$"},

@@ -9,6 +9,7 @@
 #include "tests/conformance/transport_suite.h"
 #include "worker/mpi_collective.h"
 #ifdef HEARTH_CUDA
+#include "tests/conformance/device_world.h"
 #include "worker/nccl_collective.h"
 #endif
 
@@ -59,23 +60,26 @@ INSTANTIATE_TEST_SUITE_P(Mpi, CollectiveConformance, testing::Values(kAllRanks, 
 class NcclCollectiveWorld : public CollectiveWorld {
  public:
   void Run(const CollectiveCase& run) override {
+    const int gpus = VisibleGpus().count;
+    const int gpu = Rank() % gpus;
     if (!collective_) {
-      if (Size() > VisibleGpus()) setenv("NCCL_HOSTID", std::to_string(Rank()).c_str(), 1);
+      if (Size() > gpus) setenv("NCCL_HOSTID", std::to_string(Rank()).c_str(), 1);
       mpi_ = MakeMpiCollective(runtime, 0, Rank(), Size());
-      auto made = MakeNcclCollective(Env::Real(), Rank() % VisibleGpus(), mpi_.get());
+      auto made = MakeNcclCollective(Env::Real(), gpu, mpi_.get());
       ASSERT_TRUE(made.ok()) << made.status();
       collective_ = std::move(*made);
     }
-    run(collective_.get());
+    ThroughDevice through(collective_.get(), mpi_.get(), torch::Device(torch::kCUDA, static_cast<int8_t>(gpu)));
+    run(&through);
   }
 
  private:
   std::unique_ptr<Collective> mpi_;
-  std::unique_ptr<Collective> collective_;
+  std::unique_ptr<DeviceCollective> collective_;
 };
 
 std::vector<Implementation<CollectiveWorld>> OnGpus() {
-  if (VisibleGpus() == 0) return {};
+  if (VisibleGpus().count == 0) return {};
   return {{"Nccl", [] { return std::make_unique<NcclCollectiveWorld>(); }}};
 }
 INSTANTIATE_TEST_SUITE_P(Gpus, CollectiveConformance, testing::ValuesIn(OnGpus()), kNameOf);
@@ -201,7 +205,7 @@ int Main(int argc, char** argv) {
   if (testing::UnitTest::GetInstance()->ad_hoc_test_result().Failed()) result = 1;
   if (rank == 0) std::printf("conformance: MPI on %d ranks passed %d cases\n", size, passed);
 #ifdef HEARTH_CUDA
-  if (rank == 0 && VisibleGpus() == 0) std::printf("conformance: NCCL not tried, no GPU is here\n");
+  if (rank == 0 && VisibleGpus().count == 0) std::printf("conformance: NCCL not tried, no GPU is here\n");
 #endif
   return result;
 }

@@ -215,12 +215,12 @@ class Golden {
     }
   }
 
-  GoldenResult Result(uint64_t step) {
+  absl::StatusOr<GoldenResult> Result(uint64_t step) {
     result_.steps = step;
     for (const auto& [sign, row] : history_.back().second) {
       if (Live(sign, row, step)) result_.rows_hash += RowHash(TableOf(sign), sign, row.meta, row.values);
     }
-    result_.dense_hash = trainer_->Hash();
+    HEARTH_ASSIGN_OR_RETURN(result_.dense_hash, trainer_->Hash());
     result_.model_hash = ModelHash(result_.rows_hash, result_.dense_hash);
     return result_;
   }

@@ -15,15 +15,20 @@ using ::testing::HasSubstr;
 struct Place {
   std::string host;
   int gpus;
+  bool bf16 = true;
 };
 
-std::vector<absl::StatusOr<DevicePlan>> Agree(Training::Device wanted, const std::vector<Place>& places) {
+std::vector<absl::StatusOr<DevicePlan>> Agree(Training::Device wanted, const std::vector<Place>& places,
+                                              Training::Precision precision = Training::FLOAT32) {
+  Training training;
+  training.set_device(wanted);
+  training.set_precision(precision);
   const int workers = static_cast<int>(places.size());
   LocalCollectiveHub hub(Env::Real(), workers);
   std::vector<absl::StatusOr<DevicePlan>> plans(places.size(), absl::UnknownError("not run"));
   RunInThreads(workers, [&](int worker) {
     const size_t i = static_cast<size_t>(worker);
-    plans[i] = AgreeOnDevice(wanted, places[i].host, places[i].gpus, hub.collective(worker));
+    plans[i] = AgreeOnDevice(training, places[i].host, {places[i].gpus, places[i].bf16}, hub.collective(worker));
   });
   return plans;
 }
@@ -60,6 +65,15 @@ TEST(AgreeOnDevice, CudaWithoutAGpuIsAConfigurationErrorThatNamesTheWorker) {
     EXPECT_THAT(std::string(plan.status().message()),
                 AllOf(HasSubstr("training.device"), HasSubstr("worker 1 on node-7"), HasSubstr("CPU")));
   }
+}
+
+TEST(AgreeOnDevice, Bf16IsTakenWhereItIsAskedForAndEveryGpuHasIt) {
+  const std::vector<Place> all = {{"a", 1, true}, {"b", 1, true}};
+  for (const auto& plan : Agree(Training::AUTO, all, Training::BF16)) EXPECT_EQ(NameOf(plan.value()), "cuda bf16");
+  for (const auto& plan : Agree(Training::AUTO, all)) EXPECT_EQ(NameOf(plan.value()), "cuda");
+  const std::vector<Place> one = {{"a", 1, true}, {"b", 1, false}};
+  for (const auto& plan : Agree(Training::AUTO, one, Training::BF16)) EXPECT_EQ(NameOf(plan.value()), "cuda");
+  for (const auto& plan : Agree(Training::CPU, all, Training::BF16)) EXPECT_EQ(NameOf(plan.value()), "cpu");
 }
 
 }  // namespace
