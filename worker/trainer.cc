@@ -1,5 +1,7 @@
 #include "worker/trainer.h"
 
+#include <torch/version.h>
+
 #include <algorithm>
 #include <cstring>
 #include <exception>

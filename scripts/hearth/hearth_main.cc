@@ -83,7 +83,7 @@ void AddSubmit(CLI::App* app, int* code) {
       ->capture_default_str();
   command
       ->add_option("--max-requeues", submit.requeues_max,
-                   "Requeues after a dead rank, or a start that brought no new snapshot")
+                   "Requeues after a dead rank, or a start that saved no new snapshot")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
   command->add_option("--sbatch", submit.sbatch, "One more option for sbatch, e.g. --sbatch=--account=ranking")
@@ -113,6 +113,7 @@ void AddBatch(CLI::App* app, int* code) {
   command->add_option("--max-requeues", outcome.requeues_max)->required();
   command->add_flag("--asked", outcome.asked);
   command->add_flag("--stopped", outcome.stopped);
+  command->add_flag("--requeued", outcome.requeued);
   command->callback([code] {
     const absl::StatusOr<BatchVerdict> verdict = BatchEnd(folder, slurm_job, outcome);
     *code = Finish(verdict.status());

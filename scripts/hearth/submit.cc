@@ -234,7 +234,7 @@ absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::stri
                                       const BatchOutcome& outcome) {
   BatchVerdict verdict;
   verdict.code = CodeOfStart(folder, outcome);
-  const bool saved = verdict.code == kExitSaved || outcome.asked;
+  const bool saved = verdict.code == kExitSaved;
   if (verdict.code != kExitSaved && IsFinalExit(verdict.code)) {
     verdict.reason = DescribeEnd(verdict.code);
     if (verdict.code == kExitOk || ReadRunJson(folder).value("status", "") == "failed") return verdict;
@@ -247,16 +247,30 @@ absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::stri
     HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", verdict.code, verdict.reason));
     return verdict;
   }
+  if (outcome.requeued) {
+    verdict.code = kExitSaved;
+    verdict.reason = "put back into the queue by Slurm; the newest snapshot stands";
+    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "saved", verdict.code, verdict.reason));
+    return verdict;
+  }
   Requeues requeues = ReadRequeues(folder, slurm_job);
-  const bool forward = NewestStep(folder) > requeues.step;
-  verdict.reason = saved ? (forward ? "saved before the time limit" : "the time limit came before a new snapshot")
-                         : DescribeEnd(verdict.code);
-  const bool counted = !saved || !forward;
+  const bool counted = !saved || NewestStep(folder) <= requeues.step;
+  if (!counted) {
+    verdict.reason = "saved before the time limit";
+  } else if (saved) {
+    verdict.reason = "the time limit came before a new snapshot";
+  } else if (outcome.asked) {
+    verdict.reason = absl::StrCat("the time limit came before the snapshot was whole (", DescribeEnd(verdict.code),
+                                  "), give --signal-lead more");
+  } else {
+    verdict.reason = DescribeEnd(verdict.code);
+  }
   if (counted) ++requeues.failures;
   verdict.requeue = !counted || requeues.failures <= outcome.requeues_max;
-  if (saved || verdict.requeue) verdict.code = kExitSaved;
+  if (saved || outcome.asked || verdict.requeue) verdict.code = kExitSaved;
   if (!verdict.requeue) {
-    absl::StrAppend(&verdict.reason, "; requeued ", outcome.requeues_max, " times, --max-requeues");
+    absl::StrAppend(&verdict.reason, "; requeued ", outcome.requeues_max,
+                    " times, --max-requeues; submit it again to go on from the newest snapshot");
   } else if (counted) {
     absl::StrAppend(&verdict.reason, "; requeue ", requeues.failures, " of ", outcome.requeues_max,
                     " from the newest snapshot");

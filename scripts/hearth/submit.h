@@ -44,9 +44,10 @@ absl::Status BatchBegin(const std::string& folder, const std::string& slurm_job)
 
 struct BatchOutcome {
   int code = 0;           // srun's
-  bool asked = false;     // SIGUSR1 was sent: the time limit was near
+  bool asked = false;     // SIGUSR1 was sent: the time limit was near; or the limit came
   bool stopped = false;   // SIGTERM was sent: somebody cancelled the job
-  int requeues_max = 10;  // how often this job may be put back after a dead rank, or without a new snapshot
+  bool requeued = false;  // SIGTERM was sent: Slurm itself puts the job back
+  int requeues_max = 10;  // how often this job may be put back after a dead rank, or without having saved
 };
 struct BatchVerdict {
   bool requeue = false;
@@ -54,7 +55,8 @@ struct BatchVerdict {
   std::string reason;
 };
 // After a start: what is to happen, and run.json says it. What the scheduler wrote there stands above srun's code,
-// which is that of the rank that was killed hardest. A saved run goes back as long as each start brings a new snapshot.
+// which is that of the rank that was killed hardest. A saved run goes back as long as each start brings a new snapshot;
+// what else goes back counts against requeues_max.
 absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::string& slurm_job,
                                       const BatchOutcome& outcome);
 

@@ -6,6 +6,7 @@ Usage: slurm.py --bin DIR CASE     (or: all)
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,15 +97,32 @@ def epochs_for(bench, seconds):
     return max(4, round(4 * seconds / max(0.2, short["seconds"])))
 
 
-def check_same_end(bench, name, epochs, restarts):
-    whole = bench.train("whole", ps=PS, worker=WORKER, sets=[*SETS, f"training.epochs={epochs}"])
+def train_whole(bench, epochs):
+    """One mpirun run, for what every other is compared with."""
+    return bench.train("whole", ps=PS, worker=WORKER, sets=[*SETS, f"training.epochs={epochs}"])
+
+
+def check_same_end(bench, name, whole, epochs, restarts):
     run = bench.run_json(name)
     check_equal(run["status"], "finished", f"status\n{output(bench, name)}\nstatus")
     check_equal(run["exit"]["code"], 0, "exit code in run.json")
     check_equal(run["restarts"], restarts, "restarts in run.json")
     check_ledger(run, epochs * RECORDS)
-    check_equal(run["model_hash"], whole["model_hash"], "hash after three requeues, against one mpirun run")
-    check_equal(run["samples"], whole["samples"], "ledger after three requeues")
+    check_equal(run["model_hash"], whole["model_hash"], f"hash of {name}, against one mpirun run")
+    check_equal(run["samples"], whole["samples"], f"ledger of {name}")
+
+
+def check_no_ranks(bench, name):
+    for program in ("hearth-scheduler", "hearth-ps", "hearth-worker"):
+        check_equal(bench.pids(program, name), [], f"left-over {program} of {name}")
+
+
+def wait_for_snapshot(bench, name, step=-1):
+    """Until there is one past that step."""
+    deadline = time.monotonic() + DEADLINE_S
+    while bench.newest_step(name) <= step:
+        check(time.monotonic() < deadline, f"no snapshot after step {step}\n{output(bench, name)}")
+        time.sleep(0.02)
 
 
 def kill_a_rank(bench, name, program, step):
@@ -124,10 +142,7 @@ def requeued_three_times(cluster, bench, name, epochs, limit):
     step = -1
     for restart in (1, 2):
         if not limit:
-            deadline = time.monotonic() + DEADLINE_S
-            while bench.newest_step(name) <= step:
-                check(time.monotonic() < deadline, f"no snapshot after step {step}\n{output(bench, name)}")
-                time.sleep(0.05)
+            wait_for_snapshot(bench, name, step)
             cluster.run("scancel", "--signal=USR1", "--batch", number)
         cluster.wait(number, lambda job: int(job["Restarts"]) >= restart or job["JobState"] in ENDED,
                      f"the time limit, {restart}")
@@ -165,9 +180,8 @@ def requeues(bench, nodes, limit):
                 epochs *= 2
         else:
             raise Failure("the job ended too soon each time")
-    check_same_end(bench, name, epochs, 3)
-    for program in ("hearth-scheduler", "hearth-ps", "hearth-worker"):
-        check_equal(bench.pids(program, name), [], f"left-over {program}")
+    check_same_end(bench, name, train_whole(bench, epochs), epochs, 3)
+    check_no_ranks(bench, name)
 
 
 def one_node_requeued_by_its_time_limit_and_a_kill_ends_with_the_same_hash(bench):
@@ -214,8 +228,120 @@ def failures_end_the_job_as_documented(bench):
         check("--max-requeues" in run["exit"]["reason"], f"reason {run['exit']['reason']!r}")
 
 
+# An srun whose step TERM cannot end, as where a rank hangs in a write: it lasts as long as the batch script.
+SRUN_THAT_HANGS = """#!/bin/bash
+trap '' TERM
+{srun} "$@" &
+trap 'kill -USR1 $!' USR1
+while :; do
+  wait $!
+  code=$?
+  kill -0 $! 2>/dev/null || break
+done
+[ $code = 0 ] || while kill -0 $PPID 2>/dev/null; do sleep 0.1; done
+exit $code
+"""
+
+
+def stop_a_server_that_saves(bench, name):
+    """A disk that is too slow: one server's half of a snapshot stays unwritten. Returns the snapshot's step."""
+    deadline = time.monotonic() + DEADLINE_S
+
+    def half():
+        return [int(folder.name) for folder in (bench.root / name / "snapshots").glob("*")
+                if folder.name.isdigit() and not (folder / "MANIFEST").exists()]
+
+    while True:
+        check(time.monotonic() < deadline, f"no server was caught as it saved\n{output(bench, name)}")
+        server = bench.pids("hearth-ps", name)[-1:] if bench.newest_step(name) >= 0 and half() else []
+        if server:
+            os.kill(server[0], signal.SIGSTOP)
+            settled = time.monotonic() + 0.3  # what the others still do
+            while half() and time.monotonic() < settled:
+                time.sleep(0.02)
+            if half():
+                print(f"  {name}: a server stopped as it saves step {half()[0]}", flush=True)
+                return half()[0]
+            os.kill(server[0], signal.SIGCONT)
+        time.sleep(0.001)
+
+
+def cancel(cluster, bench, name, number):
+    cluster.run("scancel", number)
+    job = cluster.wait(number, lambda job: job["JobState"] in ENDED or job["Restarts"] != "0", "the end")
+    check_equal((job["JobState"], job["Restarts"]), ("CANCELLED", "0"), f"scancel\n{output(bench, name)}\nend")
+    run = bench.run_json(name)
+    check_equal((run["status"], run["exit"]["code"]), ("failed", 143), f"run.json after scancel\n{output(bench, name)}\nstate")
+    check_no_ranks(bench, name)
+
+
+def ended_as_it_saves_or_trains_a_job_loses_nothing(bench):
+    """By its time limit, by scancel, by an operator's requeue; all in one cluster, for a time limit takes Slurm over a minute."""
+    bench.generate(records=RECORDS)
+    epochs = 10  # caught at its first snapshots, each job has most of them before it
+    (bench.root / "srun").write_text(SRUN_THAT_HANGS.format(srun=shutil.which("srun")))
+    (bench.root / "srun").chmod(0o755)
+    with Cluster(bench.root, 1) as cluster:
+        path = cluster.environment["PATH"]
+        cluster.environment["PATH"] = f"{bench.root}:{path}"
+        limited = submit(cluster, bench, "limited", "--signal-lead", 20, "--max-requeues", 1, epochs=epochs, minutes=10)
+        cluster.environment["PATH"] = path
+        half = stop_a_server_that_saves(bench, "limited")
+        # Slurm looks every 30 s: asked at one look, ended at the next.
+        cluster.run("scontrol", "update", f"JobId={limited}", "EndTime=now+40")
+        whole = train_whole(bench, epochs)
+
+        saving = submit(cluster, bench, "saving", epochs=epochs, minutes=10)
+        stop_a_server_that_saves(bench, "saving")
+        cluster.run("scancel", "--signal=USR1", "--batch", saving)
+        deadline = time.monotonic() + DEADLINE_S
+        while "stop_asked" not in (bench.root / "saving/logs/scheduler-0.log").read_text():
+            check(time.monotonic() < deadline, f"USR1 did not reach the scheduler\n{output(bench, 'saving')}")
+            time.sleep(0.02)
+        cancel(cluster, bench, "saving", saving)
+        saving = submit(cluster, bench, "saving", epochs=epochs, minutes=10)
+
+        training = submit(cluster, bench, "training", epochs=epochs, minutes=10)
+        wait_for_snapshot(bench, "training")
+        cancel(cluster, bench, "training", training)
+
+        requeued = submit(cluster, bench, "requeued", "--max-requeues", 0, epochs=epochs, minutes=10)
+        wait_for_snapshot(bench, "requeued")
+        cluster.run("scontrol", "requeue", requeued)
+        cluster.wait(requeued, lambda job: job["JobState"] != "COMPLETING", "requeue")
+        run = bench.run_json("requeued")
+        check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json\n{output(bench, 'requeued')}\nstate")
+        check("by Slurm" in run["exit"]["reason"], f"reason {run['exit']['reason']!r}")
+        check_no_ranks(bench, "requeued")
+        cluster.wait_requeued(requeued, 1)
+
+        check_equal(bench.train("training", ps=PS, worker=WORKER, sets=[*SETS, f"training.epochs={epochs}"])["model_hash"],
+                    whole["model_hash"], "hash after scancel")
+        for name, number, restarts in (("saving", saving, 0), ("requeued", requeued, 1)):
+            job = cluster.wait(number, lambda job: job["JobState"] in ENDED, "the end")
+            check_equal((job["JobState"], job["ExitCode"]), ("COMPLETED", "0:0"), f"{name}\n{output(bench, name)}\nend")
+            check_same_end(bench, name, whole, epochs, restarts)
+
+        cluster.wait(limited, lambda job: job["Restarts"] == "1" and job["JobState"] != "COMPLETING" or job["JobState"] in ENDED,
+                     "the time limit")
+        run = bench.run_json("limited")
+        print(f"  limited: {run['exit']['reason']}", flush=True)
+        check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json\n{output(bench, 'limited')}\nstate")
+        # Slurm continues a stopped process before it ends it, which may just be enough for the save.
+        if bench.newest_step("limited") < half:
+            check_equal(run["exit"]["reason"].split(" (")[0], "the time limit came before the snapshot was whole", "reason")
+            check("requeue 1 of 1" in run["exit"]["reason"], f"not counted: {run['exit']['reason']!r}")
+        check("stop_asked" in (bench.root / "limited/logs/scheduler-0.log").read_text(), "the time limit was not told before")
+        cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=30")
+        cluster.wait_requeued(limited, 1)
+        cluster.wait(limited, lambda job: job["JobState"] in ENDED, "the end")
+        check_same_end(bench, "limited", whole, epochs, 1)
+        check_no_ranks(bench, "limited")
+
+
 CASES = [one_node_requeued_by_its_time_limit_and_a_kill_ends_with_the_same_hash,
-         two_nodes_requeued_by_signals_and_a_kill_end_with_the_same_hash, failures_end_the_job_as_documented]
+         two_nodes_requeued_by_signals_and_a_kill_end_with_the_same_hash, failures_end_the_job_as_documented,
+         ended_as_it_saves_or_trains_a_job_loses_nothing]
 
 
 if __name__ == "__main__":

@@ -103,6 +103,20 @@ TEST_F(SubmitTest, ASavedRunGoesBackAsLongAsEachStartBringsASnapshot) {
   EXPECT_TRUE(Start("8", "", 0, Asked(138)).requeue) << "another job of Slurm's counts anew";
 }
 
+TEST_F(SubmitTest, ALimitThatCutsTheSaveShortGoesBackSoOftenAndNoMore) {
+  // Earlier snapshots of the start are no reason to hide that its last one never got whole.
+  BatchVerdict verdict = Start("7", "running", 0, Asked(143), 10);
+  EXPECT_TRUE(verdict.requeue);
+  EXPECT_THAT(verdict.reason, HasSubstr("the time limit came before the snapshot was whole"));
+  EXPECT_THAT(verdict.reason, HasSubstr("--signal-lead"));
+  EXPECT_THAT(verdict.reason, HasSubstr("requeue 1 of 2"));
+  EXPECT_TRUE(Start("7", "running", 0, Asked(143), 20).requeue);
+  verdict = Start("7", "running", 0, Asked(143), 30);
+  EXPECT_FALSE(verdict.requeue);
+  EXPECT_EQ(verdict.code, kExitSaved);
+  EXPECT_THAT(verdict.reason, HasSubstr("submit it again"));
+}
+
 TEST_F(SubmitTest, ADeadRankGoesBackSoOftenAndNoMore) {
   EXPECT_TRUE(Start("7", "running", 0, Ended(137), 10).requeue);
   EXPECT_EQ(RunJson()["status"], "saved");
@@ -148,6 +162,16 @@ TEST_F(SubmitTest, ACancelledJobStaysCancelled) {
   EXPECT_FALSE(verdict.requeue);
   EXPECT_EQ(verdict.code, 143);
   EXPECT_EQ(RunJson()["exit"]["code"], 143);
+}
+
+TEST_F(SubmitTest, AJobThatSlurmPutsBackIsNotPutBackAgainNorCounted) {
+  BatchOutcome outcome = Ended(143, 0);
+  outcome.requeued = true;
+  const BatchVerdict verdict = Start("7", "running", 0, outcome, 10);
+  EXPECT_FALSE(verdict.requeue);
+  EXPECT_EQ(verdict.code, kExitSaved);
+  EXPECT_EQ(RunJson()["status"], "saved");
+  EXPECT_EQ(*ReadFile(dir_ + "/requeues"), "7 0 -1\n");
 }
 
 }  // namespace
