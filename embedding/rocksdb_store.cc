@@ -247,7 +247,13 @@ absl::Status RocksDbStore::Scan(KvKey first, KvKey last, const std::function<boo
   rocksdb::ReadOptions options;
   options.iterate_upper_bound = &end;
   options.fill_cache = false;  // a scan must not drive the hot blocks out
-  options.readahead_size = kReadAheadBytes;
+  // No further than the range goes: scans of a small table's share of each logical shard are many.
+  uint64_t range_bytes = 0;
+  const rocksdb::Range range(rocksdb::Slice(from, kKeyBytes), end);
+  HEARTH_RETURN_IF_ERROR(ToStatus(db_->GetApproximateSizes(rocksdb::SizeApproximationOptions(),
+                                                           db_->DefaultColumnFamily(), &range, 1, &range_bytes),
+                                  path_, "measuring"));
+  options.readahead_size = std::min(kReadAheadBytes, range_bytes);
   const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options));
   for (it->Seek(rocksdb::Slice(from, kKeyBytes)); it->Valid(); it->Next()) {
     if (it->key().size() != kKeyBytes) {

@@ -51,6 +51,7 @@ absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, Ta
 // The counting filters' share of the rows hash.
 absl::Status AddFilters(KvStore* store, const Manifest& manifest, const Table& config, TableNumber table,
                         uint32_t server, uint64_t* hash) {
+  if (config.admission().counter() != Admission::BLOOM) return absl::OkStatus();
   for (uint32_t shard = server; shard < manifest.shards(); shard += manifest.servers()) {
     const KvRange range = FilterChunksOf(table, shard);
     std::unique_ptr<CountingBloom> filter;
@@ -101,16 +102,18 @@ absl::Status VerifySnapshot(const std::string& folder) {
   }
   HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
   HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, RowsHashOf(folder, manifest, job));
-  if (hash != manifest.rows_hash()) {
-    return absl::DataLossError(absl::StrCat(folder, ": the rows hash to ", absl::Hex(hash, absl::kZeroPad16),
-                                            ", MANIFEST says ", absl::Hex(manifest.rows_hash(), absl::kZeroPad16),
-                                            "; use an older snapshot"));
-  }
-  return absl::OkStatus();
+  return CheckRowsHash(folder, manifest, hash);
+}
+
+absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, uint64_t rows_hash) {
+  if (rows_hash == manifest.rows_hash()) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(folder, ": the rows hash to ", absl::Hex(rows_hash, absl::kZeroPad16),
+                                          ", MANIFEST says ", absl::Hex(manifest.rows_hash(), absl::kZeroPad16),
+                                          "; use an older snapshot"));
 }
 
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
-                       const RowVisitor& visit) {
+                       const RowVisitor& visit, uint64_t* rows_hash) {
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
   HEARTH_CHECK(table >= 1 && table <= static_cast<TableNumber>(job.table_size()));
   const Table& config = job.table(static_cast<int>(table) - 1);
@@ -124,10 +127,15 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
     const absl::Status status =
         VisitRecords(stores[server].get(), manifest.step(), config, table, shard,
                      [&](Sign sign, const RowMeta& meta, absl::string_view value) {
+                       *rows_hash += RecordHash(sign, value);
                        if (!IsAdmitted(meta)) return absl::OkStatus();  // a counter, no row yet
                        std::memcpy(floats.data(), FloatsOf(value), floats.size() * sizeof(float));
                        return visit(sign, meta, floats);
                      });
+    if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
+  }
+  for (uint32_t server = 0; server < manifest.servers(); ++server) {
+    const absl::Status status = AddFilters(stores[server].get(), manifest, config, table, server, rows_hash);
     if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
   return absl::OkStatus();

@@ -21,10 +21,13 @@ namespace hearth {
 absl::Status VerifySnapshot(const std::string& folder);
 
 // Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (logical shard, sign) order whatever the
-// number of servers was, bounded memory.
+// number of servers was, bounded memory. Adds the table's share of the hash of all rows to *rows_hash: over all tables
+// it is what CheckRowsHash takes, so that who reads a snapshot whole need not read it once more to verify it.
 using RowVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::Span<const float> weights_and_state)>;
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
-                       const RowVisitor& visit);
+                       const RowVisitor& visit, uint64_t* rows_hash);
+// DataLoss where it is not the MANIFEST's.
+absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, uint64_t rows_hash);
 
 // Fills `store` with the logical shards that `owns(shard)` selects from the ps-<i> folders of a snapshot.
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,

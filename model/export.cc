@@ -10,7 +10,6 @@
 #include "common/file.h"
 #include "common/manifest.h"
 #include "common/status.h"
-#include "embedding/snapshot_reader.h"
 #include "model/batch.h"
 #ifdef HEARTH_ONNX
 #include "model/export_onnx.h"
@@ -103,8 +102,8 @@ absl::StatusOr<std::string> FindExportSnapshot(const std::string& path) {
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir) {
   ExportSource source;
   source.folder = snapshot;
-  HEARTH_RETURN_IF_ERROR(VerifySnapshot(snapshot));
   HEARTH_ASSIGN_OR_RETURN(source.manifest, ReadManifest(snapshot));
+  HEARTH_RETURN_IF_ERROR(VerifyFiles(snapshot, source.manifest));
   HEARTH_ASSIGN_OR_RETURN(source.job, ParseJob(source.manifest.job(), JoinPath(snapshot, "MANIFEST")));
   if (!data_dir.empty()) source.job.set_data_dir(std::filesystem::absolute(data_dir).string());
   HEARTH_ASSIGN_OR_RETURN(source.dense, ReadSafetensors(JoinPath(snapshot, "dense.safetensors")));

@@ -30,7 +30,7 @@ absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text);
 // `path` itself where it is a snapshot's folder, the newest valid snapshot where it is a run's. NotFound, DataLoss.
 absl::StatusOr<std::string> FindExportSnapshot(const std::string& path);
 
-// A snapshot whose every checksum was verified.
+// A snapshot the checksum of whose every file was verified; its rows are when they are read (ExportTables).
 struct ExportSource {
   std::string folder;
   Manifest manifest;
@@ -58,7 +58,7 @@ struct ExportedTable {
   uint64_t rows = 0;
   uint64_t weights_hash = 0;  // over its rows (docs/FORMATS.md, "Export bundle")
 };
-// Streams all rows, memory bounded by a few buffers. Of the signs that are keys of *wanted, fills in the weights; signs
+// Streams all rows, memory bounded by a few buffers; DataLoss where they are not those of the MANIFEST. Of the signs that are keys of *wanted, fills in the weights; signs
 // without a row are erased from it.
 absl::StatusOr<std::vector<ExportedTable>> ExportTables(const ExportSource& source, const ExportFormats& formats,
                                                         const std::string& folder, ExportedRows* wanted);

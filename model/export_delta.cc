@@ -159,7 +159,7 @@ struct DeltaTable {
 };
 
 absl::StatusOr<DeltaTable> ExportTable(const ExportSource& source, const std::vector<BundleLink>& chain,
-                                       TableNumber number, const std::string& folder) {
+                                       TableNumber number, const std::string& folder, uint64_t* rows_hash) {
   const Table& config = source.job.table(static_cast<int>(number) - 1);
   const uint32_t shards = source.manifest.shards();
   const uint64_t since = chain.back().step;
@@ -193,7 +193,8 @@ absl::StatusOr<DeltaTable> ExportTable(const ExportSource& source, const std::ve
         return absl::DataLossError(absl::StrCat(
             chain.back().folder, ": its chain lacks sign ", sign, " of table \"", config.name(), "\", which step ",
             meta.last_step, " touched: it is not of ", source.folder, "'s run; make a new full export"));
-      }));
+      },
+      rows_hash));
   while (before.valid()) HEARTH_RETURN_IF_ERROR(delete_one());
   HEARTH_RETURN_IF_ERROR(upserts.Close());
   HEARTH_RETURN_IF_ERROR(deleted.Close());
@@ -223,14 +224,16 @@ absl::StatusOr<std::string> FillDelta(const ExportSource& source, const ExportFo
   HEARTH_RETURN_IF_ERROR(ExportDense(source, formats, folder));
   std::vector<ExportedTable> tables;
   std::vector<DeltaTable> changes;
-  uint64_t upserts = 0, deletions = 0;
+  uint64_t upserts = 0, deletions = 0, rows_hash = 0;
   for (int t = 0; t < source.job.table_size(); ++t) {
-    HEARTH_ASSIGN_OR_RETURN(DeltaTable one, ExportTable(source, chain, static_cast<TableNumber>(t) + 1, folder));
+    HEARTH_ASSIGN_OR_RETURN(DeltaTable one,
+                            ExportTable(source, chain, static_cast<TableNumber>(t) + 1, folder, &rows_hash));
     upserts += one.upserts;
     deletions += one.deletions;
     tables.push_back(one.table);
     changes.push_back(std::move(one));
   }
+  HEARTH_RETURN_IF_ERROR(CheckRowsHash(source.folder, source.manifest, rows_hash));
   Json json = ExportManifest(source, formats, tables);
   json["base_version"] = chain[0].step;
   const BundleLink& last = chain.back();

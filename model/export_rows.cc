@@ -185,6 +185,7 @@ absl::StatusOr<std::vector<ExportedTable>> ExportTables(const ExportSource& sour
                                                         const std::string& folder, ExportedRows* wanted) {
   const bool writes = formats.hps || formats.npy;
   std::vector<ExportedTable> tables;
+  uint64_t rows_hash = 0;
   for (int t = 0; t < source.job.table_size(); ++t) {
     const Table& table = source.job.table(t);
     TableWriter files;
@@ -192,18 +193,21 @@ absl::StatusOr<std::vector<ExportedTable>> ExportTables(const ExportSource& sour
       const std::string name = JoinPath(folder, "embeddings/" + ExportTableFolder(table.name()));
       HEARTH_RETURN_IF_ERROR(files.Open(formats, name, table.dim()));
     }
-    HEARTH_RETURN_IF_ERROR(VisitRows(source.folder, source.manifest, source.job, static_cast<TableNumber>(t) + 1,
-                                     [&](Sign sign, const RowMeta&, absl::Span<const float> weights_and_state) {
-                                       const auto weights = weights_and_state.subspan(0, table.dim());
-                                       const auto found = wanted->find(sign);
-                                       if (found != wanted->end()) {
-                                         found->second.assign(weights.begin(), weights.end());
-                                       }
-                                       return files.Add(sign, weights);
-                                     }));
+    HEARTH_RETURN_IF_ERROR(VisitRows(
+        source.folder, source.manifest, source.job, static_cast<TableNumber>(t) + 1,
+        [&](Sign sign, const RowMeta&, absl::Span<const float> weights_and_state) {
+          const auto weights = weights_and_state.subspan(0, table.dim());
+          const auto found = wanted->find(sign);
+          if (found != wanted->end()) {
+            found->second.assign(weights.begin(), weights.end());
+          }
+          return files.Add(sign, weights);
+        },
+        &rows_hash));
     HEARTH_RETURN_IF_ERROR(files.Close());
     tables.push_back({table.name(), table.dim(), files.rows(), files.weights_hash()});
   }
+  HEARTH_RETURN_IF_ERROR(CheckRowsHash(source.folder, source.manifest, rows_hash));
   for (auto it = wanted->begin(); it != wanted->end();) {
     if (it->second.empty()) {
       wanted->erase(it++);

@@ -414,6 +414,7 @@ def bad_input_is_told_with_its_exit_code(bench):
     refuse(78, "no field", sets=["training.stalenes=1"])
     if not pathlib.Path("/dev/nvidia0").exists():
         refuse(78, "training.device is CUDA", "worker 0", worker=2, sets=["training.device=CUDA"])
+        check(bench.output.count("hearth-worker: ") == 1, f"the error is told more than once:\n{bench.output}")
 
     packed = gzip.compress((bench.data / "train" / "part-0000.csv").read_bytes())
     (bench.data / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])

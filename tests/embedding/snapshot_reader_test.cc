@@ -104,30 +104,38 @@ class SnapshotReaderTest : public testing::Test {
 };
 
 TEST_F(SnapshotReaderTest, VisitsEachLiveRowOnceInAnOrderThatDoesNotDependOnServers) {
+  uint64_t rows_hash = 0;
   for (TableNumber table = 1; table <= 2; ++table) {
     std::vector<KvKey> order;
     std::set<Sign> seen;
-    const absl::Status status =
-        VisitRows(folder_, manifest_, job_, table, [&](Sign sign, const RowMeta& meta, absl::Span<const float> floats) {
+    const absl::Status status = VisitRows(
+        folder_, manifest_, job_, table,
+        [&](Sign sign, const RowMeta& meta, absl::Span<const float> floats) {
           const ReferenceTable::Row& row = references_[table - 1].rows().at(sign);
           EXPECT_EQ(RowHash(table, sign, meta, floats), RowHash(table, sign, row.meta, row.floats));
           order.push_back({LogicalShardOf(sign, kShards), sign});
           EXPECT_TRUE(seen.insert(sign).second);
           return absl::OkStatus();
-        });
+        },
+        &rows_hash);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_TRUE(std::is_sorted(order.begin(), order.end()));
     EXPECT_EQ(seen.size(), references_[table - 1].RowsAt(kStep));
     EXPECT_GT(seen.size(), 20u);
   }
+  EXPECT_TRUE(CheckRowsHash(folder_, manifest_, rows_hash).ok()) << "counters and filters in it";
+  EXPECT_EQ(CheckRowsHash(folder_, manifest_, rows_hash + 1).code(), absl::StatusCode::kDataLoss);
 }
 
 TEST_F(SnapshotReaderTest, StopsAtTheVisitorsFirstError) {
   int visits = 0;
-  const absl::Status status =
-      VisitRows(folder_, manifest_, job_, 1, [&](Sign, const RowMeta&, absl::Span<const float>) {
+  uint64_t rows_hash = 0;
+  const absl::Status status = VisitRows(
+      folder_, manifest_, job_, 1,
+      [&](Sign, const RowMeta&, absl::Span<const float>) {
         return ++visits == 3 ? absl::ResourceExhaustedError("full") : absl::OkStatus();
-      });
+      },
+      &rows_hash);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(visits, 3);
 }

@@ -213,6 +213,22 @@ TEST_F(ExportDeltaTest, ABundleDoesNotDependOnTheNumberOfServers) {
   EXPECT_EQ(Payload(FullExport(Snapshot(kSteps, 3), Out("three"))), one);
 }
 
+TEST_F(ExportDeltaTest, RowsThatAreNotTheManifestsAreRefusedByDeltaAndFullExport) {
+  const std::string out = Out("out");
+  FullExport(Snapshot(kBase, 2), JoinPath(out, "3"));
+  const std::string snapshot = Snapshot(6, 2);
+  Manifest manifest = ReadManifest(snapshot).value();
+  manifest.set_rows_hash(manifest.rows_hash() + 1);  // every file is whole, but a row was lost on its way into them
+  ASSERT_TRUE(CommitManifest(snapshot, manifest).ok());
+  ExpectRefused(ExportDelta({snapshot, out, kBase, ""}), absl::StatusCode::kDataLoss, "rows hash");
+  ExpectNothingLeft(Delta(out, 1));
+  const auto source = OpenExportSource(snapshot, "");
+  ASSERT_TRUE(source.ok()) << source.status();
+  ExportedRows none;
+  const auto tables = ExportTables(*source, ParseExportFormats("hps").value(), Out("rows"), &none);
+  EXPECT_EQ(tables.status().code(), absl::StatusCode::kDataLoss);
+}
+
 TEST_F(ExportDeltaTest, AppliedDeltasAreAFullExportToTheByte) {
   const std::string out = Chain("chain");
   std::vector<std::string> deltas;
