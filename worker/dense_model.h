@@ -54,9 +54,9 @@ class DenseModel {
   torch::Tensor Loss(const torch::Tensor& logits, const DenseInput& input) const;  // of logits [records, T]
   torch::Tensor Evaluate(const Batch& batch) const;                                // logits [records, T]
 
-  // From now on backward adds each parameter's gradient into its place in `gradient` [parameters], on the device.
+  // From now on backward adds each parameter's gradient into its place in `gradient` [size], on the device.
   void PointGradients(const torch::Tensor& gradient);
-  // The update, where the parameters are. gradient [parameters]: divided by n and clipped.
+  // The update, where the parameters are. gradient [size]: divided by n and clipped.
   void Update(const torch::Tensor& gradient);
 
   // All state by name, in this object's own arrays on the host: good until something changes. A reader of a snapshot
@@ -68,7 +68,8 @@ class DenseModel {
   const Job& job() const { return job_; }
   torch::Device device() const { return device_; }
   bool apart() const { return apart_; }  // parameters are not in the host's memory, or as if they were not
-  const torch::Tensor& weights() const { return weights_; }  // [parameters], in name order
+  // [size] in name order. Where apart each parameter begins at a multiple of 128 bytes; what lies between stays zero.
+  const torch::Tensor& weights() const { return weights_; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int64_t updates() const { return updates_; }
 
@@ -93,8 +94,8 @@ class DenseModel {
   std::vector<Buffer> buffers_;                 // in name order
   DenseUpdater updater_;                        // where apart its moments are copies for snapshots
   int64_t updates_ = 0;                         // the updater's count, where a NamedTensor can point at it
-  torch::Tensor weights_;                       // [parameters]
-  torch::Tensor first_moment_, second_moment_;  // [parameters] where apart, for Adam
+  torch::Tensor weights_;                       // [size]
+  torch::Tensor first_moment_, second_moment_;  // [size] where apart, for Adam
   torch::Tensor host_weights_;                  // unless apart the same as weights_, else a copy for snapshots
 };
 

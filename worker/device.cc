@@ -16,7 +16,18 @@ struct Place {
   char host[64];  // cut off, always with an end
   int32_t gpus;
   int32_t bf16;
+  uint64_t ids[kGpusMax];
 };
+
+bool ShareHost(const Place& a, const Place& b) { return std::strcmp(a.host, b.host) == 0; }
+
+// The number of a worker's GPU: a host's workers are dealt over what each sees, in their order.
+size_t GpuOf(const std::vector<Place>& places, size_t worker) {
+  const Place& place = places[worker];
+  const auto before = std::count_if(places.begin(), places.begin() + static_cast<ptrdiff_t>(worker),
+                                    [&](const Place& other) { return ShareHost(place, other); });
+  return static_cast<size_t>(before) % static_cast<size_t>(place.gpus);
+}
 
 }  // namespace
 
@@ -32,8 +43,9 @@ absl::StatusOr<DevicePlan> AgreeOnDevice(const Training& training, const std::st
   const int workers = collective->workers();
   Place own = {};
   std::memcpy(own.host, host.data(), std::min(host.size(), sizeof(own.host) - 1));
-  own.gpus = gpus.count;
+  own.gpus = static_cast<int32_t>(std::min(gpus.ids.size(), kGpusMax));
   own.bf16 = gpus.bf16;
+  std::copy_n(gpus.ids.begin(), own.gpus, own.ids);
   // A reduction of nothing, whose tails are what all workers say: one lane a worker.
   std::vector<char> all(static_cast<size_t>(workers) * sizeof(Place));
   const Collective::Part part = {{}, {reinterpret_cast<const char*>(&own), sizeof(own)}};
@@ -41,25 +53,24 @@ absl::StatusOr<DevicePlan> AgreeOnDevice(const Training& training, const std::st
   std::vector<Place> places(static_cast<size_t>(workers));
   std::memcpy(places.data(), all.data(), all.size());
 
+  for (size_t i = 0; i < places.size(); ++i) {
+    if (places[i].gpus > 0) continue;
+    if (wanted == Training::AUTO) return DevicePlan();
+    return absl::FailedPreconditionError(
+        absl::StrCat("training.device is CUDA, and worker ", i, " on ", places[i].host,
+                     " sees no GPU; use AUTO or CPU, or a build by `scripts/build cuda` on a host with one"));
+  }
   DevicePlan plan;
+  plan.gpu = static_cast<int>(GpuOf(places, static_cast<size_t>(collective->worker())));
   plan.alone = true;
   plan.bf16 = training.precision() == Training::BF16;
-  int before = 0;  // workers of this host that come earlier
-  for (int i = 0; i < workers; ++i) {
-    const Place& place = places[static_cast<size_t>(i)];
-    if (place.gpus == 0) {
-      if (wanted == Training::AUTO) return DevicePlan();
-      return absl::FailedPreconditionError(
-          absl::StrCat("training.device is CUDA, and worker ", i, " on ", place.host,
-                       " sees no GPU; use AUTO or CPU, or a build by `scripts/build cuda` on a host with one"));
+  for (size_t i = 0; i < places.size(); ++i) {
+    plan.bf16 = plan.bf16 && places[i].bf16 != 0;
+    for (size_t j = 0; j < i; ++j) {
+      const bool same_gpu = places[i].ids[GpuOf(places, i)] == places[j].ids[GpuOf(places, j)];
+      plan.alone = plan.alone && !(ShareHost(places[i], places[j]) && same_gpu);
     }
-    const auto shares_host = [&](const Place& other) { return std::strcmp(place.host, other.host) == 0; };
-    const auto on_host = std::count_if(places.begin(), places.end(), shares_host);
-    plan.alone = plan.alone && on_host <= place.gpus;
-    plan.bf16 = plan.bf16 && place.bf16 != 0;
-    before += i < collective->worker() && std::strcmp(place.host, own.host) == 0;
   }
-  plan.gpu = before % gpus.count;
   return plan;
 }
 

@@ -1,7 +1,10 @@
 // Which device each worker computes the dense part on: the same kind everywhere, so that all hold the same bits.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/proto/job.pb.h"
@@ -14,9 +17,10 @@ constexpr int kCopiesOnCpu = -2;  // as on a GPU, for tests
 
 // What a worker sees on its host.
 struct Gpus {
-  int count = 0;
-  bool bf16 = false;  // all of them have instructions for it
+  std::vector<uint64_t> ids;  // [GPUs] the same for whoever sees the same one
+  bool bf16 = false;          // all of them have instructions for it
 };
+constexpr size_t kGpusMax = 16;  // of those that one worker sees; it takes no notice of more
 
 struct DevicePlan {
   int gpu = kNoGpu;    // number of this worker's GPU on its host; kNoGpu: the CPU

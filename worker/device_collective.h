@@ -32,7 +32,8 @@ class DeviceCollective {
   virtual absl::Status Finish() = 0;
 };
 
-// By way of the hosts, where workers share a device; SumParts waits. `host` outlives it.
+// By way of the hosts, where workers share a device; SumParts waits, so it is no good from within backward where
+// workers are threads of one process. `host` outlives it.
 std::unique_ptr<DeviceCollective> MakeHostedCollective(Collective* host);
 
 }  // namespace hearth

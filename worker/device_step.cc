@@ -119,6 +119,7 @@ class DeviceStep : public DenseStep {
       while (next_bucket_ < buckets_.size()) StartNextBucket();
       HEARTH_RETURN_IF_ERROR(bucket_status_);
       TakeFetched();
+      for (const auto& lane : lanes) lane->staged.reset();  // its device memory, before the push
       const int64_t trained_us = env_->NowUs();
       HEARTH_RETURN_IF_ERROR(collective_->Finish());
       TakeSum(sum);
@@ -132,10 +133,10 @@ class DeviceStep : public DenseStep {
   absl::Status Update(const StepSum& sum) override {
     try {
       torch::NoGradGuard no_grad;
+      dense_->model()->UpdateRunningStatistics(sum.moments);  // first: its upload waits for what is queued
       sum_.div_(static_cast<double>(sum.verdict.records));
       if (clip_norm_ > 0 && sum.gradient_norm > clip_norm_) sum_.mul_(clip_norm_ / sum.gradient_norm);
       dense_->Update(sum_);
-      dense_->model()->UpdateRunningStatistics(sum.moments);
       return absl::OkStatus();
     } catch (const std::exception& error) {
       return Fault("dense update", error);
@@ -272,7 +273,7 @@ class DeviceStep : public DenseStep {
     down_.WaitForCurrent();
     const auto entered = down_.Enter();
     const auto fetch = [this](const Tensor& from, std::vector<float>* to) {
-      to->assign(static_cast<size_t>(from.numel()), 0.0f);
+      to->resize(static_cast<size_t>(from.numel()));
       Tensor arrived = OnHost(from.sizes(), torch::kFloat32);
       arrived.copy_(from, /*non_blocking=*/true);
       fetched_.push_back({std::move(arrived), to});
@@ -281,9 +282,11 @@ class DeviceStep : public DenseStep {
     fetch(logits.contiguous(), &results_[i].logits);
     for (size_t g = 0; g < leaves.size(); ++g) {
       RowGroup& group = batch->groups[g];
-      group.gradients.assign(group.unique.size() * group.dim, 0.0f);
-      // Undefined: nothing came back to it.
-      if (leaves[g].defined() && leaves[g].grad().defined()) fetch(leaves[g].grad().contiguous(), &group.gradients);
+      if (leaves[g].defined() && leaves[g].grad().defined()) {
+        fetch(leaves[g].grad().contiguous(), &group.gradients);
+      } else {  // nothing came back to it
+        group.gradients.assign(group.unique.size() * group.dim, 0.0f);
+      }
     }
   }
 
@@ -321,9 +324,9 @@ class DeviceStep : public DenseStep {
   std::vector<Bucket> buckets_;  // from the array's end to its beginning
   std::vector<std::shared_ptr<torch::autograd::Node>> accumulators_;
 
-  Tensor gradients_;                      // [own lanes, parameters]
+  Tensor gradients_;                      // [own lanes, size]
   Tensor own_tails_, own_tails_on_host_;  // [own lanes, tail]
-  Tensor sum_;                            // [parameters]
+  Tensor sum_;                            // [size]
   Tensor tails_, tails_on_host_;          // [lanes, tail]
 
   // Of the step that runs; the hooks' too, while backward does.

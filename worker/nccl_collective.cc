@@ -11,13 +11,14 @@
 #include <functional>
 #include <vector>
 
+#include "common/logging.h"
 #include "common/status.h"
 #include "worker/lane_sum.h"
 
 namespace hearth {
 namespace {
 
-constexpr int64_t kSumsMaxUs = 600'000'000;
+constexpr int64_t kSumsMaxUs = 1'800'000'000;
 constexpr int64_t kWatchUs = 1'000'000;
 constexpr int64_t kLookUs = 20;
 
@@ -159,7 +160,7 @@ class NcclCollective : public DeviceCollective {
       } else if (state != ncclSuccess && state != ncclInProgress) {
         Abort(FaultOf("sums over workers", state));
       } else if (since_us != 0 && env_->NowUs() - since_us > kSumsMaxUs) {
-        Abort(Fault("sums over workers", "no end within ten minutes"));
+        Abort(Fault("sums over workers", "no end within half an hour"));
       }
       if (aborted_) return;
     }
@@ -205,12 +206,20 @@ class NcclCollective : public DeviceCollective {
 
 Gpus VisibleGpus() {
   Gpus gpus;
-  gpus.count = c10::cuda::device_count();
-  gpus.bf16 = gpus.count > 0;
-  for (int gpu = 0; gpu < gpus.count; ++gpu) {
-    gpus.bf16 = gpus.bf16 && at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(gpu))->major >= 8;  // Ampere
+  try {
+    gpus.bf16 = true;
+    for (int gpu = 0; gpu < c10::cuda::device_count(); ++gpu) {
+      const cudaDeviceProp* const device = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(gpu));
+      uint64_t id = 0;
+      for (const char byte : device->uuid.bytes) id = Mix64(id + static_cast<unsigned char>(byte));
+      gpus.ids.push_back(id);
+      gpus.bf16 = gpus.bf16 && device->major >= 8;  // Ampere
+    }
+    return gpus;
+  } catch (const std::exception& error) {
+    spdlog::warn("no GPU can be used: {}", error.what());
+    return Gpus();
   }
-  return gpus;
 }
 
 absl::StatusOr<std::unique_ptr<DeviceCollective>> MakeNcclCollective(Env* env, int gpu, Collective* host) {

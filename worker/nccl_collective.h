@@ -16,7 +16,7 @@ Gpus VisibleGpus();
 
 // `host` carries NCCL's id and outlives the result. REQUIRES: called on all its workers at once, each with a GPU of its
 // own (one worker needs no NCCL and gets a sum on its GPU). Whatever NCCL or CUDA reports is a Status that names the
-// worker; a watchdog aborts the communicator when NCCL reports an error, or sums have not finished after ten minutes.
+// worker; a watchdog aborts the communicator when NCCL reports an error, or sums have not finished after half an hour.
 absl::StatusOr<std::unique_ptr<DeviceCollective>> MakeNcclCollective(Env* env, int gpu, Collective* host);
 
 }  // namespace hearth

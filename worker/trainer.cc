@@ -1,5 +1,6 @@
 #include "worker/trainer.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
 #include <algorithm>
@@ -31,6 +32,17 @@ auto Guarded(absl::string_view what, const F& f) -> absl::StatusOr<decltype(f())
   }
 }
 
+// The process, and the calling thread.
+void BecomeReadyFor(int gpu) {
+  // Current, or a call that names no device opens a context on GPU 0, too.
+  c10::impl::VirtualGuardImpl(torch::kCUDA).setDevice({torch::kCUDA, static_cast<int8_t>(gpu)});
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);  // the same bits on the same kind of GPU
+#if TORCH_VERSION_MAJOR >= 2
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // a launch for each array, for nothing
+  at::globalContext().setAllowBF16ReductionCuBLAS(false);              // bfloat16 factors, float32 sums
+#endif
+}
+
 }  // namespace
 
 Trainer::Trainer(std::unique_ptr<DenseModel> model) : model_(std::move(model)) {}
@@ -40,24 +52,25 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const Job& job, const s
                                                          const DevicePlan& device) {
   // Torch's pool must be sized before the first operation uses it.
   torch::set_num_threads(static_cast<int>(std::max<uint32_t>(1, job.training().threads())));
-  HEARTH_ASSIGN_OR_RETURN(auto model, Guarded("building the model", [&] {
-                            ModelSpec spec = MakeModelSpec(job, base_rates);
-                            if (device.bf16) spec.products = torch::kBFloat16;
-                            return MakeModel(spec);
-                          }));
+  const auto build = [&] {
+    ModelSpec spec = MakeModelSpec(job, base_rates);
+    if (device.bf16) spec.products = torch::kBFloat16;
+    return MakeModel(spec);
+  };
+  HEARTH_ASSIGN_OR_RETURN(auto model, Guarded("building the model", build));
   return Wrap(job, std::move(model), device.gpu);
 }
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model, int gpu) {
-  HEARTH_ASSIGN_OR_RETURN(auto dense, Guarded("laying out the model", [&] {
-                            // The same bits again on the same kind of GPU.
-                            if (gpu >= 0) at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
-                            return std::make_unique<DenseModel>(job, std::move(model), gpu);
-                          }));
+  const auto lay_out = [&] {
+    if (gpu >= 0) BecomeReadyFor(gpu);
+    return std::make_unique<DenseModel>(job, std::move(model), gpu);
+  };
+  HEARTH_ASSIGN_OR_RETURN(auto dense, Guarded("laying out the model", lay_out));
   return std::unique_ptr<Trainer>(new Trainer(std::move(dense)));
 }
 
-int64_t Trainer::parameters() const { return model_->weights().numel(); }
+int64_t Trainer::parameters() const { return model_->model()->ParameterCount(); }
 int64_t Trainer::moment_columns() const { return model_->model()->batch_norm_columns(); }
 
 // ---- A step
@@ -186,10 +199,11 @@ absl::Status Trainer::Restore(const std::string& path) {
     const NamedTensor* saved = file.Find(place.name);
     if (!place.data.empty()) std::memcpy(const_cast<char*>(place.data.data()), saved->data.data(), place.data.size());
   }
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t restored, Guarded("restored dense model", [&] {
-                            model_->Restored();
-                            return HashTensors(model_->Tensors());
-                          }));
+  const auto take = [&] {
+    model_->Restored();
+    return HashTensors(model_->Tensors());
+  };
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t restored, Guarded("restored dense model", take));
   const auto hash = file.metadata.find("dense_hash");
   if (hash == file.metadata.end() || hash->second != absl::StrCat(absl::Hex(restored, absl::kZeroPad16))) {
     return absl::DataLossError(

@@ -32,6 +32,7 @@ struct LaneResult {
 class Trainer {
  public:
   // Builds the model; sets Torch's threads (of the process). base_rates: [tasks], only where the initial values matter.
+  // A GPU becomes the calling thread's current one.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates,
                                                          const DevicePlan& device = {});
   // Around a model that someone else built. REQUIRES: it fits the job.

@@ -549,7 +549,10 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   FillProgress(at_cut->mutable_progress());
   HEARTH_RETURN_IF_ERROR(Send(&control));
   spdlog::info("cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
-  return evaluates ? Evaluate(number) : absl::OkStatus();
+  if (!evaluates) return absl::OkStatus();
+  HEARTH_RETURN_IF_ERROR(Evaluate(number));
+  // Worker 0 has more to do; a wait for it is not to look to NCCL's watchdog like a link that does not move.
+  return options.device.alone ? options.collective->Barrier() : absl::OkStatus();
 }
 
 absl::Status Worker::State::Evaluate(uint64_t number) {

@@ -57,10 +57,12 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
                                       JoinPath(arguments.dir, absl::StrCat("logs/worker-", options.index, ".log"))));
   HEARTH_ASSIGN_OR_RETURN(options.job, LoadJob(JoinPath(arguments.dir, "job.txtpb"), {}));
   HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
-  const std::unique_ptr<Collective> mpi =
+  std::unique_ptr<Collective> mpi =
       MakeMpiCollective(runtime, options.ranks.worker(0), options.index, arguments.workers);
   options.collective = mpi.get();
-  const absl::StatusOr<DevicePlan> device = AgreeOnDevice(options.job.training(), HostName(), VisibleGpus(), mpi.get());
+  const Training& training = options.job.training();
+  const Gpus gpus = training.device() == Training::CPU ? Gpus() : VisibleGpus();
+  const absl::StatusOr<DevicePlan> device = AgreeOnDevice(training, HostName(), gpus, mpi.get());
   if (!device.ok()) {
     // All know it: worker 0 tells it for all, and ends the job.
     if (options.index != 0) options.env->NewEvent()->WaitUntil(options.env->NowUs() + 2 * kFailedGraceUs);
@@ -78,10 +80,14 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
   options.device_collective = between_gpus.get();
   spdlog::info("device={} gpu={} reduction={}", NameOf(options.device), options.device.gpu,
                options.device.alone ? "nccl" : "mpi");
-  // Left alive on an error: its threads may wait for peers, and the process is about to be ended as a whole.
+  // Left alive on an error: threads may wait for peers, and the process is about to be ended as a whole.
   auto worker = std::make_unique<Worker>(options);
   const absl::Status status = worker->Run();
-  if (!status.ok()) static_cast<void>(worker.release());
+  if (!status.ok()) {
+    static_cast<void>(worker.release());
+    static_cast<void>(between_gpus.release());
+    static_cast<void>(mpi.release());
+  }
   return status;
 }
 

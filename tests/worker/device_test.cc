@@ -16,6 +16,7 @@ struct Place {
   std::string host;
   int gpus;
   bool bf16 = true;
+  uint64_t first_id = 100;
 };
 
 std::vector<absl::StatusOr<DevicePlan>> Agree(Training::Device wanted, const std::vector<Place>& places,
@@ -28,7 +29,10 @@ std::vector<absl::StatusOr<DevicePlan>> Agree(Training::Device wanted, const std
   std::vector<absl::StatusOr<DevicePlan>> plans(places.size(), absl::UnknownError("not run"));
   RunInThreads(workers, [&](int worker) {
     const size_t i = static_cast<size_t>(worker);
-    plans[i] = AgreeOnDevice(training, places[i].host, {places[i].gpus, places[i].bf16}, hub.collective(worker));
+    Gpus gpus;
+    for (int gpu = 0; gpu < places[i].gpus; ++gpu) gpus.ids.push_back(places[i].first_id + static_cast<uint64_t>(gpu));
+    gpus.bf16 = places[i].bf16;
+    plans[i] = AgreeOnDevice(training, places[i].host, gpus, hub.collective(worker));
   });
   return plans;
 }
@@ -65,6 +69,24 @@ TEST(AgreeOnDevice, CudaWithoutAGpuIsAConfigurationErrorThatNamesTheWorker) {
     EXPECT_THAT(std::string(plan.status().message()),
                 AllOf(HasSubstr("training.device"), HasSubstr("worker 1 on node-7"), HasSubstr("CPU")));
   }
+}
+
+TEST(AgreeOnDevice, WorkersThatSeeOneGpuEachAreAloneWhereTheseDiffer) {
+  for (const auto& plan : Agree(Training::AUTO, {{"a", 1, true, 7}, {"a", 1, true, 8}, {"b", 1, true, 7}})) {
+    EXPECT_EQ(plan.value().gpu, 0);
+    EXPECT_TRUE(plan.value().alone);
+  }
+  for (const auto& plan : Agree(Training::AUTO, {{"a", 1, true, 7}, {"a", 1, true, 7}})) {
+    EXPECT_FALSE(plan.value().alone);
+  }
+}
+
+TEST(AgreeOnDevice, AWorkerTakesNoNoticeOfMoreGpusThanFit) {
+  const std::vector<Place> places(20, {"a", 20});
+  const auto plans = Agree(Training::AUTO, places);
+  EXPECT_EQ(plans[15].value().gpu, 15);
+  EXPECT_EQ(plans[16].value().gpu, 0);
+  EXPECT_FALSE(plans[0].value().alone);
 }
 
 TEST(AgreeOnDevice, Bf16IsTakenWhereItIsAskedForAndEveryGpuHasIt) {
