@@ -29,8 +29,8 @@ struct LaneVote {
 struct StepSum {
   StepVerdict verdict;
   bool trains = false;  // there is something to apply: records, and no skip; else the sums mean nothing
-  absl::Span<float>
-      gradient;  // [parameters] divided by the step's records, clipped; the reducer's own memory; none on a GPU
+  // [parameters] divided by the step's records, clipped; the reducer's own memory. On a GPU it stays there: none.
+  absl::Span<float> gradient;
   double gradient_norm = 0;  // before clipping
   BatchMoments moments;      // pooled over lanes
   uint64_t read = 0;
