@@ -58,8 +58,8 @@ struct ExportedTable {
   uint64_t rows = 0;
   uint64_t weights_hash = 0;  // over its rows (docs/FORMATS.md, "Export bundle")
 };
-// Streams all rows, memory bounded by a few buffers; DataLoss where they are not those of the MANIFEST. Of the signs that are keys of *wanted, fills in the weights; signs
-// without a row are erased from it.
+// Streams all rows, memory bounded by a few buffers; DataLoss where they are not those of the MANIFEST. Of the signs
+// that are keys of *wanted, fills in the weights; signs without a row are erased from it.
 absl::StatusOr<std::vector<ExportedTable>> ExportTables(const ExportSource& source, const ExportFormats& formats,
                                                         const std::string& folder, ExportedRows* wanted);
 

@@ -47,7 +47,8 @@ constexpr Fence kFences[] = {
      "^model/|^worker/(trainer|dense_(model|reducer|step)|device_(collective|step)|evaluator|worker)[a-z_]*\\.(cc|h)$|"
      "^worker/nccl_collective\\.cc$|"
      "^tests/(golden|model|bench)/|"
-     "^tests/worker/(trainer|dense_cases|device_(collective|step)|evaluator|worker)[a-z_]*(_test)?\\.(cc|h)$|^tests/conformance/device_"},
+     "^tests/worker/(trainer|dense_cases|device_(collective|step)|evaluator|worker)[a-z_]*(_test)?\\.(cc|h)$|^tests/"
+     "conformance/device_"},
     {"^rocksdb/", "^embedding/rocksdb_store\\.cc$"},
     {"^mpi\\.h$", "^common/mpi_runtime\\.cc$"},
     {"^nccl\\.h$|^cuda|^(ATen|c10)/cuda/", "^worker/nccl_collective\\.cc$"},
