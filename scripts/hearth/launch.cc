@@ -284,7 +284,7 @@ int Train(const TrainOptions& options) {
   absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
   if (!job.ok()) return Complain(job.status());
   if (const absl::Status status = CheckInputs(*job); !status.ok()) return Complain(status);
-  if (const absl::Status status = CheckPrograms(options.programs.folder); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckPrograms(*job, options.programs.folder); !status.ok()) return Complain(status);
   if (!options.hostfile.empty() && !PathExists(options.hostfile)) {
     return Complain(absl::NotFoundError(absl::StrCat("--hostfile ", options.hostfile, ": no such file")));
   }
@@ -313,7 +313,9 @@ int Evaluate(const EvalOptions& options) {
   const absl::StatusOr<std::string> snapshot = FindSnapshotFolder(options.snapshot);
   if (!snapshot.ok()) return Complain(snapshot.status());
   if (const absl::Status status = CheckPredictionsTarget(options.predictions); !status.ok()) return Complain(status);
-  if (const absl::Status status = CheckPrograms(options.programs.folder); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckPrograms(Job(), options.programs.folder); !status.ok()) {
+    return Complain(status);
+  }
   Supervisor supervisor;
   const absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = TemporaryFolder::Create();
   if (!folder.ok()) return Complain(folder.status());

@@ -68,8 +68,10 @@ absl::Status CheckInputs(const Job& job) {
       absl::StrCat(absl::StrJoin(missing, "\n"), "\nput them there, or point the job at them: --set data_dir=…"));
 }
 
-absl::Status CheckPrograms(const std::string& folder) {
-  for (const char* name : {"hearth-scheduler", "hearth-ps", "hearth-worker"}) {
+absl::Status CheckPrograms(const Job& job, const std::string& folder) {
+  std::vector<const char*> names = {"hearth-scheduler", "hearth-ps", "hearth-worker"};
+  if (job.export_().delta_every_steps() > 0) names.insert(names.end(), {"hearth-export", "hearth-delta"});
+  for (const char* name : names) {
     const std::string path = JoinPath(folder, name);
     if (access(path.c_str(), X_OK) != 0) {
       return absl::FailedPreconditionError(

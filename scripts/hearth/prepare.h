@@ -24,8 +24,8 @@ absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std:
 // The files that the job names, all missing ones at once. Columns are checked by those who read.
 absl::Status CheckInputs(const Job& job);
 
-// hearth-scheduler, hearth-ps and hearth-worker are in `folder`.
-absl::Status CheckPrograms(const std::string& folder);
+// The programs that a run of the job starts are in `folder`.
+absl::Status CheckPrograms(const Job& job, const std::string& folder);
 
 // No more workers than lanes. REQUIRES: the lanes are known.
 absl::Status CheckWorkers(const Job& job, int workers, bool resumed);

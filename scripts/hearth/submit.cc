@@ -94,7 +94,7 @@ absl::Status SubmitOrPrint(const SubmitOptions& options) {
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
   HEARTH_RETURN_IF_ERROR(CheckInputs(job));
-  HEARTH_RETURN_IF_ERROR(CheckPrograms(options.programs));
+  HEARTH_RETURN_IF_ERROR(CheckPrograms(job, options.programs));
   if (options.print) {
     const std::string folder = std::filesystem::weakly_canonical(options.out).string();
     const int cpus = options.cpus_per_task > 0 ? options.cpus_per_task : static_cast<int>(job.training().threads());

@@ -300,6 +300,17 @@ TEST_F(LaunchTest, RefusesAJobWithFaultsBeforeItMakesAnything) {
   EXPECT_FALSE(PathExists(options_.out));
 }
 
+TEST_F(LaunchTest, WantsTheProgramsThatPublishBeforeAJobThatPublishesTrains) {
+  WriteMpirun("exit 0");
+  options_.overrides = {"snapshot.every_steps=10", "export.delta_every_steps=10"};
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(Train(options_), kExitConfig);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("/bin/hearth-export: "));
+  EXPECT_FALSE(PathExists(options_.out));
+  for (const char* program : {"hearth-export", "hearth-delta"}) WriteProgram(program, "exit 0");
+  EXPECT_EQ(Train(options_), kExitOk);
+}
+
 TEST_F(LaunchTest, NamesEveryMissingFile) {
   Write("job.txtpb", JobText() + "side_table { name: 's' path: 'gone.csv' key: 'user_id' }");
   options_.overrides = {"log[0].path=absent.csv"};
