@@ -1,6 +1,7 @@
 #include "embedding/rocksdb_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "rocksdb/cache.h"
 #include "rocksdb/db.h"
 #include "rocksdb/filter_policy.h"
+#include "rocksdb/listener.h"
 #include "rocksdb/options.h"
 #include "rocksdb/sst_file_manager.h"
 #include "rocksdb/table.h"
@@ -68,6 +70,30 @@ class WarningLogger final : public rocksdb::Logger {
   }
 };
 
+// What running compactions may add to the disk before their inputs go: as many bytes as these have, at most.
+class CompactionWatch final : public rocksdb::EventListener {
+ public:
+  void OnCompactionBegin(rocksdb::DB*, const rocksdb::CompactionJobInfo& job) override { bytes_ += InputBytes(job); }
+  void OnCompactionCompleted(rocksdb::DB*, const rocksdb::CompactionJobInfo& job) override {
+    bytes_ -= InputBytes(job);
+  }
+  uint64_t bytes() const { return bytes_; }
+  void NoneRuns() { bytes_ = 0; }  // whatever was counted
+
+ private:
+  // From the files' properties, which are the same before and after; the files themselves may be gone.
+  static uint64_t InputBytes(const rocksdb::CompactionJobInfo& job) {
+    uint64_t bytes = 0;
+    for (const std::string& file : job.input_files) {
+      const auto found = job.table_properties.find(file);
+      if (found == job.table_properties.end()) continue;
+      bytes += found->second->data_size + found->second->index_size + found->second->filter_size;
+    }
+    return bytes;
+  }
+  std::atomic<uint64_t> bytes_{0};
+};
+
 rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = rocksdb::NewLRUCache(options.block_cache_bytes);
@@ -119,6 +145,7 @@ class RocksDbStore final : public KvStore {
   const RocksDbOptions options_;
   const bool read_only_;
   std::shared_ptr<rocksdb::SstFileManager> files_;
+  const std::shared_ptr<CompactionWatch> compactions_ = std::make_shared<CompactionWatch>();
   std::unique_ptr<rocksdb::DB> db_;
   bool writes_wait_ = true;  // for compactions that are far behind
 };
@@ -138,7 +165,9 @@ absl::Status RocksDbStore::Open() {
   rocksdb::Status made;
   files_.reset(rocksdb::NewSstFileManager(rocksdb::Env::Default(), options.info_log, "", 0, true, &made));
   HEARTH_RETURN_IF_ERROR(ToStatus(made, path_, "opening"));
+  files_->SetCompactionBufferSize(2 * options_.write_buffer_bytes);  // what a flush beside a compaction writes
   options.sst_file_manager = files_;
+  options.listeners.push_back(compactions_);
   options.create_if_missing = true;
   const rocksdb::Status status = rocksdb::DB::Open(options, path_, &db);
   db_.reset(db);
@@ -204,16 +233,24 @@ uint64_t RocksDbStore::UnflushedBytes() const {
 }
 
 absl::Status RocksDbStore::CheckSpace(uint64_t bytes) {
-  uint64_t free = 0;
-  if (options_.disk_free_bytes_min > 0) {
-    HEARTH_ASSIGN_OR_RETURN(free, DiskFreeBytes(path_));
+  if (options_.disk_bytes_max == 0 && options_.disk_free_bytes_min == 0) return absl::OkStatus();
+  uint64_t free = 0, used = 0, allowed = 0, pending = 0, wanted = 0;
+  while (true) {
+    if (options_.disk_free_bytes_min > 0) {
+      HEARTH_ASSIGN_OR_RETURN(free, DiskFreeBytes(path_));
+    }
+    used = DiskBytes();
+    allowed = DiskBytesAllowed(options_, used, free);
+    files_->SetMaxAllowedSpaceUsage(std::max<uint64_t>(1, allowed));  // 0 would be no bound
+    pending = UnflushedBytes() + bytes;
+    wanted = used + pending;
+    const uint64_t compacting = compactions_->bytes();
+    if (compacting == 0 || wanted > allowed || wanted + compacting <= allowed) break;
+    // It fits, but not beside what a compaction is writing: wait until that one has removed its inputs.
+    HEARTH_RETURN_IF_ERROR(ToStatus(db_->PauseBackgroundWork(), path_, "waiting for a compaction"));
+    compactions_->NoneRuns();
+    HEARTH_RETURN_IF_ERROR(ToStatus(db_->ContinueBackgroundWork(), path_, "going on after a compaction"));
   }
-  const uint64_t used = DiskBytes();
-  const uint64_t allowed = DiskBytesAllowed(options_, used, free);
-  if (allowed == UINT64_MAX) return absl::OkStatus();
-  files_->SetMaxAllowedSpaceUsage(std::max<uint64_t>(1, allowed));  // 0 would be no bound
-  const uint64_t pending = UnflushedBytes() + bytes;
-  const uint64_t wanted = used + pending;
   if (allowed < 2 * wanted) HEARTH_RETURN_IF_ERROR(LetWritesOvertakeCompactions());
   if (wanted <= allowed) return absl::OkStatus();
   if (options_.disk_bytes_max > 0 && wanted > options_.disk_bytes_max) {
