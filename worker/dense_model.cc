@@ -163,8 +163,7 @@ torch::Tensor DenseModel::Loss(const torch::Tensor& logits, const DenseInput& in
 
 torch::Tensor DenseModel::Evaluate(const Batch& batch) const {
   torch::NoGradGuard no_grad;
-  const DenseInput input = apart_ ? Upload(batch) : View(batch);
-  return model_->Forward(Features(input, batch.records), Phase::kEvaluate, nullptr);
+  return model_->Forward(Features(InputOf(batch), batch.records), Phase::kEvaluate, nullptr);
 }
 
 // ---- Update

@@ -50,6 +50,7 @@ class DenseModel {
   DenseInput View(const Batch& batch) const;
   // Copies; to a GPU through pinned memory on the calling thread's stream, which nothing waits for. Any thread.
   DenseInput Upload(const Batch& batch) const;
+  DenseInput InputOf(const Batch& batch) const { return apart_ ? Upload(batch) : View(batch); }
   torch::Tensor Features(const DenseInput& input, int64_t records) const;          // [records, V]
   torch::Tensor Loss(const torch::Tensor& logits, const DenseInput& input) const;  // of logits [records, T]
   torch::Tensor Evaluate(const Batch& batch) const;                                // logits [records, T]

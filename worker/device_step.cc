@@ -34,13 +34,13 @@ class SideStream {
   c10::OptionalStreamGuard Enter() const {
     return stream_ ? c10::OptionalStreamGuard(*stream_) : c10::OptionalStreamGuard();
   }
-  // What is here by now comes before what the calling thread's current stream gets from now on, and the other way
-  // round.
+  // The end of what is here by now, for CurrentWaitsFor.
   std::optional<c10::Event> Mark() const { return stream_ ? MarkOf(*stream_) : std::nullopt; }
+  // Goes on after what the calling thread's current stream holds by now.
   void WaitForCurrent() const {
     if (stream_) MarkOf(Guard().getStream(device_))->block(*stream_);
   }
-  // Makes the calling thread's current stream wait.
+  // The calling thread's current stream goes on after the mark.
   void CurrentWaitsFor(const std::optional<c10::Event>& mark) const {
     if (mark) mark->block(Guard().getStream(device_));
   }
@@ -152,6 +152,7 @@ class DeviceStep : public DenseStep {
   };
   // What is on its way to the host.
   struct Fetched {
+    Tensor from;  // kept until the copy is done
     Tensor arrived;
     std::vector<float>* to;
   };
@@ -189,7 +190,6 @@ class DeviceStep : public DenseStep {
     gradients_.zero_();
     results_.resize(lanes.size());
     fetched_.clear();
-    leaves_.clear();
     watching_ = false;
     next_bucket_ = 0;
     bucket_status_ = absl::OkStatus();
@@ -208,7 +208,7 @@ class DeviceStep : public DenseStep {
     if (batch->staged == nullptr) HEARTH_RETURN_IF_ERROR(Stage(batch));
     const auto& staged = *static_cast<const Staged*>(batch->staged.get());
     up_.CurrentWaitsFor(staged.arrived);
-    DenseInput input = staged.input;
+    const DenseInput& input = staged.input;
     std::vector<Tensor> leaves(input.groups.size());
     for (size_t g = 0; g < leaves.size(); ++g) {
       leaves[g] = input.groups[g].rows;
@@ -276,8 +276,7 @@ class DeviceStep : public DenseStep {
       to->resize(static_cast<size_t>(from.numel()));
       Tensor arrived = OnHost(from.sizes(), torch::kFloat32);
       arrived.copy_(from, /*non_blocking=*/true);
-      fetched_.push_back({std::move(arrived), to});
-      leaves_.push_back(from);  // until the copy is done
+      fetched_.push_back({from, std::move(arrived), to});
     };
     fetch(logits.contiguous(), &results_[i].logits);
     for (size_t g = 0; g < leaves.size(); ++g) {
@@ -296,7 +295,6 @@ class DeviceStep : public DenseStep {
       std::copy_n(fetched.arrived.data_ptr<float>(), fetched.to->size(), fetched.to->data());
     }
     fetched_.clear();
-    leaves_.clear();
   }
 
   void TakeSum(StepSum* sum) {
@@ -335,7 +333,6 @@ class DeviceStep : public DenseStep {
   size_t next_bucket_ = 0;
   absl::Status bucket_status_;
   std::vector<Fetched> fetched_;
-  std::vector<Tensor> leaves_;
 };
 
 }  // namespace

@@ -32,11 +32,10 @@ class NcclCollective : public DeviceCollective {
         gpu_(static_cast<c10::DeviceIndex>(gpu)),
         stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, gpu_)),
         look_(env->NewEvent()),
-        closing_event_(env->NewEvent()) {}
+        closing_(env->NewEvent()) {}
   // Aborts what has not finished: no peer is waited for.
   ~NcclCollective() override {
-    closing_ = true;
-    closing_event_->Notify();
+    closing_->Notify();
     watchdog_.reset();
     if (communicator_ != nullptr && !aborted_) ncclCommAbort(communicator_);
   }
@@ -150,8 +149,7 @@ class NcclCollective : public DeviceCollective {
   // The watchdog: a peer that died, or a link, leaves kernels that wait for ever and calls that do not return. An abort
   // ends both.
   void Watch() {
-    while (!closing_) {
-      if (closing_event_->WaitUntil(env_->NowUs() + kWatchUs)) return;
+    while (!closing_->WaitUntil(env_->NowUs() + kWatchUs)) {
       ncclResult_t state = ncclSuccess;
       const ncclResult_t asked = ncclCommGetAsyncError(communicator_, &state);
       const int64_t since_us = busy_since_us_;
@@ -197,8 +195,7 @@ class NcclCollective : public DeviceCollective {
   std::atomic<int64_t> busy_since_us_{0};  // 0: no sum is under way
   std::atomic<bool> aborted_{false};
   absl::Status abort_status_;  // written before aborted_ is set, read after
-  std::atomic<bool> closing_{false};
-  const std::unique_ptr<Event> closing_event_;
+  const std::unique_ptr<Event> closing_;
   std::unique_ptr<hearth::Thread> watchdog_;
 };
 

@@ -135,7 +135,7 @@ absl::StatusOr<Evaluation::Diagnostics> Trainer::Diagnose(const std::vector<std:
   return Guarded(absl::StrCat("diagnostics of ", batches.size(), " batches"), [&] {
     std::vector<torch::Tensor> features, labels, masks;
     for (const auto& batch : batches) {
-      const DenseInput input = model_->apart() ? model_->Upload(*batch) : model_->View(*batch);
+      const DenseInput input = model_->InputOf(*batch);
       features.push_back(model_->Features(input, batch->records));
       labels.push_back(input.labels);
       masks.push_back(input.mask);
