@@ -8,7 +8,7 @@
 #include "absl/types/span.h"
 #include "model/multi_task_model.h"
 #include "worker/collective.h"
-#include "worker/pipeline.h"
+#include "worker/step_verdict.h"
 #include "worker/trainer.h"
 
 namespace hearth {

@@ -1,0 +1,17 @@
+// What a step's reduction decided.
+#pragma once
+
+#include <cstdint>
+
+namespace hearth {
+
+// What all lanes together said in the reduction of a step: the same on every worker.
+struct StepVerdict {
+  uint64_t records = 0;     // n
+  bool skip = false;        // a loss or gradient was not finite, of some lane or of all together
+  bool all_at_end = false;  // every lane is at the end of its epoch
+  bool stop = false;        // someone asked for a cut that ends the run
+  bool cut = false;         // someone asked for a cut
+};
+
+}  // namespace hearth
