@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/env.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/status.h"
 #include "embedding/lifecycle.h"
 #include "embedding/row_arena.h"
 #include "embedding/row_index.h"

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/env.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {

@@ -8,9 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/status.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/db.h"
 #include "rocksdb/filter_policy.h"

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "common/status.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "common/env.h"
+#include "common/base/env.h"
 #include "embedding/row_arena.h"
 #include "embedding/sign.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "absl/strings/string_view.h"
-#include "common/env.h"
+#include "common/base/env.h"
 
 namespace hearth {
 

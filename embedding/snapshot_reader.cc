@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/config.h"
-#include "common/file.h"
-#include "common/status.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
 #include "embedding/kv_store.h"
 #include "embedding/lifecycle.h"
 #include "embedding/rocksdb_store.h"

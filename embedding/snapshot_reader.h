@@ -9,15 +9,15 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "common/manifest.h"
+#include "common/artifact/manifest.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/embedding_table.h"
 
 namespace hearth {
 
-// Everything that FindNewestSnapshot (common/manifest.h) checks, every RocksDB block, and that the hash of all rows
-// equals the MANIFEST's. DataLoss names the file.
+// Everything that FindNewestSnapshot (common/artifact/manifest.h) checks, every RocksDB block, and that the hash of all
+// rows equals the MANIFEST's. DataLoss names the file.
 absl::Status VerifySnapshot(const std::string& folder);
 
 // Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (logical shard, sign) order whatever the

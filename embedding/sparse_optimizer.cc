@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/status.h"
+#include "common/base/status.h"
 #include "embedding/embedding_table.h"
 
 namespace hearth {

@@ -1,7 +1,7 @@
 // The batched parts: what a group's experts or sub-spaces do one by one in layers.cc, in one operation each.
 #include <vector>
 
-#include "common/status.h"
+#include "common/base/status.h"
 #include "model/layers.h"
 
 namespace hearth {

@@ -5,7 +5,7 @@
 #include <map>
 #include <set>
 
-#include "common/status.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {

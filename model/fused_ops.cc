@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "common/status.h"
+#include "common/base/status.h"
 #include "model/kernels.h"
 #include "model/layers.h"
 

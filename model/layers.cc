@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/env.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/status.h"
 
 namespace hearth {
 

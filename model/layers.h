@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "model/batch/path_step.h"
 #include "model/multi_task_model.h"
-#include "model/path_step.h"
 
 namespace hearth {
 

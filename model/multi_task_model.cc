@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "common/env.h"
-#include "common/status.h"
-#include "model/batch.h"
+#include "common/base/env.h"
+#include "common/base/status.h"
+#include "model/batch/batch.h"
 #include "model/home.h"
 #include "model/mmoe.h"
 #include "model/shared_bottom.h"

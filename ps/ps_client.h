@@ -10,9 +10,9 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
-#include "common/env.h"
-#include "common/transport.h"
-#include "common/wire.h"
+#include "common/base/env.h"
+#include "common/net/transport.h"
+#include "common/net/wire.h"
 #include "ps/shard_map.h"
 
 namespace hearth {

@@ -5,13 +5,13 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "common/config.h"
-#include "common/env.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/mpi_runtime.h"
-#include "common/status.h"
-#include "common/version.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/version.h"
+#include "common/job/config.h"
+#include "common/net/mpi_runtime.h"
 #include "ps/ps_server.h"
 
 namespace hearth {

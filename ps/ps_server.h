@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "common/env.h"
+#include "common/base/env.h"
+#include "common/net/transport.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
-#include "common/transport.h"
 #include "embedding/kv_store.h"
 #include "ps/server_metrics.h"
 #include "ps/shard.h"

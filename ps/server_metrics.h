@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "common/metrics.h"
+#include "common/base/metrics.h"
+#include "common/net/wire.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
-#include "common/wire.h"
 
 namespace hearth {
 

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/mailbox.h"
+#include "common/net/mailbox.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/embedding_table.h"

@@ -2,10 +2,10 @@
 
 #include <map>
 
-#include "common/event_file.h"
-#include "common/file.h"
-#include "common/metrics.h"
-#include "common/status.h"
+#include "common/base/file.h"
+#include "common/base/metrics.h"
+#include "common/base/status.h"
+#include "scheduler/event_file.h"
 
 namespace hearth {
 namespace {

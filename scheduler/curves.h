@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/env.h"
+#include "common/base/env.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "scheduler/progress.h"

@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/bundle.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/status.h"
+#include "common/artifact/bundle.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "common/bundle_chain.h"
-#include "common/env.h"
-#include "common/process.h"
+#include "common/artifact/bundle_chain.h"
+#include "common/base/env.h"
+#include "common/base/process.h"
 #include "common/proto/job.pb.h"
 
 namespace hearth {

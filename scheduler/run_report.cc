@@ -8,11 +8,11 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/process.h"
-#include "common/status.h"
-#include "common/version.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/process.h"
+#include "common/base/status.h"
+#include "common/base/version.h"
 #include "scheduler/lease_table.h"
 
 namespace hearth {

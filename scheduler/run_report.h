@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "common/env.h"
+#include "common/base/env.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "scheduler/curves.h"

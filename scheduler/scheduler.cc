@@ -5,13 +5,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
-#include "common/config.h"
-#include "common/control_message.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/status.h"
-#include "common/version.h"
-#include "common/wire.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/version.h"
+#include "common/job/config.h"
+#include "common/net/control_message.h"
+#include "common/net/wire.h"
 
 namespace hearth {
 namespace {

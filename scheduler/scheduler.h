@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/env.h"
-#include "common/manifest.h"
-#include "common/transport.h"
+#include "common/artifact/manifest.h"
+#include "common/base/env.h"
+#include "common/net/transport.h"
 #include "scheduler/lease_table.h"
 #include "scheduler/publisher.h"
 #include "scheduler/run_report.h"

@@ -10,12 +10,12 @@
 #include <filesystem>
 #include <iostream>
 
-#include "common/config.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/mpi_runtime.h"
-#include "common/status.h"
-#include "common/version.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/version.h"
+#include "common/job/config.h"
+#include "common/net/mpi_runtime.h"
 #include "scheduler/scheduler.h"
 
 namespace hearth {

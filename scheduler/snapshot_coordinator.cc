@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "common/manifest.h"
-#include "common/status.h"
+#include "common/artifact/manifest.h"
+#include "common/base/status.h"
 #include "scheduler/lease_table.h"
 
 namespace hearth {

@@ -3,11 +3,11 @@
 #include <filesystem>
 
 #include "absl/strings/match.h"
-#include "common/config.h"
-#include "common/env.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
 
 namespace hearth {
 namespace {

@@ -6,11 +6,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/config.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/status.h"
-#include "worker/pipeline.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
+#include "worker/step/pipeline.h"
 
 namespace hearth {
 namespace {

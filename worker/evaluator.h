@@ -8,15 +8,15 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/env.h"
-#include "common/file_list.h"
+#include "common/base/env.h"
+#include "common/base/file_list.h"
+#include "common/net/transport.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
-#include "common/transport.h"
 #include "ps/ps_client.h"
-#include "worker/log_reader.h"
-#include "worker/predictions.h"
-#include "worker/trainer.h"
+#include "worker/dense/trainer.h"
+#include "worker/evaluation/predictions.h"
+#include "worker/log/log_reader.h"
 
 namespace hearth {
 

@@ -6,12 +6,12 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "common/env.h"
+#include "common/base/env.h"
+#include "common/net/transport.h"
 #include "common/proto/job.pb.h"
-#include "common/transport.h"
 #include "ps/shard_map.h"
-#include "worker/collective.h"
-#include "worker/device.h"
+#include "worker/collective/collective.h"
+#include "worker/collective/device_plan.h"
 
 namespace hearth {
 

@@ -7,20 +7,20 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "common/config.h"
-#include "common/control_message.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/mpi_runtime.h"
-#include "common/process.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/process.h"
+#include "common/base/status.h"
+#include "common/base/version.h"
+#include "common/job/config.h"
+#include "common/net/control_message.h"
+#include "common/net/mpi_runtime.h"
 #include "common/proto/control.pb.h"
-#include "common/status.h"
-#include "common/version.h"
-#include "worker/device.h"
-#include "worker/device_collective.h"
-#include "worker/mpi_collective.h"
+#include "worker/collective/device_plan.h"
+#include "worker/collective/mpi_collective.h"
+#include "worker/device/device_collective.h"
 #ifdef HEARTH_CUDA
-#include "worker/nccl_collective.h"
+#include "worker/device/nccl_collective.h"
 #endif
 #include "worker/worker.h"
 

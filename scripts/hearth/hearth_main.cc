@@ -9,10 +9,10 @@
 #include <string>
 
 #include "absl/strings/match.h"
-#include "common/bundle.h"
-#include "common/logging.h"
-#include "common/status.h"
-#include "common/version.h"
+#include "common/artifact/bundle.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/version.h"
 #include "scripts/hearth/generate.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/launch.h"

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <string>
 
-#include "common/status.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "common/env.h"
+#include "common/base/env.h"
 #include "common/proto/generator.pb.h"
 
 namespace hearth {

@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/manifest.h"
+#include "common/artifact/manifest.h"
 #include "common/proto/job.pb.h"
 
 namespace hearth {

@@ -15,10 +15,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "common/env.h"
-#include "common/file.h"
-#include "common/process.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/process.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {

@@ -13,8 +13,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
-#include "common/env.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/rocksdb_store.h"
 #include "embedding/row_arena.h"

@@ -1,4 +1,4 @@
-// The contract of worker/collective.h, over every implementation.
+// The contract of worker/collective/collective.h, over every implementation.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "common/status.h"
-#include "worker/collective.h"
-#include "worker/device_collective.h"
+#include "common/base/status.h"
+#include "worker/collective/collective.h"
+#include "worker/device/device_collective.h"
 
 namespace hearth {
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/env.h"
-#include "common/file.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
 #include "embedding/rocksdb_store.h"
 #include "gtest/gtest.h"
 

@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "common/mpi_runtime.h"
-#include "common/status.h"
+#include "common/base/status.h"
+#include "common/net/mpi_runtime.h"
 #include "tests/conformance/collective_suite.h"
 #include "tests/conformance/transport_suite.h"
-#include "worker/mpi_collective.h"
+#include "worker/collective/mpi_collective.h"
 #ifdef HEARTH_CUDA
 #include "tests/conformance/device_world.h"
-#include "worker/nccl_collective.h"
+#include "worker/device/nccl_collective.h"
 #endif
 
 namespace hearth {

@@ -1,4 +1,4 @@
-// The contract of common/transport.h, over every implementation: once per program that instantiates it.
+// The contract of common/net/transport.h, over every implementation: once per program that instantiates it.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -108,7 +108,8 @@ TEST_P(TransportConformance, BadAddressesAreRefused) {
   });
 }
 
-// What production implementations promise beyond the weakest contract (common/transport.h, common/mpi_runtime.h).
+// What production implementations promise beyond the weakest contract (common/net/transport.h,
+// common/net/mpi_runtime.h).
 class ReliableTransportConformance : public TransportConformance {};
 
 TEST_P(ReliableTransportConformance, MessagesOfAnyLengthStayInOrderForEachPairOfPorts) {

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "common/env.h"
-#include "common/rendezvous.h"
-#include "common/transport.h"
-#include "worker/collective.h"
+#include "common/base/env.h"
+#include "common/base/rendezvous.h"
+#include "common/net/transport.h"
+#include "worker/collective/collective.h"
 
 namespace hearth {
 

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "common/env.h"
+#include "common/base/env.h"
 #include "gtest/gtest.h"
 
 namespace hearth {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/env.h"
-#include "common/file.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
 #include "embedding/embedding_table.h"
 #include "embedding/lifecycle.h"
 #include "embedding/sparse_optimizer.h"

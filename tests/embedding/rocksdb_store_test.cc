@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "common/status.h"
+#include "common/base/status.h"
 #include "tests/embedding/reference_table.h"
 
 namespace hearth {

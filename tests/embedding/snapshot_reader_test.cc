@@ -3,7 +3,7 @@
 #include <fstream>
 #include <set>
 
-#include "common/config.h"
+#include "common/job/config.h"
 #include "embedding/rocksdb_store.h"
 #include "tests/embedding/reference_table.h"
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <tuple>
 
-#include "common/config.h"
-#include "common/file.h"
+#include "common/base/file.h"
+#include "common/job/config.h"
 #include "scripts/hearth/generate.h"
 #include "tests/golden/golden_trainer.h"
 #include "tests/golden/in_process_run.h"

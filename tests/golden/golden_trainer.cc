@@ -7,15 +7,15 @@
 #include <utility>
 #include <vector>
 
-#include "common/env.h"
-#include "common/file.h"
-#include "common/file_list.h"
-#include "common/manifest.h"
-#include "common/status.h"
+#include "common/artifact/manifest.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/file_list.h"
+#include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/sparse_optimizer.h"
-#include "worker/log_reader.h"
-#include "worker/trainer.h"
+#include "worker/dense/trainer.h"
+#include "worker/log/log_reader.h"
 
 namespace hearth {
 namespace {

@@ -5,16 +5,16 @@
 #include <sstream>
 #include <vector>
 
-#include "common/config.h"
-#include "common/env.h"
-#include "common/file.h"
-#include "common/manifest.h"
-#include "common/status.h"
-#include "common/transport.h"
+#include "common/artifact/manifest.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
+#include "common/net/transport.h"
 #include "ps/ps_server.h"
 #include "ps/shard_map.h"
 #include "scheduler/scheduler.h"
-#include "worker/collective.h"
+#include "worker/collective/collective.h"
 #include "worker/worker.h"
 
 namespace hearth {

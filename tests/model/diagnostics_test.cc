@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/env.h"
+#include "common/base/env.h"
 #include "gtest/gtest.h"
 
 namespace hearth {

@@ -1,5 +1,5 @@
 // The parts of an export bundle, read back by readers of our own making.
-#include "model/export.h"
+#include "model/export/export.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,14 +10,14 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
-#include "common/bundle.h"
-#include "common/env.h"
-#include "common/file.h"
+#include "common/artifact/bundle.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
 #include "model/multi_task_model.h"
 #ifdef HEARTH_ONNX
 #include <onnx/onnx_pb.h>
 
-#include "model/export_onnx.h"
+#include "model/export/export_onnx.h"
 #endif
 
 namespace hearth {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <map>
 
-#include "common/env.h"
+#include "common/base/env.h"
 #include "gtest/gtest.h"
 
 namespace hearth {

@@ -5,7 +5,7 @@
 #include <functional>
 #include <memory>
 
-#include "common/env.h"
+#include "common/base/env.h"
 #include "embedding/sparse_optimizer.h"
 #include "gtest/gtest.h"
 

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/status.h"
-#include "common/transport.h"
-#include "common/wire.h"
+#include "common/base/status.h"
+#include "common/net/transport.h"
+#include "common/net/wire.h"
 #include "embedding/rocksdb_store.h"
 #include "ps/shard.h"
 #include "ps/shard_map.h"

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "common/env.h"
+#include "common/base/env.h"
 #include "common/proto/job.pb.h"
 #include "embedding/embedding_table.h"
 #include "embedding/sparse_optimizer.h"

@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "common/status.h"
+#include "common/base/status.h"
 #include "embedding/rocksdb_store.h"
 #include "ps/shard.h"
 #include "tests/ps/plan.h"

@@ -7,12 +7,12 @@
 
 #include <atomic>
 
-#include "common/config.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/manifest.h"
-#include "common/status.h"
-#include "common/wire.h"
+#include "common/artifact/manifest.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
+#include "common/net/wire.h"
 #include "embedding/rocksdb_store.h"
 #include "embedding/snapshot_reader.h"
 #include "ps/ps_client.h"

@@ -4,8 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "common/transport.h"
-#include "common/wire.h"
+#include "common/net/transport.h"
+#include "common/net/wire.h"
 #include "embedding/rocksdb_store.h"
 #include "ps/shard_map.h"
 #include "tests/ps/plan.h"

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "common/env.h"
+#include "common/base/env.h"
 
 namespace hearth {
 namespace {

@@ -5,8 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "common/bundle.h"
-#include "common/status.h"
+#include "common/artifact/bundle.h"
+#include "common/base/status.h"
 #include "tests/scheduler/scheduler_testing.h"
 
 namespace hearth {

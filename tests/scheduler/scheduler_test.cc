@@ -12,9 +12,9 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "common/bundle_chain.h"
-#include "common/config.h"
-#include "common/wire.h"
+#include "common/artifact/bundle_chain.h"
+#include "common/job/config.h"
+#include "common/net/wire.h"
 #include "tests/scheduler/scheduler_testing.h"
 
 namespace hearth {

@@ -8,9 +8,9 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "common/file.h"
-#include "common/logging.h"
-#include "common/status.h"
+#include "common/base/file.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
 
 namespace hearth {
 

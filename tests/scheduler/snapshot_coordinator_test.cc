@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <functional>
 
-#include "common/env.h"
-#include "common/manifest.h"
+#include "common/artifact/manifest.h"
+#include "common/base/env.h"
 
 namespace hearth {
 namespace {

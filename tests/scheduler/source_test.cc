@@ -4,9 +4,9 @@
 
 #include <map>
 
-#include "common/env.h"
-#include "common/file.h"
-#include "common/status.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
 #include "tests/scheduler/scheduler_testing.h"
 
 namespace hearth {

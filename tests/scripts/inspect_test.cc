@@ -8,11 +8,11 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "common/config.h"
-#include "common/file.h"
-#include "common/manifest.h"
-#include "common/safetensors.h"
-#include "common/status.h"
+#include "common/artifact/manifest.h"
+#include "common/artifact/safetensors.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
 #include "embedding/rocksdb_store.h"
 #include "scripts/hearth/supervise.h"
 

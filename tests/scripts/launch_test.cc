@@ -15,11 +15,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "common/config.h"
-#include "common/env.h"
-#include "common/file.h"
-#include "common/manifest.h"
-#include "common/status.h"
+#include "common/artifact/manifest.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
 #include "scripts/hearth/supervise.h"
 
 namespace hearth {

@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "common/file.h"
+#include "common/base/file.h"
 
 namespace hearth {
 

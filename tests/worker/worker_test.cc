@@ -16,16 +16,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
-#include "common/config.h"
-#include "common/env.h"
-#include "common/file.h"
-#include "common/manifest.h"
+#include "common/artifact/manifest.h"
+#include "common/base/env.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
+#include "common/net/wire.h"
 #include "common/proto/control.pb.h"
-#include "common/status.h"
-#include "common/wire.h"
 #include "ps/ps_server.h"
 #include "tests/worker/text_files.h"
-#include "worker/log_reader.h"
+#include "worker/log/log_reader.h"
 
 namespace hearth {
 namespace {

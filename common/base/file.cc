@@ -1,0 +1,220 @@
+#include "common/base/file.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{1} << 20;
+
+absl::Status ErrorOf(int error, absl::string_view what, const std::string& path) {
+  const std::string text = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
+  switch (error) {
+    case ENOENT:
+      return absl::NotFoundError(text);
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+      return absl::ResourceExhaustedError(absl::StrCat(text, "; free some space and start again"));
+    default:
+      return absl::UnavailableError(text);
+  }
+}
+
+// Closes what it owns; Close() reports what the kernel says.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int get() const { return fd_; }
+  int Close() {
+    const int fd = fd_;
+    fd_ = -1;
+    return close(fd);
+  }
+
+ private:
+  int fd_;
+};
+
+absl::StatusOr<Descriptor> Open(const std::string& path, int flags, int mode = 0) {
+  int fd;
+  do {
+    fd = open(path.c_str(), flags | O_CLOEXEC, mode);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) return ErrorOf(errno, "cannot open", path);
+  return Descriptor(fd);
+}
+
+// Up to `bytes`, less only at the end of the file.
+absl::StatusOr<size_t> ReadFully(const Descriptor& file, const std::string& path, char* out, size_t bytes) {
+  size_t done = 0;
+  while (done < bytes) {
+    const ssize_t got = read(file.get(), out + done, bytes - done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrorOf(errno, "cannot read", path);
+    if (got == 0) break;
+    done += static_cast<size_t>(got);
+  }
+  return done;
+}
+
+absl::StatusOr<struct stat> StatOf(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) return ErrorOf(errno, "cannot stat", path);
+  return info;
+}
+
+std::string FolderOf(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644));
+  for (size_t done = 0; done < contents.size();) {
+    const ssize_t wrote = write(file.get(), contents.data() + done, contents.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return ErrorOf(errno, "cannot write", path);
+    done += static_cast<size_t>(wrote);
+  }
+  if (fsync(file.get()) != 0) return ErrorOf(errno, "cannot fsync", path);
+  if (file.Close() != 0) return ErrorOf(errno, "cannot close", path);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> HashUpTo(const std::string& path, uint64_t bytes) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_RDONLY));
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> hash(XXH3_createState(), &XXH3_freeState);
+  HEARTH_CHECK(hash != nullptr, "out of memory");
+  XXH3_64bits_reset(hash.get());
+  const std::unique_ptr<char[]> chunk(new char[kChunkBytes]);
+  while (bytes > 0) {
+    const size_t want = static_cast<size_t>(std::min<uint64_t>(bytes, kChunkBytes));
+    HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadFully(file, path, chunk.get(), want));
+    XXH3_64bits_update(hash.get(), chunk.get(), got);
+    bytes -= got;
+    if (got < want) break;
+  }
+  return XXH3_64bits_digest(hash.get());
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_RDONLY));
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) return ErrorOf(errno, "cannot stat", path);
+  if (S_ISDIR(info.st_mode)) return ErrorOf(EISDIR, "cannot read", path);
+  const auto too_long = [&](uint64_t bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(path, ": ", bytes, " bytes or more; at most ", bytes_max, " are read"));
+  };
+  if (static_cast<uint64_t>(info.st_size) > bytes_max) return too_long(static_cast<uint64_t>(info.st_size));
+  std::string contents;
+  size_t known = static_cast<size_t>(info.st_size);
+  while (true) {  // the length is a guess: /proc says 0, and another process may be writing
+    const size_t done = contents.size();
+    const size_t want = known > done ? known - done : 4096;
+    contents.resize(done + want);
+    HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadFully(file, path, &contents[done], want));
+    contents.resize(done + got);
+    if (contents.size() > bytes_max) return too_long(contents.size());
+    if (got < want) return contents;
+  }
+}
+
+absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents) {
+  const std::string aside = path + ".tmp";
+  absl::Status status = WriteAndSync(aside, contents);
+  if (status.ok()) status = RenamePath(aside, path);
+  if (!status.ok()) unlink(aside.c_str());
+  return status;
+}
+
+absl::Status FsyncPath(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_RDONLY));
+  if (fsync(file.get()) != 0) return ErrorOf(errno, "cannot fsync", path);
+  return absl::OkStatus();
+}
+
+absl::Status MakeDirectories(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return ErrorOf(error.value(), "cannot make the folder", path);
+  return absl::OkStatus();
+}
+
+absl::Status RemoveTree(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove_all(path, error);
+  if (error && error.value() != ENOENT) return ErrorOf(error.value(), "cannot remove", path);
+  return absl::OkStatus();
+}
+
+absl::Status RenamePath(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) return ErrorOf(errno, absl::StrCat("cannot rename to ", to), from);
+  return FsyncPath(FolderOf(to));
+}
+
+absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir(path.c_str()), [](DIR* dir) { return closedir(dir); });
+  if (folder == nullptr) return ErrorOf(errno, "cannot list", path);
+  std::vector<std::string> names;
+  while (true) {
+    errno = 0;
+    const dirent* entry = readdir(folder.get());
+    if (entry == nullptr) break;
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  if (errno != 0) return ErrorOf(errno, "cannot list", path);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool PathExists(const std::string& path) {
+  struct stat info;
+  return stat(path.c_str(), &info) == 0;
+}
+
+absl::StatusOr<uint64_t> FileBytes(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(const struct stat info, StatOf(path));
+  if (!S_ISREG(info.st_mode)) return absl::UnavailableError(absl::StrCat(path, ": is not a regular file"));
+  return static_cast<uint64_t>(info.st_size);
+}
+
+absl::StatusOr<uint64_t> HashFile(const std::string& path) { return HashUpTo(path, UINT64_MAX); }
+
+absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes) { return HashUpTo(path, bytes); }
+
+absl::StatusOr<uint64_t> DiskFreeBytes(const std::string& path) {
+  struct statvfs info;
+  if (statvfs(path.c_str(), &info) != 0) return ErrorOf(errno, "cannot ask for the free space", path);
+  return static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
+}
+
+std::string JoinPath(absl::string_view folder, absl::string_view name) {
+  if (folder.empty() || (!name.empty() && name[0] == '/')) return std::string(name);
+  if (name.empty()) return std::string(folder);
+  return absl::StrCat(folder, folder[folder.size() - 1] == '/' ? "" : "/", name);
+}
+
+}  // namespace hearth

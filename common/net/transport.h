@@ -1,0 +1,69 @@
+// Seam 1: carries messages between endpoints. The contract is the weakest one that users must live with: a message may
+// be lost, repeated, delayed or overtaken; it is never altered or made up. Whoever needs more retries and numbers.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/status.h"
+#include "common/base/bytes.h"
+#include "common/base/env.h"
+#include "common/net/mailbox.h"
+
+namespace hearth {
+
+// Endpoints of a process, as ports.
+enum Port : int {
+  kPortScheduler = 1,     // the scheduler's loop
+  kPortServer = 2,        // a parameter server's loop
+  kPortPull = 3,          // a worker's pull thread
+  kPortPush = 4,          // a worker's push thread
+  kPortControl = 5,       // a worker's control endpoint: start, ask-cut, files, goodbye
+  kPortEvaluate = 6,      // worker 0 gathers the other workers' evaluation results here
+  kPortPrefetch = 7,      // a worker's read thread (sends only)
+  kPortCollective = 8,    // worker ↔ worker (MpiRuntime::Exchange; not a mailbox)
+  kPortEvaluatePull = 9,  // a worker's read-only pulls during an evaluation
+};
+
+constexpr int kPortsMax = 128;  // ports are 0 … kPortsMax - 1
+constexpr size_t kPayloadBytesMax = size_t{1} << 30;
+
+// InvalidArgument for a rank or a port that does not exist, or a payload beyond kPayloadBytesMax. Every Send begins so.
+absl::Status CheckSend(int size, int from_port, Address to, size_t payload_bytes);
+
+// Thread-safe.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  // The inbox of {rank(), port}; the same object on every call; messages that came before the first call are kept.
+  // Owned by the transport.
+  virtual Mailbox* Open(int port) = 0;
+  // Hands the message over and returns; delivery is not implied. Fails only for a bad address or after an abort.
+  virtual absl::Status Send(int from_port, Address to, Bytes payload) = 0;
+};
+
+// Processes played by threads of one process: `size` transports over shared memory, in order and without loss.
+// The hub outlives its transports' users.
+class InProcessHub {
+ public:
+  InProcessHub(Env* env, int size);
+  ~InProcessHub();
+  Transport* transport(int rank);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Weather for tests: wraps a transport and loses, repeats and reorders what it sends, by a seeded generator.
+// Rates are probabilities in [0, 1]. `base` outlives it.
+struct Weather {
+  uint64_t seed = 1;
+  double lose = 0;
+  double repeat = 0;
+  double reorder = 0;  // holds a message back until some later Send
+};
+std::unique_ptr<Transport> MakeFaultyTransport(Transport* base, Weather weather);
+
+}  // namespace hearth

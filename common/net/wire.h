@@ -1,0 +1,98 @@
+// Byte layout of the data plane (protocol.md §7, docs/FORMATS.md). Little-endian, one message a server, lane and step:
+//
+//   Header (72 bytes) · for each section: SectionHeader (24 bytes) · signs u64[count] · occurrences u32[count] (padded
+//   to 8) · values dtype[count × dim] (padded to 8)
+//
+// A section carries one table. Signs are strictly ascending. Which of the three arrays are present is said by the
+// flags. Sizes are checked against the bytes received before anything is read or allocated.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/base/bytes.h"
+
+namespace hearth {
+
+enum class MessageKind : uint16_t {
+  kPull = 1,          // worker → server: signs, occurrences
+  kPullReply = 2,     // server → worker: values, in the order of the pull's signs
+  kPush = 3,          // worker → server: signs, occurrences, values (gradient sums over the lane's samples)
+  kPushAck = 4,       // server → worker: the push is held (not: applied)
+  kPrefetch = 5,      // worker → server: signs to bring into memory; a hint, may be lost
+  kReadOnlyPull = 6,  // worker → server: signs; rows after step `view`, expiry judged at `view`, nothing changes
+  kReadOnlyReply = 7,
+  kControl = 8,     // payload after the header: one protobuf `Control`
+  kEvaluation = 9,  // worker → worker 0: evaluation results
+};
+
+enum HeaderFlags : uint16_t {
+  kFlagSkip = 1,  // push: the step is skipped on all ranks; only the clock moves
+};
+
+constexpr uint32_t kWireMagic = 0x48545248;  // "HRTH"
+constexpr uint16_t kWireVersion = 1;
+
+struct Header {
+  uint32_t magic = kWireMagic;
+  uint16_t version = kWireVersion;
+  MessageKind kind = MessageKind::kPull;
+  uint32_t lane = 0;
+  uint16_t flags = 0;
+  uint16_t sections = 0;
+  uint64_t step = 0;
+  uint64_t view = 0;
+  uint32_t epoch = 0;
+  uint32_t reserved = 0;
+  uint64_t n = 0;         // push: records of the whole step, over all lanes
+  uint64_t next_cut = 0;  // push: first cut >= step known to the worker; 0: none known
+  uint64_t body_bytes = 0;
+  uint32_t crc = 0;  // low 32 bits of XXH3-64 of the header with crc = 0; the body is the transport's care
+  uint32_t reserved2 = 0;
+};
+static_assert(sizeof(Header) == 72);
+
+struct SectionHeader {
+  uint32_t table = 0;  // number of the table, 1-based
+  uint32_t dim = 0;
+  uint32_t count = 0;
+  uint8_t dtype = 0;  // 0: float32
+  uint8_t has_signs = 0;
+  uint8_t has_occurrences = 0;
+  uint8_t has_values = 0;
+  uint64_t reserved = 0;
+};
+static_assert(sizeof(SectionHeader) == 24);
+
+// Views into a decoded message's bytes (8-byte aligned), or into the sender's arrays.
+struct Section {
+  uint32_t table = 0;
+  uint32_t dim = 0;
+  absl::Span<const uint64_t> signs;        // [count] or empty
+  absl::Span<const uint32_t> occurrences;  // [count] or empty
+  absl::Span<const float> values;          // [count, dim] or empty
+  uint32_t count = 0;
+};
+
+// Fills magic, version, sections, body_bytes and crc.
+Bytes EncodeMessage(Header header, absl::Span<const Section> sections);
+// Space for a message whose values the caller writes itself: `values_out[i]` points at section i's [count, dim].
+Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, std::vector<float*>* values_out);
+
+struct DecodedMessage {
+  Header header;
+  std::vector<Section> sections;  // views into the bytes given
+};
+// Internal with the cause when a size, magic, version, crc, dtype or the order of signs is wrong. `bytes` outlives the
+// result.
+absl::StatusOr<DecodedMessage> DecodeMessage(absl::Span<const char> bytes);
+// Header alone (any kind), checked.
+absl::StatusOr<Header> DecodeHeader(absl::Span<const char> bytes);
+
+// A header with opaque bytes after it: control (protobuf) and evaluation messages.
+Bytes EncodeOpaque(Header header, absl::Span<const char> body);
+absl::Span<const char> OpaqueBody(absl::Span<const char> bytes);  // REQUIRES: DecodeHeader succeeded
+
+}  // namespace hearth

@@ -1,4 +1,0 @@
-#include "common/version.h"
-namespace hearth {
-std::string BuildCommit() { return HEARTH_COMMIT; }
-}  // namespace hearth

@@ -1,0 +1,103 @@
+#include "common/base/file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class FileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const testing::TestInfo* info = testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = JoinPath(testing::TempDir(), absl::StrCat("file_test-", info->name(), "-", getpid()));
+    ASSERT_TRUE(RemoveTree(folder_).ok());
+    ASSERT_TRUE(MakeDirectories(folder_).ok());
+  }
+  void TearDown() override { ASSERT_TRUE(RemoveTree(folder_).ok()); }
+  std::string Path(const std::string& name) const { return JoinPath(folder_, name); }
+
+  std::string folder_;
+};
+
+TEST_F(FileTest, WhatIsWrittenIsReadAndNothingIsLeftBeside) {
+  const std::string contents("a\0b\n", 4);
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), "old, and longer than the new").ok());
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), contents).ok());
+  EXPECT_EQ(ReadFile(Path("x")).value(), contents);
+  EXPECT_EQ(FileBytes(Path("x")).value(), 4u);
+  EXPECT_THAT(ListDirectory(folder_).value(), ElementsAre("x"));
+}
+
+TEST_F(FileTest, MissingFilesAreNotFoundAndNamed) {
+  for (const absl::Status& status :
+       {ReadFile(Path("none")).status(), HashFile(Path("none")).status(), FileBytes(Path("none")).status(),
+        ListDirectory(Path("none")).status(), RenamePath(Path("none"), Path("y")), FsyncPath(Path("none")),
+        WriteFileAtomically(Path("none/x"), "")}) {
+    EXPECT_TRUE(absl::IsNotFound(status)) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(Path("none")));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("No such file"));
+  }
+  EXPECT_FALSE(PathExists(Path("none")));
+  EXPECT_TRUE(RemoveTree(Path("none")).ok());
+}
+
+TEST_F(FileTest, AFileBeyondTheLimitIsRefusedUnread) {
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), "12345").ok());
+  EXPECT_EQ(ReadFile(Path("x"), 5).value(), "12345");
+  EXPECT_TRUE(absl::IsResourceExhausted(ReadFile(Path("x"), 4).status()));
+  EXPECT_FALSE(ReadFile(folder_).ok()) << "a folder is not a file";
+}
+
+TEST_F(FileTest, FilesWithoutAKnownLengthAreReadToTheirEnd) {
+  EXPECT_THAT(ReadFile("/proc/self/status").value(), HasSubstr("Pid:"));
+}
+
+TEST_F(FileTest, HashesAreThoseOfXxh3OverTheBytes) {
+  std::string contents;
+  for (uint32_t i = 0; i < 700000; ++i) contents += static_cast<char>(i * i % 251);
+  contents += contents;  // longer than one chunk
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), contents).ok());
+  EXPECT_EQ(HashFile(Path("x")).value(), XXH3_64bits(contents.data(), contents.size()));
+  EXPECT_EQ(HashFileHead(Path("x"), 1000).value(), XXH3_64bits(contents.data(), 1000));
+  EXPECT_EQ(HashFileHead(Path("x"), 1u << 30).value(), HashFile(Path("x")).value());
+}
+
+TEST_F(FileTest, FoldersAreMadeListedAndRemovedWhole) {
+  ASSERT_TRUE(MakeDirectories(Path("a/b/c")).ok());
+  ASSERT_TRUE(MakeDirectories(Path("a/b/c")).ok());
+  ASSERT_TRUE(WriteFileAtomically(Path("a/b/c/x"), "x").ok());
+  ASSERT_TRUE(MakeDirectories(Path("B")).ok());
+  EXPECT_THAT(ListDirectory(folder_).value(), ElementsAre("B", "a"));
+  ASSERT_TRUE(RenamePath(Path("a/b"), Path("B/b")).ok());
+  EXPECT_TRUE(PathExists(Path("B/b/c/x")));
+  ASSERT_TRUE(RemoveTree(Path("B")).ok());
+  EXPECT_FALSE(PathExists(Path("B")));
+  EXPECT_GT(DiskFreeBytes(folder_).value(), 0u);
+}
+
+TEST(JoinPath, KeepsAbsoluteNames) {
+  EXPECT_EQ(JoinPath("a", "b"), "a/b");
+  EXPECT_EQ(JoinPath("a/", "b"), "a/b");
+  EXPECT_EQ(JoinPath("a", "/b"), "/b");
+  EXPECT_EQ(JoinPath("", "b"), "b");
+  EXPECT_EQ(JoinPath("a", ""), "a");
+}
+
+TEST(File, AFullDiskIsResourceExhausted) {
+  ASSERT_TRUE(PathExists("/dev/full"));
+  ASSERT_EQ(symlink("/dev/full", JoinPath(testing::TempDir(), absl::StrCat("full-", getpid(), ".tmp")).c_str()), 0);
+  const absl::Status status = WriteFileAtomically(JoinPath(testing::TempDir(), absl::StrCat("full-", getpid())), "x");
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_EQ(ExitCodeOf(status), kExitIo);
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,58 @@
+#include "common/base/logging.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "common/base/file.h"
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// The default logger is the process's: each test puts back what it found.
+class LoggingTest : public testing::Test {
+ protected:
+  LoggingTest() : before_(spdlog::default_logger()) {}
+  ~LoggingTest() override { spdlog::set_default_logger(before_); }
+  const std::string path_ = JoinPath(testing::TempDir(), absl::StrCat("logging_test-", getpid(), ".log"));
+
+ private:
+  const std::shared_ptr<spdlog::logger> before_;
+};
+
+TEST_F(LoggingTest, EventsGoToTheFileAndWarningsToStderrToo) {
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(StartLogging("worker-1", path_).ok());
+  spdlog::info("event=step step={}", 7);
+  spdlog::warn("event=skip step={}", 8);
+  FlushLogging();
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("warning worker-1 event=skip step=8"), Not(HasSubstr("event=step"))));
+  EXPECT_THAT(ReadFile(path_).value(), AllOf(HasSubstr(" info worker-1 event=step step=7\n"),
+                                             HasSubstr(" warning worker-1 event=skip step=8\n")));
+  ASSERT_TRUE(StartLogging("worker-1", path_).ok());
+  spdlog::info("event=again");
+  EXPECT_THAT(ReadFile(path_).value(), AllOf(HasSubstr("event=step"), HasSubstr("event=again"))) << "a restart appends";
+  ASSERT_TRUE(RemoveTree(path_).ok());
+}
+
+TEST_F(LoggingTest, WithoutAFileEverythingGoesToStderr) {
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(StartLogging("hearth", "").ok());
+  spdlog::info("event=start");
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(" info hearth event=start"));
+}
+
+TEST_F(LoggingTest, AFileThatCannotBeOpenedIsNamed) {
+  const absl::Status status = StartLogging("ps-0", "/proc/no/such/file.log");
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/proc/no/such/file.log"));
+}
+
+}  // namespace
+}  // namespace hearth

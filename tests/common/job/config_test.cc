@@ -1,0 +1,218 @@
+#include "common/job/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+using ::testing::UnorderedElementsAre;
+
+constexpr char kSmallJob[] = R"(
+  log { name: "days" path: "days.csv" }
+  task { name: "click" category: "watch" label: "is_click" }
+  slot { name: "user" table: "ids" }
+  table { name: "ids" dim: 8 }
+)";
+
+Job SmallJob() { return ParseJob(kSmallJob, "small").value(); }
+
+std::string WriteJob(const std::string& name, const std::string& text) {
+  const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("hearth_config_test-", getpid()));
+  EXPECT_TRUE(MakeDirectories(folder).ok());
+  const std::string path = JoinPath(folder, name);
+  EXPECT_TRUE(WriteFileAtomically(path, text).ok());
+  return path;
+}
+
+TEST(ParseJob, NamesLineAndColumnOfAnUnknownField) {
+  const auto job = ParseJob("seed: 3\nlog {\n  nome: \"x\"\n}\n", "bad.txtpb");
+  ASSERT_FALSE(job.ok());
+  EXPECT_EQ(ExitCodeOf(job.status()), kExitConfig);
+  EXPECT_THAT(std::string(job.status().message()), AllOf(HasSubstr("bad.txtpb:3:"), HasSubstr("nome")));
+}
+
+TEST(LoadJob, AMissingFileIsNoInput) {
+  EXPECT_EQ(ExitCodeOf(LoadJob("/nowhere/job.txtpb", {}).status()), kExitNoInput);
+}
+
+TEST(LoadJob, ARelativeDataDirIsRelativeToTheJobFile) {
+  const std::string path = WriteJob("dir.txtpb", std::string("data_dir: \"logs\"") + kSmallJob);
+  const auto job = LoadJob(path, {});
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(std::filesystem::path(ResolvePath(*job, "days.csv")),
+            std::filesystem::path(path).parent_path().lexically_normal() / "logs" / "days.csv");
+  EXPECT_EQ(ResolvePath(*job, "/elsewhere/days.csv"), "/elsewhere/days.csv");
+}
+
+TEST(LoadJob, OverridesReachNestedNamedAndRepeatedFields) {
+  const std::string path = WriteJob("set.txtpb", kSmallJob);
+  const auto job = LoadJob(path, {"training.staleness=2", "table[ids].dim=4", "table[0].optimizer.kind=ADAM",
+                                  "model.kind=MMOE", "log[0].path=a.csv,b.csv", "name=x=y", "data_dir=/d"});
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->training().staleness(), 2u);
+  EXPECT_EQ(job->table(0).dim(), 4u);
+  EXPECT_EQ(job->table(0).optimizer().kind(), Optimizer::ADAM);
+  EXPECT_EQ(job->model().kind(), Model::MMOE);
+  EXPECT_THAT(job->log(0).path(), ::testing::ElementsAre("a.csv", "b.csv"));
+  EXPECT_EQ(job->name(), "x=y");
+  EXPECT_EQ(job->data_dir(), "/d");
+}
+
+TEST(LoadJob, EveryBadOverrideIsNamedWithItsRemedy) {
+  const std::string path = WriteJob("bad_set.txtpb", kSmallJob);
+  const auto job =
+      LoadJob(path, {"training.stale=2", "model.kind=BEST", "table[none].dim=4", "seed=x", "model=1", "seed"});
+  ASSERT_FALSE(job.ok());
+  const std::string message(job.status().message());
+  EXPECT_THAT(message, AllOf(HasSubstr("stale"), HasSubstr("SHARED_BOTTOM"), HasSubstr("table[none]"),
+                             HasSubstr("seed=x"), HasSubstr("is a message"), HasSubstr("path=value")));
+}
+
+TEST(ValidateJob, AcceptsASmallJob) { EXPECT_THAT(FaultsOf(SmallJob()), IsEmpty()); }
+
+TEST(ValidateJob, ReportsAllFaultsAtOnceEachWithFieldCauseAndRemedy) {
+  Job job = SmallJob();
+  job.mutable_training()->set_batch_size(0);
+  job.mutable_slot(0)->set_table("none");
+  job.mutable_task(0)->set_base_rate(1.5);
+  const auto faults = FaultsOf(job);
+  EXPECT_THAT(faults, SizeIs(3));
+  EXPECT_THAT(faults, Contains(AllOf(HasSubstr("training.batch_size: "), HasSubstr("; give"))));
+  EXPECT_THAT(faults, Contains(AllOf(HasSubstr("slot[0] \"user\".table: "), HasSubstr("ids"))));
+  EXPECT_THAT(faults, Contains(HasSubstr("base_rate")));
+  EXPECT_EQ(ExitCodeOf(ValidateJob(job)), kExitConfig);
+}
+
+TEST(ValidateJob, RefusesCombinationsThatCannotKeepTheirPromise) {
+  Job job = SmallJob();
+  job.mutable_table(0)->set_expire_after_steps(5);
+  job.mutable_table(0)->mutable_admission()->set_counter(Admission::BLOOM);
+  EXPECT_THAT(FaultsOf(job), Contains(HasSubstr("cannot forget")));
+  job = SmallJob();
+  job.mutable_log(0)->clear_path();
+  job.mutable_log(0)->set_directory("in");
+  job.mutable_log(0)->mutable_shuffle()->set_pieces(true);
+  EXPECT_THAT(FaultsOf(job), Contains(HasSubstr("keeps its order")));
+  job = SmallJob();
+  job.mutable_training()->set_batch_size(2);
+  job.mutable_training()->set_lanes(4);
+  EXPECT_THAT(FaultsOf(job), Contains(HasSubstr("training.lanes")));
+}
+
+TEST(ValidateJob, PublishesAtSnapshotsAlone) {
+  Job job = SmallJob();
+  job.mutable_snapshot()->set_every_steps(10);
+  job.mutable_export_()->set_delta_every_steps(30);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_export_()->set_delta_every_steps(15);
+  job.mutable_export_()->set_format("onnx,pickle");
+  job.mutable_export_()->set_deltas_max(129);
+  job.mutable_export_()->set_waiting_max(0);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("export.delta_every_steps"),
+                                               HasSubstr("multiple of snapshot.every_steps = 10")),
+                                         HasSubstr("there is no \"pickle\""), HasSubstr("export.format: has no rows"),
+                                         HasSubstr("export.deltas_max"), HasSubstr("export.waiting_max")));
+}
+
+TEST(ValidateJob, BoundsTheLengthOfEachExpression) {
+  Job job = SmallJob();
+  const std::string longest(kExpressionBytesMax, '1');
+  job.mutable_task(0)->set_label(longest);
+  job.mutable_task(0)->set_mask(longest);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  const std::string longer = longest + "1";
+  job.mutable_task(0)->set_label(longer);
+  job.mutable_task(0)->set_mask(longer);
+  job.mutable_log(0)->set_where(longer);
+  job.mutable_slot(0)->set_value(longer);
+  job.add_dense()->set_name("age");
+  job.mutable_dense(0)->set_value(longer);
+  EXPECT_THAT(FaultsOf(job),
+              UnorderedElementsAre(HasSubstr("log[0].where: is 8193 bytes long, more than 8192; shorten"),
+                                   HasSubstr("task[0] \"click\".label: is 8193"), HasSubstr(".mask: is 8193"),
+                                   HasSubstr("slot[0] \"user\".value: is 8193"), HasSubstr("dense[0].value: is 8193")));
+}
+
+TEST(ValidateJob, BoundsTheMemoryOfCountingFilters) {
+  Job job = SmallJob();
+  Admission* admission = job.mutable_table(0)->mutable_admission();
+  admission->set_counter(Admission::BLOOM);
+  job.mutable_training()->set_shards(64);
+  admission->set_bloom_counters(uint64_t{1} << 30);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_training()->set_shards(65);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("bloom_counters"), HasSubstr("training.shards"))));
+}
+
+TEST(ValidateJob, RefusesNamesThatAreNotUtf8AndTakesThoseThatAre) {
+  Job job = SmallJob();
+  job.mutable_table(0)->set_name("\xe5\xad\x97\xf0\x9f\x94\xa5");
+  job.mutable_slot(0)->set_table(job.table(0).name());
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  // A lone continuation, a sequence cut short, an overlong '/', a surrogate, beyond U+10FFFF.
+  for (const char* bad : {"\x80", "a\xc3", "\xe5\xad", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xff"}) {
+    job = SmallJob();
+    job.mutable_slot(0)->set_column(bad);
+    EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("slot[0].column: "), HasSubstr("UTF-8"))));
+  }
+  job = SmallJob();
+  for (std::string* name : {job.mutable_name(), job.mutable_task(0)->mutable_name(), job.mutable_log(0)->mutable_name(),
+                            job.mutable_log(0)->add_absent_column(), job.add_split()->mutable_name()}) {
+    *name = "x\xff";
+  }
+  job.mutable_split(0)->mutable_log()->add_path("held-out.csv");
+  EXPECT_THAT(FaultsOf(job), SizeIs(5));
+  job = SmallJob();
+  job.mutable_log(0)->set_path(0, "caf\xe9.csv");  // a file's name is bytes
+  job.mutable_slot(0)->add_missing_value("\xff");  // so is what a log holds
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+}
+
+TEST(ParseJob, ReadsAFieldThatIsNoMore) {
+  EXPECT_TRUE(ParseJob("limits { message_bytes_max: 1073741824 }", "older").ok());
+}
+
+TEST(PrintJob, WritesDefaultsOutAndReadsBackAsTheSameJob) {
+  const Job job = SmallJob();
+  const std::string text = PrintJob(job);
+  EXPECT_THAT(text, AllOf(HasSubstr("staleness: 0"), HasSubstr("memory_rows_max: 1000000"), HasSubstr("kind: HOME")));
+  EXPECT_EQ(text.find("lanes"), std::string::npos) << "a field whose absence means something stays absent";
+  const auto again = ParseJob(text, "printed");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(PrintJob(*again), text);
+  EXPECT_EQ(JobHash(*again), JobHash(job));
+}
+
+TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
+  const Job job = SmallJob();
+  Job other = job;
+  other.mutable_snapshot()->set_every_steps(7);
+  other.mutable_training()->set_epochs(9);
+  other.mutable_training()->set_device(Training::CPU);
+  other.set_data_dir("/moved");
+  other.mutable_export_()->set_delta_every_steps(5);
+  EXPECT_EQ(JobHash(other), JobHash(job));
+  EXPECT_THAT(JobDifferences(job, other), IsEmpty());
+  other.mutable_training()->set_batch_size(99);
+  other.mutable_table(0)->set_dim(4);
+  EXPECT_NE(JobHash(other), JobHash(job));
+  EXPECT_THAT(JobDifferences(job, other), SizeIs(2));
+  EXPECT_THAT(JobDifferences(job, other), Contains("training.batch_size: 1024 != 99"));
+}
+
+}  // namespace
+}  // namespace hearth

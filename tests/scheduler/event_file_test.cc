@@ -1,0 +1,58 @@
+#include "scheduler/event_file.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/escaping.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+std::string Hex(const std::string& bytes) { return absl::BytesToHexString(bytes); }
+
+TEST(Crc32c, GivesThePublishedAnswers) {
+  EXPECT_EQ(Crc32c("123456789"), 0xe3069283u);
+  EXPECT_EQ(MaskedCrc32c("123456789"), 0xc78ab0e5u);
+  EXPECT_EQ(Crc32c(""), 0u);
+  EXPECT_EQ(Crc32c(std::string(32, '\0')), 0x8a9136aau);  // RFC 3720, B.4
+  EXPECT_EQ(Crc32c(std::string(32, '\xff')), 0x62a8ab43u);
+}
+
+TEST(EventFile, RecordsHaveTheGoldenBytes) {
+  EXPECT_EQ(Hex(EncodeVersionRecord(1.0)),
+            "1800000000000000a37f4b2209000000000000f03f1a0d627261696e2e4576656e743a3286bf577a");
+  EXPECT_EQ(Hex(EncodeScalarsRecord(2.0, 100, {{"auc/click", 0.75f}})),
+            "1f00000000000000514b441809000000000000004010642a120a100a096175632f636c69636b150000403f30ef7f7a");
+}
+
+TEST(EventFile, HoldsTheVersionAndThenWhatWasWritten) {
+  const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("event_file_test-", getpid()));
+  ASSERT_TRUE(RemoveTree(folder).ok());
+  auto events = EventFile::Create(folder, 1'000'000);
+  ASSERT_TRUE(events.ok()) << events.status();
+  const std::vector<Scalar> scalars = {{"train/loss", 0.5f}, {"auc/click", std::nanf("")}, {"x", 3.0f}};
+  ASSERT_TRUE((*events)->Write(2'000'000, 100, {{"auc/click", 0.75f}}).ok());
+  ASSERT_TRUE((*events)->Write(3'000'000, 300, scalars).ok());
+  ASSERT_TRUE((*events)->Write(3'000'000, 300, {{"y", std::numeric_limits<float>::infinity()}}).ok());
+  // Readable while the file is still open: TensorBoard looks at it during the run.
+  EXPECT_EQ(Hex(ReadFile((*events)->path()).value()),
+            Hex(EncodeVersionRecord(1.0) + EncodeScalarsRecord(2.0, 100, {{"auc/click", 0.75f}}) +
+                EncodeScalarsRecord(3.0, 300, {{"train/loss", 0.5f}, {"x", 3.0f}})));
+  auto second = EventFile::Create(folder, 1'000'000);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_NE((*second)->path(), (*events)->path()) << "a second start within the second has a file of its own";
+  const std::vector<std::string> names = ListDirectory(folder).value();
+  EXPECT_EQ(names.size(), 2u);
+  for (const std::string& name : names) {
+    EXPECT_EQ(name.rfind("events.out.tfevents.1.", 0), 0u) << name;
+  }
+  ASSERT_TRUE(RemoveTree(folder).ok());
+}
+
+}  // namespace
+}  // namespace hearth

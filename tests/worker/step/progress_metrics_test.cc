@@ -1,0 +1,27 @@
+#include "worker/step/progress_metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace hearth {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(ProgressMetrics, SayWhatProgressSays) {
+  ProgressMetrics metrics(3);
+  Progress progress;
+  progress.set_step(12);
+  progress.mutable_ledger()->set_trained(640);
+  progress.mutable_time()->set_forward_backward(1.5);
+  progress.add_pull_seconds(0.002);
+  metrics.Show(progress);
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, HasSubstr("hearth_step{rank=\"3\",role=\"worker\"} 12"));
+  EXPECT_THAT(text, HasSubstr("hearth_records_total{rank=\"3\",role=\"worker\",fate=\"trained\"} 640"));
+  EXPECT_THAT(text, HasSubstr("hearth_phase_seconds_total{rank=\"3\",role=\"worker\",phase=\"forward_backward\"} 1.5"));
+  EXPECT_THAT(text, HasSubstr("hearth_pull_seconds_count{rank=\"3\",role=\"worker\"} 1"));
+}
+
+}  // namespace
+}  // namespace hearth

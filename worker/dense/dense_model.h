@@ -1,0 +1,103 @@
+// What the dense half of a step computes with, on the CPU or on a GPU: the model, all its parameters views into one
+// array, the optimizer's state, and the way from a batch to the model's input. Private to trainer.cc and
+// device_step.cc, which turn what Torch throws into a Status.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/artifact/safetensors.h"
+#include "common/proto/job.pb.h"
+#include "model/batch/batch.h"
+#include "model/multi_task_model.h"
+#include "worker/collective/device_plan.h"
+#include "worker/step/dense_optimizer.h"
+
+namespace hearth {
+
+// The arrays of a batch where the model computes.
+struct DenseInput {
+  struct Group {
+    torch::Tensor rows;     // [unique, dim]; undefined: the batch has no sign of this width
+    torch::Tensor row_of;   // [values]
+    torch::Tensor offsets;  // [slots · records + 1]
+    torch::Tensor scale;    // [slots · records, 1] 1 / values where a bag's mean is taken; undefined: only sums
+  };
+  std::vector<Group> groups;
+  torch::Tensor dense;   // [records, dense features]; undefined: the job has none
+  torch::Tensor labels;  // [records, tasks], as the mask undefined where the batch has none
+  torch::Tensor mask;    // [records, tasks]
+};
+
+// One thread, but for Upload.
+class DenseModel {
+ public:
+  struct Parameter {
+    std::string name;
+    torch::Tensor tensor;  // a view of the array
+    int64_t offset = 0;
+    std::vector<int64_t> shape;
+  };
+
+  // gpu: its number; kNoGpu: the CPU; kCopiesOnCpu: as on a GPU, but there is none, for tests (device.h).
+  DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, int gpu);
+
+  // Views of the batch's own arrays, which outlive them. REQUIRES: !apart().
+  DenseInput View(const Batch& batch) const;
+  // Copies; to a GPU through pinned memory on the calling thread's stream, which nothing waits for. Any thread.
+  DenseInput Upload(const Batch& batch) const;
+  DenseInput InputOf(const Batch& batch) const { return apart_ ? Upload(batch) : View(batch); }
+  torch::Tensor Features(const DenseInput& input, int64_t records) const;          // [records, V]
+  torch::Tensor Loss(const torch::Tensor& logits, const DenseInput& input) const;  // of logits [records, T]
+  torch::Tensor Evaluate(const Batch& batch) const;                                // logits [records, T]
+
+  // From now on backward adds each parameter's gradient into its place in `gradient` [size], on the device.
+  void PointGradients(const torch::Tensor& gradient);
+  // The update, where the parameters are. gradient [size]: divided by n and clipped.
+  void Update(const torch::Tensor& gradient);
+
+  // All state by name, in this object's own arrays on the host: good until something changes. A reader of a snapshot
+  // writes into them, then calls Restored.
+  std::vector<NamedTensor> Tensors();
+  void Restored();
+
+  MultiTaskModel* model() { return model_.get(); }
+  const Job& job() const { return job_; }
+  torch::Device device() const { return device_; }
+  bool apart() const { return apart_; }  // parameters are not in the host's memory, or as if they were not
+  // [size] in name order. Where apart each parameter begins at a multiple of 128 bytes; what lies between stays zero.
+  const torch::Tensor& weights() const { return weights_; }
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  int64_t updates() const { return updates_; }
+
+ private:
+  struct Buffer {
+    std::string name;
+    torch::Tensor tensor;  // the model's
+    torch::Tensor host;    // unless apart the same
+  };
+  torch::Tensor Pooled(const DenseInput::Group& group, size_t index, int64_t records) const;
+
+  const bool apart_;
+  const torch::Device device_;
+  const Job job_;
+  const FeatureLayout layout_;
+  std::vector<std::vector<bool>> mean_bag_;  // [groups][bags] pooled by mean
+  std::vector<bool> has_mean_;               // [groups]
+  torch::Tensor task_weights_;               // [T]
+
+  const std::shared_ptr<MultiTaskModel> model_;
+  std::vector<Parameter> parameters_;           // in name order
+  std::vector<Buffer> buffers_;                 // in name order
+  DenseUpdater updater_;                        // where apart its moments are copies for snapshots
+  int64_t updates_ = 0;                         // the updater's count, where a NamedTensor can point at it
+  torch::Tensor weights_;                       // [size]
+  torch::Tensor first_moment_, second_moment_;  // [size] where apart, for Adam
+  torch::Tensor host_weights_;                  // unless apart the same as weights_, else a copy for snapshots
+};
+
+}  // namespace hearth

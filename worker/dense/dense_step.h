@@ -1,0 +1,46 @@
+// The dense half of a step on one worker: forward and backward of its lanes, one reduction over all workers, and the
+// update. On the CPU here; on a GPU in device_step.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "common/base/env.h"
+#include "model/batch/batch.h"
+#include "worker/collective/collective.h"
+#include "worker/dense/dense_reducer.h"
+#include "worker/dense/trainer.h"
+
+namespace hearth {
+
+class DenseStep {
+ public:
+  virtual ~DenseStep() = default;
+  // The batch's rows are there: what is copied to where the model computes may start. Any thread, one at a time, before
+  // the batch's step and beside the steps before it.
+  virtual absl::Status Stage(Batch* batch) = 0;
+  // lanes and votes: this worker's, ascending. Of a lane with records: fills its groups' gradients, and its logits
+  // below. Then the reduction, which gives every worker the same *sum. Called in the same step on every worker.
+  virtual absl::Status Run(absl::Span<const std::unique_ptr<Batch>> lanes, absl::Span<LaneVote> votes,
+                           StepSum* sum) = 0;
+  // REQUIRES: sum is the last Run's, and trains.
+  virtual absl::Status Update(const StepSum& sum) = 0;
+
+  // Of the last Run, [own lanes][records, tasks]; only of lanes with records.
+  absl::Span<const float> logits(size_t lane) const { return results_[lane].logits; }
+  // Of all Runs: in the reduction, as far as nothing else went on meanwhile.
+  int64_t reduce_us() const { return reduce_us_; }
+
+ protected:
+  std::vector<LaneResult> results_;  // [own lanes]
+  int64_t reduce_us_ = 0;
+};
+
+// trainer, collective and env outlive the step.
+std::unique_ptr<DenseStep> MakeHostStep(Env* env, Trainer* trainer, Collective* collective, uint32_t lanes,
+                                        double clip_norm);
+
+}  // namespace hearth

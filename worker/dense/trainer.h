@@ -1,0 +1,71 @@
+// The dense model of a worker: evaluates, saves, restores; and on the CPU trains: rows and labels of one lane in,
+// gradient sums out, and after the reduction the update. (On a GPU device_step.h does that.) Torch's exceptions end
+// here, as a Status.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
+#include "model/batch/batch.h"
+#include "model/multi_task_model.h"
+#include "worker/collective/device_plan.h"
+
+namespace hearth {
+
+class DenseModel;
+
+// What one lane brings to the reduction. Reused from step to step.
+struct LaneResult {
+  std::vector<float> gradient;  // [parameters] sum over the lane's samples, parameters in name order
+  BatchMoments moments;
+  std::vector<float> logits;  // [records, tasks]
+  bool finite = true;         // loss, dense gradient and every row gradient
+};
+
+// One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU or GPU.
+class Trainer {
+ public:
+  // Builds the model; sets Torch's threads (of the process). base_rates: [tasks], only where the initial values matter.
+  // A GPU becomes the calling thread's current one.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates,
+                                                         const DevicePlan& device = {});
+  // Around a model that someone else built. REQUIRES: it fits the job.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model,
+                                                       int gpu = kNoGpu);
+  ~Trainer();
+
+  // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result. As Apply:
+  // REQUIRES the CPU.
+  absl::Status Train(Batch* batch, LaneResult* result);
+  // Moves parameters and running statistics. gradient [parameters]: divided by the step's records, and clipped.
+  absl::Status Apply(absl::Span<const float> gradient, const BatchMoments& pooled);
+  // Logits [records, tasks] with the running statistics; changes nothing.
+  absl::StatusOr<std::vector<float>> Predict(const Batch& batch);
+  // What experts and gates do with the first `records_max` records of these batches (model/diagnostics.h); changes
+  // nothing. REQUIRES: batches with records and their rows.
+  absl::StatusOr<Evaluation::Diagnostics> Diagnose(const std::vector<std::unique_ptr<Batch>>& batches,
+                                                   int64_t records_max);
+
+  // Parameters, buffers and optimizer state as a safetensors file, durable when it returns; and the hash of all of it.
+  absl::StatusOr<uint64_t> Save(const std::string& path, uint64_t step);
+  // DataLoss when the file is damaged or holds another model.
+  absl::Status Restore(const std::string& path);
+  absl::StatusOr<uint64_t> Hash();
+  absl::StatusOr<bool> Finite();  // every parameter is
+
+  int64_t parameters() const;
+  int64_t moment_columns() const;
+  DenseModel* dense_model() { return model_.get(); }
+
+ private:
+  explicit Trainer(std::unique_ptr<DenseModel> model);
+  const std::unique_ptr<DenseModel> model_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,743 @@
+#include "worker/log/log_reader.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/job/config.h"
+#include "worker/log/log_file.h"
+#include "worker/log/piece_order.h"
+#include "worker/log/record_plan.h"
+
+namespace hearth {
+
+namespace {
+
+constexpr uint64_t kSpoolMemoryBytesMax = 64 << 20;  // of one lane; what is longer goes to the scratch folder
+constexpr uint64_t kHeadBytes = 64 << 10;            // covered by LogFile.digest
+constexpr size_t kDeadLetterBytesMax = 1 << 20;      // listed between two batches; what is more is counted
+
+absl::StatusOr<RecordSplitter::Options> RecordOptions(const Job& job, const Log& log) {
+  RecordSplitter::Options options;
+  HEARTH_ASSIGN_OR_RETURN(options.delimiter, DelimiterOf(log.delimiter(), absl::StrCat("log \"", log.name(), "\"")));
+  options.multiline = log.multiline_records();
+  options.record_bytes_max = job.limits().record_bytes_max();
+  return options;
+}
+
+absl::StatusOr<std::vector<std::string>> ColumnsOfHeader(const std::string& header, char delimiter,
+                                                         const std::string& path) {
+  std::vector<absl::string_view> fields;
+  std::string scratch;
+  const absl::string_view cause = SplitFields(StripByteOrderMark(header), delimiter, &fields, &scratch);
+  if (!cause.empty()) {
+    return absl::DataLossError(absl::StrCat(path, ": byte 0: the header has an ", cause, "; correct the header"));
+  }
+  std::vector<std::string> columns;
+  for (const absl::string_view field : fields) columns.emplace_back(field);
+  return columns;
+}
+
+bool IsShuffled(const Log& log) { return log.shuffle().pieces() || log.shuffle().window_records_max() > 0; }
+
+}  // namespace
+
+// --- LogSchema ---
+
+class LogSchemaImpl : public LogSchema {
+ public:
+  const AttributeTables& tables() const { return tables_; }
+
+  // Reads what is there to be read; every fault becomes a line.
+  void Load(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users) {
+    std::set<std::string> wanted;
+    for (const Log& log : logs) wanted.insert(log.join().begin(), log.join().end());
+    for (const SideTable& table : job.side_table()) {
+      if (wanted.count(table.name()) == 0) continue;
+      auto loaded = AttributeTable::Load(job, table);
+      if (loaded.ok()) {
+        tables_[table.name()] = *std::move(loaded);
+      } else {
+        Note(loaded.status());
+      }
+    }
+    // Columns are judged against tables that are there; a missing one is reported already.
+    for (size_t i = 0; i < logs.size(); ++i) {
+      const Log& log = logs[i];
+      const bool joined = std::all_of(log.join().begin(), log.join().end(), [&](const std::string& name) {
+        return tables_.count(name) > 0 || !Exists(job, name);
+      });
+      CheckLog(job, log, i < users.size() ? users[i] : "", joined);
+    }
+  }
+
+  absl::Status status() const {
+    if (lines_.empty()) return absl::OkStatus();
+    return absl::Status(code_, absl::StrJoin(lines_, "\n"));
+  }
+
+ private:
+  static bool Exists(const Job& job, const std::string& side_table) {
+    return std::any_of(job.side_table().begin(), job.side_table().end(),
+                       [&](const SideTable& table) { return table.name() == side_table; });
+  }
+  // The code of a missing file wins, then of damaged data: nothing about columns can be known before those are mended.
+  void Note(const absl::Status& status) {
+    const auto rank = [](absl::StatusCode code) {
+      return code == absl::StatusCode::kNotFound ? 2 : code == absl::StatusCode::kInvalidArgument ? 0 : 1;
+    };
+    if (lines_.empty() || rank(status.code()) > rank(code_)) code_ = status.code();
+    const std::string line(status.message());
+    if (std::find(lines_.begin(), lines_.end(), line) == lines_.end()) lines_.push_back(line);
+  }
+  void Compile(const Job& job, const Log& log, const std::string& user, absl::Span<const std::string> columns) {
+    std::vector<std::string> faults;
+    RecordPlan::Compile(job, log, columns, tables_, user, &faults);
+    for (const std::string& fault : faults) Note(absl::InvalidArgumentError(fault));
+  }
+  void CheckLog(const Job& job, const Log& log, const std::string& user, bool joined) {
+    const auto options = RecordOptions(job, log);
+    if (!options.ok()) return Note(options.status());
+    if (!log.header() && joined) {
+      Compile(job, log, user, std::vector<std::string>(log.column().begin(), log.column().end()));
+    }
+    for (const std::string& listed : log.path()) {
+      const std::string path = ResolvePath(job, listed);
+      const std::string where = absl::StrCat("log \"", log.name(), "\"");
+      if (!log.header()) {
+        const absl::Status readable = CompressionOf(path).status();
+        if (!readable.ok()) Note(Annotate(readable, where));
+        continue;
+      }
+      const auto header = ReadHeader(path, *options);
+      if (!header.ok()) {
+        Note(Annotate(header.status(), where));
+        continue;
+      }
+      if (header->empty() || !joined) continue;
+      const auto columns = ColumnsOfHeader(*header, options->delimiter, path);
+      if (columns.ok()) {
+        Compile(job, log, user, *columns);
+      } else {
+        Note(Annotate(columns.status(), where));
+      }
+    }
+  }
+
+  AttributeTables tables_;
+  std::vector<std::string> lines_;
+  absl::StatusCode code_ = absl::StatusCode::kOk;
+};
+
+absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job, const std::vector<Log>& logs,
+                                                                 const std::vector<std::string>& users) {
+  auto schema = std::make_shared<LogSchemaImpl>();
+  schema->Load(job, logs, users);
+  HEARTH_RETURN_IF_ERROR(schema->status());
+  return std::shared_ptr<const LogSchema>(std::move(schema));
+}
+
+// --- LaneReader ---
+
+namespace {
+
+class LaneReaderImpl : public LaneReader {
+ public:
+  explicit LaneReaderImpl(const LaneReaderOptions& options)
+      : options_(options),
+        env_(options.env != nullptr ? options.env : Env::Real()),
+        schema_(std::static_pointer_cast<const LogSchemaImpl>(options.schema)),
+        spool_(std::make_unique<Spool>(options.scratch, kSpoolMemoryBytesMax)),
+        builder_(options.job),
+        cursor_(options.start) {}
+
+  absl::Status Start();
+  absl::StatusOr<std::unique_ptr<Batch>> Next() override;
+
+ private:
+  enum class Advance { kGot, kEnd, kIdle };
+  struct PieceId {
+    uint32_t file = 0;
+    uint64_t block = 0;
+  };
+  struct RecordAt {
+    uint32_t piece = 0;   // in window_
+    uint32_t record = 0;  // in that piece
+  };
+  // Files of a log may order their columns differently: one plan for each header.
+  struct LogPlan {
+    uint32_t log = 0;
+    std::string header;
+    std::unique_ptr<const RecordPlan> plan;
+  };
+
+  // Pieces, in the lane's order.
+  absl::StatusOr<Advance> NextPiece(std::optional<uint32_t> of_log, Piece* piece);
+  absl::StatusOr<Advance> NextFile(std::optional<uint32_t> of_log);
+  int64_t IdleAtUs() const;
+  absl::Status DealPieces(uint32_t log);
+  absl::StatusOr<LogFileReader*> OpenFile(uint32_t file);
+  absl::Status CompilePlan(const LogFile& file, const std::string& path, const LogFileReader& reader);
+  uint64_t FirstBlock(uint32_t file) const {
+    return (options_.lane + options_.lanes - file % options_.lanes) % options_.lanes;
+  }
+  bool KnowsAllOf(uint32_t log) const;
+  void StartEpoch(uint32_t epoch);
+  absl::Status Seek();
+
+  // Windows and batches.
+  absl::StatusOr<Advance> ReadWindow();
+  void JudgeWindow();
+  void AddDeadLetter(const LogFile& file, uint64_t offset, absl::string_view reason);
+  absl::StatusOr<std::unique_ptr<Batch>> NextBatch();
+  absl::StatusOr<std::unique_ptr<Batch>> NextOfWindow();
+  std::unique_ptr<Batch> WithoutRecords(Batch::Kind kind);
+  void Stamp(Batch* batch);
+  uint32_t LaneBatch(const Log& log) const;
+  uint64_t RecordsPerBlock(const Log& log) const;
+  const Log& LogOf(uint32_t file) const { return options_.logs[files_[file].log()]; }
+
+  const LaneReaderOptions options_;
+  Env* const env_;
+  std::shared_ptr<const LogSchemaImpl> schema_;
+  bool tails_ = false;  // some log is a directory
+
+  // Where the lane is in the list of files.
+  std::vector<LogFile> files_;  // as far as known
+  uint32_t epoch_ = 0;
+  uint32_t file_ = 0;           // next file to take pieces from
+  uint64_t block_ = 0;          // in file order: next block of file_
+  std::vector<PieceId> dealt_;  // shuffled pieces: this lane's, in order
+  bool has_dealt_ = false;
+  size_t next_dealt_ = 0;
+  uint32_t dealt_end_ = 0;  // file after the log whose pieces are dealt
+  std::unique_ptr<Spool> spool_;
+  std::map<uint32_t, std::unique_ptr<LogFileReader>> open_;
+  std::vector<LogPlan> plans_;
+  std::map<uint32_t, const RecordPlan*> plan_of_;  // by file
+
+  // The window.
+  std::vector<Piece> window_;
+  std::optional<Piece> look_ahead_;
+  uint64_t window_number_ = 0;  // of the one that is read next
+  std::vector<RecordAt> valid_;
+  size_t next_valid_ = 0;
+
+  RecordPlan::Workspace workspace_;
+  BatchBuilder builder_;
+  Cursor cursor_;   // end of the last batch with records, or of an epoch
+  Ledger pending_;  // counts that ride on the next batch
+  std::string dead_letters_;
+  std::string last_unlisted_;  // path and offset of the newest of them
+  uint64_t unlisted_ = 0;      // bad records that dead_letters_ had no room for
+
+  // Tail.
+  int64_t last_batch_us_ = 0;  // when it was handed out
+  bool was_idle_ = false;      // it had no records
+};
+
+absl::Status LaneReaderImpl::Start() {
+  if (options_.lanes == 0 || options_.lane >= options_.lanes) {
+    return absl::InvalidArgumentError(absl::StrCat("lane ", options_.lane, " of ", options_.lanes, " does not exist"));
+  }
+  if (schema_ == nullptr) {
+    HEARTH_ASSIGN_OR_RETURN(const auto schema, LogSchema::Open(options_.job, options_.logs));
+    schema_ = std::static_pointer_cast<const LogSchemaImpl>(schema);
+  }
+  for (const Log& log : options_.logs) tails_ |= !log.directory().empty();
+  files_ = options_.files->files();
+  last_batch_us_ = env_->NowUs();
+  cursor_.set_lane(options_.lane);
+  cursor_.set_epoch(cursor_.epoch());
+  if (cursor_.end_of_epoch()) {
+    StartEpoch(cursor_.epoch() + 1);
+    return absl::OkStatus();
+  }
+  StartEpoch(cursor_.epoch());
+  return cursor_.record() > 0 ? Seek() : absl::OkStatus();
+}
+
+void LaneReaderImpl::StartEpoch(uint32_t epoch) {
+  epoch_ = epoch;
+  file_ = 0;
+  block_ = FirstBlock(0);
+  window_number_ = 0;
+  has_dealt_ = false;
+  open_.clear();
+}
+
+// Reads the cursor's window again and steps over what was trained of it. Its counts were told with its first batch.
+absl::Status LaneReaderImpl::Seek() {
+  const auto broken = [&](absl::string_view cause) {
+    return absl::DataLossError(absl::StrCat("lane ", options_.lane, ": cursor {", cursor_.ShortDebugString(),
+                                            "}: ", cause,
+                                            "; put the log files back as they were, or start a new run (--fresh)"));
+  };
+  if (cursor_.file() >= files_.size()) return broken("the list of files has no such file");
+  window_number_ = cursor_.window();
+  file_ = cursor_.file();
+  block_ = cursor_.block();
+  const uint32_t log = files_[file_].log();
+  if (options_.logs[log].shuffle().pieces()) {
+    while (file_ > 0 && files_[file_ - 1].log() == log) --file_;
+    HEARTH_RETURN_IF_ERROR(DealPieces(log));
+    while (next_dealt_ < dealt_.size() &&
+           (dealt_[next_dealt_].file != cursor_.file() || dealt_[next_dealt_].block != cursor_.block())) {
+      ++next_dealt_;
+    }
+    if (next_dealt_ == dealt_.size()) return broken("the piece is not one of this lane");
+  }
+  HEARTH_ASSIGN_OR_RETURN(const Advance advance, ReadWindow());
+  if (advance != Advance::kGot || window_[0].file != cursor_.file() || window_[0].block != cursor_.block()) {
+    return broken("there is no such piece");
+  }
+  if (cursor_.record() > valid_.size()) return broken(absl::StrCat("the window has ", valid_.size(), " valid records"));
+  next_valid_ = cursor_.record();
+  pending_.Clear();
+  dead_letters_.clear();
+  unlisted_ = 0;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::Next() {
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, NextBatch());
+  was_idle_ = batch != nullptr && batch->kind == Batch::Kind::kIdle;
+  last_batch_us_ = env_->NowUs();
+  return batch;
+}
+
+absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextBatch() {
+  while (epoch_ < options_.epochs) {
+    if (next_valid_ < valid_.size()) return NextOfWindow();
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, ReadWindow());
+    switch (advance) {
+      case Advance::kGot:
+        break;
+      case Advance::kIdle:
+        return WithoutRecords(Batch::Kind::kIdle);
+      case Advance::kEnd: {
+        cursor_.Clear();
+        cursor_.set_lane(options_.lane);
+        cursor_.set_epoch(epoch_);
+        cursor_.set_window(window_number_);
+        cursor_.set_end_of_epoch(true);
+        std::unique_ptr<Batch> batch = WithoutRecords(Batch::Kind::kEndOfEpoch);
+        StartEpoch(epoch_ + 1);
+        return batch;
+      }
+    }
+  }
+  return std::unique_ptr<Batch>();
+}
+
+// --- batches ---
+
+uint32_t LaneReaderImpl::LaneBatch(const Log& log) const {
+  if (options_.batch_size > 0) return options_.batch_size;
+  const uint32_t all = log.has_batch_size() ? log.batch_size() : options_.job.training().batch_size();
+  const uint32_t mine = all / options_.lanes + (options_.lane < all % options_.lanes ? 1 : 0);
+  return std::max(mine, 1u);
+}
+
+// R: the same for all lanes, so it counts the larger of the lanes' batches.
+uint64_t LaneReaderImpl::RecordsPerBlock(const Log& log) const {
+  const uint64_t all = log.has_batch_size() ? log.batch_size() : options_.job.training().batch_size();
+  const uint64_t batch = options_.batch_size > 0 ? options_.batch_size : (all + options_.lanes - 1) / options_.lanes;
+  return std::max<uint64_t>(batch, 1) * std::max(log.piece_batches(), 1u);
+}
+
+absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextOfWindow() {
+  const size_t size = std::min<size_t>(LaneBatch(LogOf(window_[0].file)), valid_.size() - next_valid_);
+  std::vector<uint64_t> users;
+  std::vector<std::string> user_texts;
+  std::string reason;
+  for (size_t i = 0; i < size; ++i) {
+    const Piece& piece = window_[valid_[next_valid_ + i].piece];
+    const RecordText& record = piece.records[valid_[next_valid_ + i].record];
+    const RecordPlan& plan = *plan_of_.at(piece.file);
+    const absl::string_view text(piece.text.data() + record.begin, record.size);
+    HEARTH_CHECK(plan.Check(text, &workspace_, &reason) == RecordPlan::Verdict::kValid);
+    plan.Fill(&workspace_, &builder_);
+    builder_.EndRecord(piece.file, record.offset);
+    const absl::string_view user = plan.User(workspace_);
+    if (options_.keep_user) users.push_back(XXH3_64bits(user.data(), user.size()));
+    if (options_.keep_user_text) user_texts.emplace_back(user);
+  }
+  next_valid_ += size;
+  std::unique_ptr<Batch> batch = builder_.Build();
+  batch->kind = Batch::Kind::kRecords;
+  batch->user = std::move(users);
+  batch->user_text = std::move(user_texts);
+  cursor_.Clear();
+  cursor_.set_lane(options_.lane);
+  cursor_.set_epoch(epoch_);
+  cursor_.set_window(window_number_ - 1);
+  cursor_.set_record(next_valid_);
+  cursor_.set_file(window_[0].file);
+  cursor_.set_block(window_[0].block);
+  Stamp(batch.get());
+  return batch;
+}
+
+std::unique_ptr<Batch> LaneReaderImpl::WithoutRecords(Batch::Kind kind) {
+  std::unique_ptr<Batch> batch = builder_.Build();
+  batch->kind = kind;
+  if (kind == Batch::Kind::kEndOfEpoch) {
+    Stamp(batch.get());
+  } else {
+    // The cursor stands still, so what was read since (windows without a valid record) would be read again after a
+    // resume: it is told with the next batch that moves the cursor.
+    batch->lane = options_.lane;
+    batch->epoch = epoch_;
+    batch->cursor = cursor_;
+  }
+  return batch;
+}
+
+void LaneReaderImpl::Stamp(Batch* batch) {
+  batch->lane = options_.lane;
+  batch->epoch = epoch_;
+  batch->cursor = cursor_;
+  batch->delta.set_read(static_cast<uint64_t>(batch->records) + pending_.rejected() + pending_.filtered());
+  batch->delta.set_rejected(pending_.rejected());
+  batch->delta.set_filtered(pending_.filtered());
+  if (unlisted_ > 0) {
+    absl::StrAppend(&dead_letters_, last_unlisted_, "\tand ", unlisted_,
+                    " bad records up to here that are not listed\n");
+  }
+  batch->dead_letters = std::move(dead_letters_);
+  dead_letters_.clear();
+  unlisted_ = 0;
+  pending_.Clear();
+}
+
+// --- windows ---
+
+absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::ReadWindow() {
+  window_.clear();
+  valid_.clear();
+  next_valid_ = 0;
+  if (look_ahead_.has_value()) {
+    window_.push_back(*std::move(look_ahead_));
+    look_ahead_.reset();
+  } else {
+    Piece piece;
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextPiece(std::nullopt, &piece));
+    if (advance != Advance::kGot) return advance;
+    window_.push_back(std::move(piece));
+  }
+  const uint32_t log = files_[window_[0].file].log();
+  const uint64_t records_max = options_.logs[log].shuffle().window_records_max();
+  uint64_t records = window_[0].records.size();
+  while (records_max > 0) {
+    Piece piece;
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextPiece(log, &piece));
+    if (advance != Advance::kGot) break;
+    records += piece.records.size();
+    if (records > records_max) {
+      look_ahead_ = std::move(piece);
+      break;
+    }
+    window_.push_back(std::move(piece));
+  }
+  JudgeWindow();
+  if (records_max > 0) {
+    Shuffle(WindowShuffleSeed(options_.job.seed(), epoch_, options_.lane, window_number_), &valid_);
+  }
+  ++window_number_;
+  return Advance::kGot;
+}
+
+void LaneReaderImpl::JudgeWindow() {
+  std::string reason;
+  for (size_t i = 0; i < window_.size(); ++i) {
+    const Piece& piece = window_[i];
+    const LogFile& file = files_[piece.file];
+    if (piece.records.empty()) continue;
+    const RecordPlan& plan = *plan_of_.at(piece.file);
+    for (size_t k = 0; k < piece.records.size(); ++k) {
+      const RecordText& record = piece.records[k];
+      RecordPlan::Verdict verdict = RecordPlan::Verdict::kBad;
+      if (record.too_long) {
+        reason = absl::StrCat("longer than limits.record_bytes_max, ", options_.job.limits().record_bytes_max());
+      } else {
+        verdict = plan.Check(absl::string_view(piece.text.data() + record.begin, record.size), &workspace_, &reason);
+      }
+      switch (verdict) {
+        case RecordPlan::Verdict::kValid:
+          valid_.push_back({static_cast<uint32_t>(i), static_cast<uint32_t>(k)});
+          break;
+        case RecordPlan::Verdict::kFiltered:
+          pending_.set_filtered(pending_.filtered() + 1);
+          break;
+        case RecordPlan::Verdict::kBad:
+          pending_.set_rejected(pending_.rejected() + 1);
+          std::replace_if(
+              reason.begin(), reason.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; }, ' ');
+          AddDeadLetter(file, record.offset, reason);
+          break;
+      }
+    }
+  }
+}
+
+// Bounded, because a log may go on without a valid record, and so without a batch that takes them away.
+void LaneReaderImpl::AddDeadLetter(const LogFile& file, uint64_t offset, absl::string_view reason) {
+  if (dead_letters_.size() < kDeadLetterBytesMax) {
+    absl::StrAppend(&dead_letters_, file.path(), "\t", offset, "\t", reason, "\n");
+    return;
+  }
+  ++unlisted_;
+  last_unlisted_ = absl::StrCat(file.path(), "\t", offset);
+}
+
+// --- pieces ---
+
+bool LaneReaderImpl::KnowsAllOf(uint32_t log) const {
+  const auto known =
+      std::count_if(files_.begin(), files_.end(), [&](const LogFile& file) { return file.log() == log; });
+  return known >= options_.logs[log].path_size();
+}
+
+// Makes sure that file_ is known, and with it all files of its log where the log is shuffled. With of_log, kEnd where
+// file_ is not of that log.
+absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextFile(std::optional<uint32_t> of_log) {
+  while (true) {
+    if (file_ < files_.size()) {
+      const uint32_t log = files_[file_].log();
+      if (log >= options_.logs.size()) {
+        return absl::InternalError(
+            absl::StrCat(files_[file_].path(), ": is of log ", log, "; there are ", options_.logs.size()));
+      }
+      if (of_log.has_value() && log != *of_log) return Advance::kEnd;
+      if (!IsShuffled(options_.logs[log]) || KnowsAllOf(log)) return Advance::kGot;
+    } else if (of_log.has_value()) {
+      return Advance::kEnd;  // a shuffled log: all of its files are known
+    }
+    // Closed first, then the list: what was appended before the closing is seen.
+    const bool closed = options_.files->closed();
+    const size_t known = files_.size();
+    files_ = options_.files->files();
+    if (files_.size() > known) continue;
+    if (closed) return file_ < files_.size() ? Advance::kGot : Advance::kEnd;
+    options_.files->WaitForMore(known, tails_ ? IdleAtUs() : kNever);
+    if (options_.files->files().size() == known && !options_.files->closed()) return Advance::kIdle;
+  }
+}
+
+// When a dry lane joins with an empty batch. Measured from its last batch, not from now: the lanes of a worker are
+// asked in turn, and while the first one waits the others are dry as well.
+int64_t LaneReaderImpl::IdleAtUs() const {
+  const bool job_rests = options_.job_rests == nullptr || *options_.job_rests;
+  if (was_idle_ && !job_rests) return last_batch_us_;
+  return last_batch_us_ + int64_t{1000} * options_.job.training().idle_ms();
+}
+
+absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<uint32_t> of_log, Piece* piece) {
+  while (true) {
+    if (has_dealt_) {
+      if (next_dealt_ < dealt_.size()) {
+        const PieceId id = dealt_[next_dealt_];
+        HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(id.file));
+        HEARTH_ASSIGN_OR_RETURN(const bool got, reader->ReadBlock(id.block, piece));
+        HEARTH_CHECK(got);
+        ++next_dealt_;
+        return Advance::kGot;
+      }
+      // The dealt log is over. Its files stay open until someone asks for what comes after it.
+      if (of_log.has_value()) return Advance::kEnd;
+      has_dealt_ = false;
+      file_ = dealt_end_;
+      block_ = FirstBlock(file_);
+      open_.clear();
+      spool_ = std::make_unique<Spool>(options_.scratch, kSpoolMemoryBytesMax);
+    }
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextFile(of_log));
+    if (advance != Advance::kGot) return advance;
+    const uint32_t log = files_[file_].log();
+    if (options_.logs[log].shuffle().pieces()) {
+      HEARTH_RETURN_IF_ERROR(DealPieces(log));
+      continue;
+    }
+    HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(file_));
+    HEARTH_ASSIGN_OR_RETURN(const bool got, reader->ReadBlock(block_, piece));
+    if (got) {
+      block_ += options_.lanes;
+      return Advance::kGot;
+    }
+    open_.clear();
+    ++file_;
+    block_ = FirstBlock(file_);
+  }
+}
+
+// Permutes the pieces of the log that begins at file_, and keeps this lane's.
+absl::Status LaneReaderImpl::DealPieces(uint32_t log) {
+  std::vector<PieceId> all;
+  dealt_end_ = file_;
+  for (; dealt_end_ < files_.size() && files_[dealt_end_].log() == log; ++dealt_end_) {
+    HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(dealt_end_));
+    const uint64_t blocks = reader->blocks();
+    for (uint64_t block = 0; block < blocks; ++block) all.push_back({dealt_end_, block});
+  }
+  Shuffle(PieceShuffleSeed(options_.job.seed(), epoch_, log), &all);
+  dealt_.clear();
+  for (size_t i = options_.lane; i < all.size(); i += options_.lanes) dealt_.push_back(all[i]);
+  has_dealt_ = true;
+  next_dealt_ = 0;
+  return absl::OkStatus();
+}
+
+// One file is open in file order, all files of a log whose pieces are shuffled.
+absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
+  const auto found = open_.find(number);
+  if (found != open_.end()) return found->second.get();
+  const LogFile& file = files_[number];
+  if (file.number() != number) {
+    return absl::InternalError(
+        absl::StrCat(file.path(), ": is file ", file.number(), " at place ", number, " of the list"));
+  }
+  const Log& log = options_.logs[file.log()];
+  LogFileReader::Options options;
+  HEARTH_ASSIGN_OR_RETURN(options.records, RecordOptions(options_.job, log));
+  options.header = log.header();
+  options.piece_bytes = std::max<uint64_t>(log.piece_bytes(), 1);
+  options.records_per_block = RecordsPerBlock(log);
+  options.spool = log.shuffle().pieces() ? spool_.get() : nullptr;
+  const std::string path = ResolvePath(options_.job, file.path());
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<LogFileReader> reader, LogFileReader::Open(file, path, options));
+  HEARTH_RETURN_IF_ERROR(CompilePlan(file, path, *reader));
+  return open_.emplace(number, std::move(reader)).first->second.get();
+}
+
+absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string& path, const LogFileReader& reader) {
+  const Log& log = options_.logs[file.log()];
+  if (log.header() && reader.header().empty()) return absl::OkStatus();  // an empty file
+  for (const LogPlan& known : plans_) {
+    if (known.log == file.log() && known.header == reader.header()) {
+      plan_of_[file.number()] = known.plan.get();
+      return absl::OkStatus();
+    }
+  }
+  std::vector<std::string> columns(log.column().begin(), log.column().end());
+  if (log.header()) {
+    HEARTH_ASSIGN_OR_RETURN(const RecordSplitter::Options records, RecordOptions(options_.job, log));
+    HEARTH_ASSIGN_OR_RETURN(columns, ColumnsOfHeader(reader.header(), records.delimiter, path));
+  }
+  std::vector<std::string> faults;
+  LogPlan made = {file.log(), reader.header(), nullptr};
+  made.plan = RecordPlan::Compile(options_.job, log, columns, schema_->tables(), options_.user_column, &faults);
+  if (made.plan == nullptr) return absl::InvalidArgumentError(absl::StrCat(path, ":\n", absl::StrJoin(faults, "\n")));
+  plan_of_[file.number()] = made.plan.get();
+  plans_.push_back(std::move(made));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LaneReader>> LaneReader::Open(const LaneReaderOptions& options) {
+  auto reader = std::make_unique<LaneReaderImpl>(options);
+  HEARTH_RETURN_IF_ERROR(reader->Start());
+  return std::unique_ptr<LaneReader>(std::move(reader));
+}
+
+// --- lists and base rates ---
+
+absl::StatusOr<std::vector<LogFile>> ListLogFiles(const Job& job, const std::vector<Log>& logs) {
+  std::vector<LogFile> files;
+  for (size_t i = 0; i < logs.size(); ++i) {
+    for (const std::string& path : logs[i].path()) {
+      LogFile file;
+      file.set_number(static_cast<uint32_t>(files.size()));
+      file.set_path(path);
+      file.set_log(static_cast<uint32_t>(i));
+      const std::string resolved = ResolvePath(job, path);
+      HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(resolved));
+      HEARTH_ASSIGN_OR_RETURN(const uint64_t digest, HashFileHead(resolved, kHeadBytes));
+      file.set_bytes(bytes);
+      file.set_digest(digest);
+      files.push_back(std::move(file));
+    }
+  }
+  return files;
+}
+
+namespace {
+
+struct LabelCounts {
+  std::vector<uint64_t> labelled, positives;  // by task
+};
+
+// Adds the labels of the first records_max valid records of one log, in file order.
+absl::Status CountLabels(const Job& job, const std::shared_ptr<const LogSchema>& schema, uint32_t log,
+                         const std::vector<LogFile>& all_files, uint64_t records_max, LabelCounts* counts) {
+  FileList files(Env::Real());
+  std::vector<LogFile> of_log;
+  for (LogFile file : all_files) {
+    if (file.log() != log) continue;
+    file.set_number(static_cast<uint32_t>(of_log.size()));
+    of_log.push_back(std::move(file));
+  }
+  files.Append(of_log, true);
+  LaneReaderOptions options;
+  options.job = job;
+  options.logs.assign(job.log().begin(), job.log().end());
+  options.schema = schema;
+  options.files = &files;
+  options.batch_size = static_cast<uint32_t>(std::min<uint64_t>(records_max, 1024));
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader, LaneReader::Open(options));
+  const size_t tasks = job.task_size();
+  for (uint64_t records = 0; records < records_max;) {
+    HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<Batch> batch, reader->Next());
+    if (batch == nullptr || batch->kind == Batch::Kind::kEndOfEpoch) break;
+    const uint64_t taken = std::min<uint64_t>(records_max - records, static_cast<uint64_t>(batch->records));
+    for (size_t i = 0; i < taken * tasks; ++i) {
+      counts->labelled[i % tasks] += batch->mask[i] != 0;
+      counts->positives[i % tasks] += batch->mask[i] != 0 && batch->labels[i] != 0;
+    }
+    records += taken;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<double>> CountBaseRates(const Job& job, const std::shared_ptr<const LogSchema>& schema,
+                                                   const std::vector<LogFile>& files, uint64_t records_max) {
+  // Labels alone, in file order; RAW slots stay because they decide which records are valid.
+  Job bare = job;
+  bare.clear_dense();
+  bare.clear_slot();
+  for (const Slot& slot : job.slot()) {
+    if (slot.hash() == Slot::RAW) *bare.add_slot() = slot;
+  }
+  for (Log& log : *bare.mutable_log()) {
+    log.clear_shuffle();
+    log.clear_piece_batches();
+  }
+  LabelCounts counts;
+  counts.labelled.resize(job.task_size());
+  counts.positives.resize(job.task_size());
+  const bool all_given =
+      std::all_of(job.task().begin(), job.task().end(), [](const Task& t) { return t.has_base_rate(); });
+  for (int log = 0; log < job.log_size() && !all_given && records_max > 0; ++log) {
+    HEARTH_RETURN_IF_ERROR(CountLabels(bare, schema, static_cast<uint32_t>(log), files, records_max, &counts));
+  }
+  std::vector<double> rates;
+  for (int task = 0; task < job.task_size(); ++task) {
+    const double counted =
+        (static_cast<double>(counts.positives[task]) + 0.5) / (static_cast<double>(counts.labelled[task]) + 1.0);
+    rates.push_back(job.task(task).has_base_rate() ? job.task(task).base_rate() : counted);
+  }
+  return rates;
+}
+
+}  // namespace hearth

@@ -1,0 +1,418 @@
+#include "worker/log/record_plan.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "worker/log/delimited.h"
+
+namespace hearth {
+
+namespace {
+
+constexpr int kLogBuckets = 1024;  // floor(log2(1 + |x|)) of a finite double is at most this
+constexpr double kExactIntegerMax = 0x1.0p53;
+constexpr uint64_t kMissingRawId = kIdMask;  // so a raw id may not be this one
+
+// How an expression's value is written as an id: integers without a point.
+absl::string_view NumberText(double value, char (&buffer)[40]) {
+  const bool integer = value == std::floor(value) && std::fabs(value) < kExactIntegerMax;
+  const auto end = integer ? std::to_chars(buffer, buffer + sizeof(buffer), static_cast<int64_t>(value))
+                           : std::to_chars(buffer, buffer + sizeof(buffer), value);
+  return absl::string_view(buffer, end.ptr - buffer);
+}
+
+float Transformed(const DenseFeature& config, double value) {
+  double result = value;
+  switch (config.transform()) {
+    case DenseFeature::NONE:
+      break;
+    case DenseFeature::LOG1P:
+      result = std::copysign(std::log1p(std::fabs(value)), value);
+      break;
+    case DenseFeature::STANDARD:
+      result = (value - config.mean()) / config.deviation();
+      break;
+  }
+  const float narrow = static_cast<float>(result);
+  return std::isfinite(narrow) ? narrow : static_cast<float>(config.missing());
+}
+
+}  // namespace
+
+struct RecordPlan::SlotPlan {
+  int index = 0;  // in the job
+  Slot::Kind kind = Slot::ID;
+  Slot::Hash hash = Slot::SALTED;
+  TableNumber table = 0;
+  uint64_t salt = 0;
+  int column = 0;
+  bool has_value = false;
+  Expression value;  // instead of column
+  bool missing_has_row = true;
+  Sign missing_sign = 0;
+  std::vector<std::string> missing_values;
+  char separator = ',';
+  uint32_t values_max = 0;
+  std::vector<double> boundaries;
+  std::vector<Sign> buckets;  // [boundaries + 1], or [2 · kLogBuckets + 1] from −kLogBuckets on
+
+  Sign SignOf(absl::string_view text) const { return MakeSign(table, HashId(text, salt)); }
+  bool IsMissing(absl::string_view text) const {
+    if (text.empty()) return true;
+    return std::any_of(missing_values.begin(), missing_values.end(), [&](const std::string& m) { return text == m; });
+  }
+  Sign BucketOf(double x) const {
+    if (!boundaries.empty()) {
+      return buckets[std::upper_bound(boundaries.begin(), boundaries.end(), x) - boundaries.begin()];
+    }
+    const int magnitude = static_cast<int>(std::floor(std::log2(1 + std::fabs(x))));
+    return buckets[kLogBuckets + (x < 0 ? -magnitude : magnitude)];
+  }
+};
+
+RecordPlan::RecordPlan() = default;
+RecordPlan::~RecordPlan() = default;
+
+// --- From the job to a plan ---
+
+class PlanCompiler {
+ public:
+  PlanCompiler(const Job& job, const Log& log, absl::Span<const std::string> columns, std::vector<std::string>* faults)
+      : job_(job), log_(log), columns_(columns), faults_(faults), plan_(new RecordPlan()) {}
+
+  std::unique_ptr<const RecordPlan> Compile(const AttributeTables& tables, const std::string& user_column) {
+    const size_t before = faults_->size();
+    CheckColumns();
+    AddJoins(tables);
+    if (!log_.where().empty()) {
+      plan_->has_where_ = true;
+      plan_->where_ = Parse("where", log_.where());
+    }
+    for (int i = 0; i < job_.slot_size(); ++i) AddSlot(i);
+    for (const DenseFeature& dense : job_.dense()) AddDense(dense);
+    for (const Task& task : job_.task()) AddTask(task);
+    if (!user_column.empty()) plan_->user_ = Resolve("the user of GAUC", user_column);
+    plan_->positions_ = next_position_;
+    if (faults_->size() > before) return nullptr;
+    return std::move(plan_);
+  }
+
+ private:
+  void Fault(absl::string_view what, absl::string_view cause) {
+    faults_->push_back(absl::StrCat("log \"", log_.name(), "\": ", what, ": ", cause));
+  }
+
+  void CheckColumns() {
+    const auto delimiter = DelimiterOf(log_.delimiter(), "log");
+    if (delimiter.ok()) {
+      plan_->delimiter_ = *delimiter;
+    } else {
+      Fault("delimiter", delimiter.status().message());
+    }
+    std::set<std::string> seen;
+    for (const std::string& column : columns_) {
+      if (!seen.insert(column).second) {
+        Fault("header", absl::StrCat("column \"", column, "\" comes twice; give each column a name of its own"));
+      }
+    }
+    plan_->log_columns_ = static_cast<int>(columns_.size());
+    absent_ = plan_->log_columns_;
+    next_position_ = absent_ + 1;
+  }
+
+  int LogColumn(absl::string_view name) const {
+    const auto found = std::find(columns_.begin(), columns_.end(), name);
+    return found == columns_.end() ? -1 : static_cast<int>(found - columns_.begin());
+  }
+  bool DeclaredAbsent(absl::string_view name) const {
+    return std::find(log_.absent_column().begin(), log_.absent_column().end(), name) != log_.absent_column().end();
+  }
+
+  void AddJoins(const AttributeTables& tables) {
+    for (const std::string& name : log_.join()) {
+      const auto loaded = tables.find(name);
+      const SideTable* config = nullptr;
+      for (const SideTable& side : job_.side_table()) {
+        if (side.name() == name) config = &side;
+      }
+      if (loaded == tables.end() || config == nullptr) {
+        Fault("join", absl::StrCat("there is no side_table \"", name, "\"; correct the name"));
+        continue;
+      }
+      const std::string& key = config->log_key().empty() ? config->key() : config->log_key();
+      int position = LogColumn(key);
+      if (position < 0 && DeclaredAbsent(key)) position = absent_;
+      if (position < 0) {
+        Fault(absl::StrCat("join of \"", name, "\""),
+              absl::StrCat("the log has no key column \"", key,
+                           "\"; set side_table.log_key, or list it in absent_column"));
+        continue;
+      }
+      plan_->joins_.push_back({loaded->second.get(), position, {}});
+    }
+  }
+
+  int SidePosition(RecordPlan::JoinPlan* join, int column) {
+    for (const auto& [known, position] : join->columns) {
+      if (known == column) return position;
+    }
+    join->columns.emplace_back(column, next_position_);
+    return next_position_++;
+  }
+
+  // The position of a column; a fault and the position of the absent one where there is none.
+  int Resolve(absl::string_view what, absl::string_view name) {
+    const int own = LogColumn(name);
+    if (own >= 0) return own;
+    std::vector<std::string> holders;
+    int position = -1;
+    for (RecordPlan::JoinPlan& join : plan_->joins_) {
+      int column = join.table->ColumnOf(name);
+      const std::string prefix = join.table->name() + ".";
+      if (column < 0 && name.substr(0, prefix.size()) == prefix)
+        column = join.table->ColumnOf(name.substr(prefix.size()));
+      if (column < 0) continue;
+      holders.push_back(join.table->name());
+      if (position < 0) position = SidePosition(&join, column);
+    }
+    if (holders.size() > 1) {
+      Fault(what, absl::StrCat("column \"", name, "\" is in side tables ", absl::StrJoin(holders, " and "), "; write ",
+                               holders[0], ".", name));
+    }
+    if (position >= 0) return position;
+    if (DeclaredAbsent(name)) return absent_;
+    Fault(what, absl::StrCat("reads column \"", name,
+                             "\", which neither the log nor a joined side table has; correct the name, or list it in "
+                             "absent_column"));
+    return absent_;
+  }
+
+  Expression Parse(absl::string_view what, absl::string_view text) {
+    const Expression::Columns columns = [&](absl::string_view name) { return Resolve(what, name); };
+    auto parsed = Expression::Parse(text, columns);
+    if (parsed.ok()) return *std::move(parsed);
+    Fault(what, absl::StrCat(parsed.status().message(), "; correct the expression"));
+    return Expression();
+  }
+  static std::string ColumnText(const std::string& name) { return absl::StrCat("`", name, "`"); }
+
+  void AddSlot(int index) {
+    const Slot& slot = job_.slot(index);
+    const std::string what = absl::StrCat("slot \"", slot.name(), "\"");
+    RecordPlan::SlotPlan plan;
+    plan.index = index;
+    plan.kind = slot.kind();
+    plan.hash = slot.hash();
+    for (int i = 0; i < job_.table_size(); ++i) {
+      if (job_.table(i).name() == slot.table()) plan.table = static_cast<TableNumber>(i + 1);
+    }
+    plan.salt = slot.hash() == Slot::SALTED ? SaltOf(slot.name()) : 0;
+    plan.has_value = !slot.value().empty();
+    if (plan.has_value) {
+      plan.value = Parse(what, slot.value());
+      if (slot.kind() == Slot::LIST) Fault(what, "value gives one number; a LIST needs a column");
+      if (slot.missing_value_size() > 0) Fault(what, "missing_value is for a column; write it into the expression");
+    } else {
+      plan.column = Resolve(what, slot.column().empty() ? slot.name() : slot.column());
+    }
+    plan.missing_has_row = slot.missing() == Slot::OWN_ROW;
+    plan.missing_sign = slot.hash() == Slot::RAW ? MakeSign(plan.table, kMissingRawId) : plan.SignOf("");
+    plan.missing_values.assign(slot.missing_value().begin(), slot.missing_value().end());
+    plan.separator = slot.separator().empty() ? ',' : slot.separator()[0];
+    plan.values_max = slot.values_max();
+    if (slot.kind() == Slot::BUCKET) AddBuckets(slot, what, &plan);
+    if (slot.hash() == Slot::RAW && slot.kind() != Slot::BUCKET) {
+      plan_->raw_slots_.push_back(static_cast<int>(plan_->slots_.size()));
+    }
+    plan_->slots_.push_back(std::move(plan));
+  }
+
+  void AddBuckets(const Slot& slot, const std::string& what, RecordPlan::SlotPlan* plan) {
+    plan->boundaries.assign(slot.boundary().begin(), slot.boundary().end());
+    const bool by_log = plan->boundaries.empty();
+    if (by_log && slot.hash() == Slot::RAW) {
+      Fault(what, "a bucket without boundaries may be negative; use hash SALTED or HASHED, or give boundaries");
+    }
+    const int last = by_log ? kLogBuckets : static_cast<int>(plan->boundaries.size());
+    for (int bucket = by_log ? -kLogBuckets : 0; bucket <= last; ++bucket) {
+      plan->buckets.push_back(slot.hash() == Slot::RAW ? MakeSign(plan->table, static_cast<uint64_t>(bucket))
+                                                       : plan->SignOf(absl::StrCat(bucket)));
+    }
+  }
+
+  void AddDense(const DenseFeature& dense) {
+    const std::string what = absl::StrCat("dense \"", dense.name(), "\"");
+    plan_->dense_.push_back({Parse(what, dense.value().empty() ? ColumnText(dense.name()) : dense.value()), dense});
+  }
+
+  void AddTask(const Task& task) {
+    RecordPlan::TaskPlan plan;
+    plan.known = log_.known_task().empty() ||
+                 std::find(log_.known_task().begin(), log_.known_task().end(), task.name()) != log_.known_task().end();
+    if (plan.known) {
+      plan.label = Parse(absl::StrCat("label of task \"", task.name(), "\""), task.label());
+      plan.has_mask = !task.mask().empty();
+      if (plan.has_mask) plan.mask = Parse(absl::StrCat("mask of task \"", task.name(), "\""), task.mask());
+    }
+    plan_->tasks_.push_back(std::move(plan));
+  }
+
+  const Job& job_;
+  const Log& log_;
+  const absl::Span<const std::string> columns_;
+  std::vector<std::string>* const faults_;
+  std::unique_ptr<RecordPlan> plan_;
+  int absent_ = 0;
+  int next_position_ = 0;
+};
+
+std::unique_ptr<const RecordPlan> RecordPlan::Compile(const Job& job, const Log& log,
+                                                      absl::Span<const std::string> columns,
+                                                      const AttributeTables& tables, const std::string& user_column,
+                                                      std::vector<std::string>* faults) {
+  return PlanCompiler(job, log, columns, faults).Compile(tables, user_column);
+}
+
+// --- From a record to numbers ---
+
+RecordPlan::Verdict RecordPlan::Check(absl::string_view record, Workspace* workspace, std::string* reason) const {
+  std::vector<absl::string_view>& fields = workspace->fields;
+  const absl::string_view cause = SplitFields(record, delimiter_, &fields, &workspace->scratch);
+  if (!cause.empty()) {
+    *reason = std::string(cause);
+    return Verdict::kBad;
+  }
+  if (fields.size() != static_cast<size_t>(log_columns_)) {
+    *reason = absl::StrCat("has ", fields.size(), " fields instead of ", log_columns_);
+    return Verdict::kBad;
+  }
+  Join(workspace);
+  if (has_where_ && !where_.True(fields)) return Verdict::kFiltered;
+  for (const int i : raw_slots_) {
+    uint64_t id = 0;
+    bool bad = false;
+    RawId(slots_[i], fields, &id, &bad);
+    if (bad) {
+      const SlotPlan& slot = slots_[i];
+      *reason = absl::StrCat("RAW slot ", slot.index, ": ",
+                             slot.has_value ? absl::StrCat(slot.value.Evaluate(fields))
+                                            : absl::StrCat("\"", fields[slot.column].substr(0, 64), "\""),
+                             " is no integer from 0 to 2^52 - 2");
+      return Verdict::kBad;
+    }
+  }
+  return Verdict::kValid;
+}
+
+void RecordPlan::Join(Workspace* workspace) const {
+  std::vector<absl::string_view>& fields = workspace->fields;
+  fields.resize(positions_);
+  for (const JoinPlan& join : joins_) {
+    const int64_t row = fields[join.key].empty() ? -1 : join.table->Find(fields[join.key]);
+    for (const auto& [column, position] : join.columns) {
+      fields[position] = row < 0 ? absl::string_view() : join.table->Field(row, column);
+    }
+  }
+}
+
+bool RecordPlan::RawId(const SlotPlan& slot, absl::Span<const absl::string_view> fields, uint64_t* id, bool* bad) {
+  const auto parse = [&](absl::string_view text) {
+    const auto result = std::from_chars(text.data(), text.data() + text.size(), *id);
+    *bad |= result.ec != std::errc() || result.ptr != text.data() + text.size() || *id >= kMissingRawId;
+  };
+  if (slot.has_value) {
+    const double value = slot.value.Evaluate(fields);
+    if (!std::isfinite(value)) return false;
+    *bad = value < 0 || value != std::floor(value) || value >= static_cast<double>(kMissingRawId);
+    if (!*bad) *id = static_cast<uint64_t>(value);
+    return true;
+  }
+  const absl::string_view text = fields[slot.column];
+  if (slot.IsMissing(text)) return false;
+  if (slot.kind == Slot::ID) {
+    parse(text);
+    return true;
+  }
+  size_t begin = 0;  // LIST: checks each; AddSlot takes them one by one
+  while (begin <= text.size()) {
+    const size_t end = std::min(text.find(slot.separator, begin), text.size());
+    const absl::string_view one = text.substr(begin, end - begin);
+    if (!slot.IsMissing(one)) parse(one);
+    begin = end + 1;
+  }
+  return true;
+}
+
+void RecordPlan::AddSlot(const SlotPlan& slot, absl::Span<const absl::string_view> fields, BatchBuilder* builder) {
+  const auto missing = [&] {
+    if (slot.missing_has_row) builder->AddSign(slot.index, slot.missing_sign);
+  };
+  if (slot.has_value || slot.kind == Slot::BUCKET) {
+    double value = std::numeric_limits<double>::quiet_NaN();
+    if (slot.has_value) {
+      value = slot.value.Evaluate(fields);
+    } else if (!slot.IsMissing(fields[slot.column])) {
+      const absl::string_view text = fields[slot.column];
+      const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
+      if (result.ec != std::errc() || result.ptr != text.data() + text.size()) return missing();
+    }
+    if (!std::isfinite(value)) return missing();
+    if (slot.kind == Slot::BUCKET) return builder->AddSign(slot.index, slot.BucketOf(value));
+    if (slot.hash == Slot::RAW) {
+      return builder->AddSign(slot.index, MakeSign(slot.table, static_cast<uint64_t>(value)));
+    }
+    char buffer[40];
+    return builder->AddSign(slot.index, slot.SignOf(NumberText(value, buffer)));
+  }
+  const auto sign_of = [&](absl::string_view text) {
+    if (slot.hash != Slot::RAW) return slot.SignOf(text);
+    uint64_t id = 0;
+    std::from_chars(text.data(), text.data() + text.size(), id);
+    return MakeSign(slot.table, id);
+  };
+  const absl::string_view text = fields[slot.column];
+  if (slot.IsMissing(text)) return missing();
+  if (slot.kind == Slot::ID) return builder->AddSign(slot.index, sign_of(text));
+  uint32_t taken = 0;
+  for (size_t begin = 0; begin <= text.size() && taken < slot.values_max;) {
+    const size_t end = std::min(text.find(slot.separator, begin), text.size());
+    const absl::string_view one = text.substr(begin, end - begin);
+    if (!slot.IsMissing(one)) {
+      builder->AddSign(slot.index, sign_of(one));
+      ++taken;
+    }
+    begin = end + 1;
+  }
+  if (taken == 0) missing();
+}
+
+void RecordPlan::Fill(Workspace* workspace, BatchBuilder* builder) const {
+  const absl::Span<const absl::string_view> fields = workspace->fields;
+  for (const SlotPlan& slot : slots_) AddSlot(slot, fields, builder);
+  workspace->dense.clear();
+  for (const DensePlan& dense : dense_)
+    workspace->dense.push_back(Transformed(dense.config, dense.value.Evaluate(fields)));
+  builder->AddDense(workspace->dense);
+  workspace->labels.clear();
+  workspace->mask.clear();
+  for (const TaskPlan& task : tasks_) {
+    // A label that is no number (a missing column taken as it stands) is unknown, so masked.
+    const double label = task.known ? task.label.Evaluate(fields) : std::numeric_limits<double>::quiet_NaN();
+    const bool known = label == label && (!task.has_mask || task.mask.True(fields));
+    workspace->labels.push_back(known && label != 0 ? 1.0f : 0.0f);
+    workspace->mask.push_back(known ? 1.0f : 0.0f);
+  }
+  builder->AddLabels(workspace->labels, workspace->mask);
+}
+
+absl::string_view RecordPlan::User(const Workspace& workspace) const {
+  return user_ < 0 ? absl::string_view() : workspace.fields[user_];
+}
+
+}  // namespace hearth

@@ -1,0 +1,83 @@
+// What one log's record becomes: columns → fields (joined with side tables) → signs, numbers, labels, masks.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/proto/job.pb.h"
+#include "embedding/sign.h"
+#include "model/batch/batch.h"
+#include "worker/log/expression.h"
+#include "worker/log/side_table.h"
+
+namespace hearth {
+
+using AttributeTables = std::map<std::string, std::unique_ptr<const AttributeTable>>;  // by name
+
+// Immutable; each thread brings its own Workspace.
+class RecordPlan {
+ public:
+  // columns: of the log's file. tables: those that log.join names, and they outlive the plan. user_column: empty: none.
+  // nullptr where something is wrong; then *faults has one line more for each: log, what reads which column, remedy.
+  static std::unique_ptr<const RecordPlan> Compile(const Job& job, const Log& log,
+                                                   absl::Span<const std::string> columns, const AttributeTables& tables,
+                                                   const std::string& user_column, std::vector<std::string>* faults);
+  ~RecordPlan();
+
+  enum class Verdict { kValid, kFiltered, kBad };
+  struct Workspace {
+    std::vector<absl::string_view> fields;
+    std::string scratch;
+    std::vector<float> dense, labels, mask;
+  };
+  // Splits and joins the record and judges it. kBad: *reason says why. `record` outlives the use of the workspace.
+  Verdict Check(absl::string_view record, Workspace* workspace, std::string* reason) const;
+  // REQUIRES: Check of the same workspace gave kValid.
+  void Fill(Workspace* workspace, BatchBuilder* builder) const;
+  absl::string_view User(const Workspace& workspace) const;  // empty where missing
+
+ private:
+  friend class PlanCompiler;
+  struct SlotPlan;
+  RecordPlan();
+
+  void Join(Workspace* workspace) const;
+  // The id of a RAW slot; false: missing. *bad is set where there is no such id.
+  static bool RawId(const SlotPlan& slot, absl::Span<const absl::string_view> fields, uint64_t* id, bool* bad);
+  static void AddSlot(const SlotPlan& slot, absl::Span<const absl::string_view> fields, BatchBuilder* builder);
+
+  // Positions in Workspace::fields: the log's columns, one that is always empty, then the side tables' columns in use.
+  struct JoinPlan {
+    const AttributeTable* table;
+    int key;                                   // position of the log's key
+    std::vector<std::pair<int, int>> columns;  // of the table → position
+  };
+  struct DensePlan {
+    Expression value;
+    DenseFeature config;
+  };
+  struct TaskPlan {
+    bool known = false;
+    Expression label;
+    bool has_mask = false;
+    Expression mask;
+  };
+  char delimiter_ = ',';
+  int log_columns_ = 0;
+  int positions_ = 0;
+  std::vector<JoinPlan> joins_;
+  bool has_where_ = false;
+  Expression where_;
+  std::vector<SlotPlan> slots_;
+  std::vector<int> raw_slots_;  // those of slots_ whose ids can be bad
+  std::vector<DensePlan> dense_;
+  std::vector<TaskPlan> tasks_;
+  int user_ = -1;
+};
+
+}  // namespace hearth

@@ -1,0 +1,285 @@
+#include "worker/log/text_source.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+
+namespace hearth {
+
+namespace {
+
+constexpr size_t kBufferBytes = 256 << 10;
+
+absl::Status Errno(const std::string& path, absl::string_view operation) {
+  const int error = errno;
+  const std::string line = absl::StrCat(path, ": ", operation, ": ", std::strerror(error));
+  if (error == ENOENT || error == ENOTDIR) return absl::NotFoundError(line);
+  if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(line);
+  return absl::UnavailableError(line);
+}
+
+// An open file, closed with its owner.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  Descriptor& operator=(Descriptor&&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int fd() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+absl::StatusOr<Descriptor> OpenForReading(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return Errno(path, "open");
+  return Descriptor(fd);
+}
+
+absl::StatusOr<size_t> ReadAt(int fd, const std::string& path, char* out, size_t size, uint64_t offset) {
+  while (true) {
+    const ssize_t got = pread(fd, out, size, static_cast<off_t>(offset));
+    if (got >= 0) return static_cast<size_t>(got);
+    if (errno != EINTR) return Errno(path, "read");
+  }
+}
+
+class PlainSource : public TextSource {
+ public:
+  PlainSource(Descriptor file, std::string path, uint64_t offset)
+      : file_(std::move(file)), path_(std::move(path)), offset_(offset) {}
+  absl::StatusOr<size_t> Read(char* out, size_t size) override {
+    HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadAt(file_.fd(), path_, out, size, offset_));
+    offset_ += got;
+    return got;
+  }
+
+ private:
+  const Descriptor file_;
+  const std::string path_;
+  uint64_t offset_;
+};
+
+// What gzip and zstd share: compressed bytes, a buffer at a time, and how damage is reported.
+class CompressedSource : public TextSource {
+ protected:
+  CompressedSource(Descriptor file, std::string path)
+      : file_(std::move(file)), path_(std::move(path)), buffer_(kBufferBytes) {}
+  // False at the end of the file.
+  absl::StatusOr<bool> Refill() {
+    offset_ += filled_;
+    HEARTH_ASSIGN_OR_RETURN(filled_, ReadAt(file_.fd(), path_, buffer_.data(), buffer_.size(), offset_));
+    return filled_ > 0;
+  }
+  absl::Status Damaged(uint64_t used, absl::string_view cause) const {
+    return absl::DataLossError(absl::StrCat(path_, ": byte ", offset_ + used, ": ", cause,
+                                            "; copy the file again from where it was made, or take it off the log"));
+  }
+
+  const Descriptor file_;
+  const std::string path_;
+  std::vector<char> buffer_;
+  size_t filled_ = 0;    // bytes in buffer_
+  uint64_t offset_ = 0;  // of buffer_ in the file
+};
+
+class GzipSource : public CompressedSource {
+ public:
+  GzipSource(Descriptor file, std::string path) : CompressedSource(std::move(file), std::move(path)) {}
+  ~GzipSource() override {
+    if (started_) inflateEnd(&stream_);
+  }
+
+  absl::StatusOr<size_t> Read(char* out, size_t size) override {
+    if (!started_) {
+      HEARTH_CHECK(inflateInit2(&stream_, 15 + 16) == Z_OK);
+      started_ = true;
+    }
+    size = std::min<size_t>(size, 1u << 30);
+    stream_.next_out = reinterpret_cast<Bytef*>(out);
+    stream_.avail_out = static_cast<uInt>(size);
+    while (stream_.avail_out == size) {
+      if (stream_.avail_in == 0) {
+        HEARTH_ASSIGN_OR_RETURN(const bool more, Refill());
+        if (!more && in_member_) return Damaged(0, "the gzip data end in the middle (a truncated file)");
+        if (!more) return 0;
+        stream_.next_in = reinterpret_cast<Bytef*>(buffer_.data());
+        stream_.avail_in = static_cast<uInt>(filled_);
+      }
+      if (!in_member_) {
+        inflateReset(&stream_);
+        in_member_ = true;
+      }
+      const int result = inflate(&stream_, Z_NO_FLUSH);
+      if (result == Z_STREAM_END) {
+        in_member_ = false;
+      } else if (result != Z_OK && result != Z_BUF_ERROR) {
+        return Damaged(filled_ - stream_.avail_in,
+                       absl::StrCat("the gzip data are damaged (", stream_.msg ? stream_.msg : "inflate failed", ")"));
+      }
+    }
+    return size - stream_.avail_out;
+  }
+
+ private:
+  z_stream stream_ = {};
+  bool started_ = false;
+  bool in_member_ = false;
+};
+
+class ZstdSource : public CompressedSource {
+ public:
+  ZstdSource(Descriptor file, std::string path)
+      : CompressedSource(std::move(file), std::move(path)), stream_(ZSTD_createDStream()) {}
+  ~ZstdSource() override { ZSTD_freeDStream(stream_); }
+
+  absl::StatusOr<size_t> Read(char* out, size_t size) override {
+    ZSTD_outBuffer output = {out, size, 0};
+    while (output.pos == 0) {
+      // A frame may have more to say though all input is taken, so the decoder is asked before the file.
+      if (input_.pos == input_.size && !may_have_more_) {
+        HEARTH_ASSIGN_OR_RETURN(const bool more, Refill());
+        if (!more && in_frame_) return Damaged(0, "the zstd data end in the middle (a truncated file)");
+        if (!more) return 0;
+        input_ = {buffer_.data(), filled_, 0};
+      }
+      const size_t result = ZSTD_decompressStream(stream_, &output, &input_);
+      if (ZSTD_isError(result)) {
+        return Damaged(input_.pos, absl::StrCat("the zstd data are damaged (", ZSTD_getErrorName(result), ")"));
+      }
+      in_frame_ = result != 0;
+      may_have_more_ = in_frame_ && output.pos == output.size;
+    }
+    return output.pos;
+  }
+
+ private:
+  ZSTD_DStream* const stream_;
+  ZSTD_inBuffer input_ = {nullptr, 0, 0};
+  bool in_frame_ = false;
+  bool may_have_more_ = false;
+};
+
+absl::StatusOr<Compression> CompressionOf(const Descriptor& file, const std::string& path) {
+  unsigned char head[4] = {};
+  HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadAt(file.fd(), path, reinterpret_cast<char*>(head), 4, 0));
+  if (got >= 2 && head[0] == 0x1f && head[1] == 0x8b) return Compression::kGzip;
+  const uint32_t magic = head[0] | head[1] << 8 | head[2] << 16 | static_cast<uint32_t>(head[3]) << 24;
+  // A zstd frame, or a skippable one before it.
+  if (got == 4 && (magic == ZSTD_MAGICNUMBER || (magic & 0xfffffff0u) == ZSTD_MAGIC_SKIPPABLE_START)) {
+    return Compression::kZstd;
+  }
+  return Compression::kNone;
+}
+
+}  // namespace
+
+absl::StatusOr<Compression> CompressionOf(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(const Descriptor file, OpenForReading(path));
+  return CompressionOf(file, path);
+}
+
+absl::StatusOr<std::unique_ptr<TextSource>> OpenTextSource(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenForReading(path));
+  HEARTH_ASSIGN_OR_RETURN(const Compression compression, CompressionOf(file, path));
+  switch (compression) {
+    case Compression::kNone:
+      return std::unique_ptr<TextSource>(std::make_unique<PlainSource>(std::move(file), path, 0));
+    case Compression::kGzip:
+      return std::unique_ptr<TextSource>(std::make_unique<GzipSource>(std::move(file), path));
+    case Compression::kZstd:
+      return std::unique_ptr<TextSource>(std::make_unique<ZstdSource>(std::move(file), path));
+  }
+  return absl::InternalError("no such compression");
+}
+
+absl::StatusOr<std::unique_ptr<TextSource>> OpenPlainSource(const std::string& path, uint64_t offset) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenForReading(path));
+  return std::unique_ptr<TextSource>(std::make_unique<PlainSource>(std::move(file), path, offset));
+}
+
+// --- Spool ---
+
+class Spool::Source : public TextSource {
+ public:
+  Source(const Spool* spool, uint64_t begin, uint64_t end) : spool_(spool), at_(begin), end_(end) {}
+  absl::StatusOr<size_t> Read(char* out, size_t size) override {
+    size = static_cast<size_t>(std::min<uint64_t>(size, end_ - at_));
+    if (size == 0) return 0;
+    if (spool_->fd_ < 0) {
+      std::memcpy(out, spool_->memory_.data() + at_, size);
+    } else {
+      HEARTH_ASSIGN_OR_RETURN(size, ReadAt(spool_->fd_, spool_->scratch_, out, size, at_));
+      if (size == 0) return absl::UnavailableError(absl::StrCat(spool_->scratch_, ": the scratch file was cut short"));
+    }
+    at_ += size;
+    return size;
+  }
+
+ private:
+  const Spool* const spool_;
+  uint64_t at_;
+  const uint64_t end_;
+};
+
+Spool::Spool(std::string scratch, uint64_t memory_bytes_max)
+    : scratch_(std::move(scratch)), memory_bytes_max_(memory_bytes_max) {}
+
+Spool::~Spool() {
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::Status Spool::MoveToFile() {
+  if (scratch_.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("shuffle.pieces on compressed logs needs a scratch folder for more than ", memory_bytes_max_,
+                     " bytes of text; give one, or leave shuffle.pieces out"));
+  }
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(scratch_));
+  std::string name = JoinPath(scratch_, "spool-XXXXXX");
+  fd_ = mkostemp(name.data(), O_CLOEXEC);
+  if (fd_ < 0) return Errno(name, "create");
+  unlink(name.c_str());
+  const std::string text = std::move(memory_);
+  memory_ = std::string();
+  size_ = 0;
+  return Append(text.data(), text.size());
+}
+
+absl::Status Spool::Append(const char* bytes, size_t size) {
+  if (fd_ < 0 && size_ + size > memory_bytes_max_) HEARTH_RETURN_IF_ERROR(MoveToFile());
+  if (fd_ < 0) {
+    memory_.append(bytes, size);
+    size_ += size;
+    return absl::OkStatus();
+  }
+  while (size > 0) {
+    const ssize_t put = pwrite(fd_, bytes, size, static_cast<off_t>(size_));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return Errno(scratch_, "write the decompressed log here");
+    bytes += put;
+    size -= static_cast<size_t>(put);
+    size_ += static_cast<uint64_t>(put);
+  }
+  return absl::OkStatus();
+}
+
+std::unique_ptr<TextSource> Spool::Open(uint64_t begin, uint64_t end) const {
+  HEARTH_CHECK(begin <= end && end <= size_);
+  return std::make_unique<Source>(this, begin, end);
+}
+
+}  // namespace hearth

@@ -1,0 +1,97 @@
+#include "worker/step/lane_account.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+absl::Status IoError(const std::string& path, const char* what) {
+  const int error = errno;
+  const std::string message = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
+  if (error == ENOSPC || error == EDQUOT)
+    return absl::ResourceExhaustedError(absl::StrCat(message, "; free some space"));
+  return absl::UnavailableError(message);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LaneAccount>> LaneAccount::Open(const std::string& folder, const LaneState& state) {
+  std::string path = JoinPath(folder, absl::StrCat("lane-", state.cursor().lane(), ".tsv"));
+  const uint64_t kept = state.dead_letter_bytes();
+  uint64_t there = 0;
+  if (PathExists(path)) {
+    HEARTH_ASSIGN_OR_RETURN(there, FileBytes(path));
+  }
+  if (there < kept) {
+    return absl::DataLossError(absl::StrCat(path, ": ", there, " bytes, the snapshot counts ", kept,
+                                            "; put the file back, or start with --fresh in another folder"));
+  }
+  if (there > kept && truncate(path.c_str(), static_cast<off_t>(kept)) != 0) return IoError(path, "truncate");
+  return std::unique_ptr<LaneAccount>(new LaneAccount(std::move(path), state));
+}
+
+LaneAccount::~LaneAccount() {
+  if (file_ != nullptr) std::fclose(file_);
+}
+
+absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vector<LogFile>& files) {
+  const uint64_t records = static_cast<uint64_t>(batch.records);
+  const uint64_t accounted = records + batch.delta.rejected() + batch.delta.filtered();
+  if (batch.delta.read() != accounted) {
+    return absl::InternalError(absl::StrCat("lane ", batch.lane, ", step ", batch.step, ": the reader counts ",
+                                            batch.delta.read(), " records read, of which ", records, " valid, ",
+                                            batch.delta.rejected(), " rejected, ", batch.delta.filtered(),
+                                            " filtered"));
+  }
+  Ledger* ledger = state_.mutable_ledger();
+  ledger->set_read(ledger->read() + batch.delta.read());
+  ledger->set_filtered(ledger->filtered() + batch.delta.filtered());
+  ledger->set_rejected(ledger->rejected() + batch.delta.rejected() + (skipped ? records : 0));
+  ledger->set_trained(ledger->trained() + (skipped ? 0 : records));
+  if (skipped) state_.set_non_finite(state_.non_finite() + records);
+  *state_.mutable_cursor() = batch.cursor;
+  HEARTH_RETURN_IF_ERROR(Append(batch.dead_letters));
+  if (!skipped) return absl::OkStatus();
+  std::string lines;
+  for (size_t i = 0; i < records; ++i) {
+    const uint32_t number = batch.file_of[i];
+    const absl::string_view path = number < files.size() ? absl::string_view(files[number].path()) : "?";
+    absl::StrAppend(&lines, path, "\t", batch.offset[i], "\tloss or gradient not finite in step ", batch.step, "\n");
+  }
+  return Append(lines);
+}
+
+absl::Status LaneAccount::Append(const std::string& lines) {
+  if (lines.empty()) return absl::OkStatus();
+  if (file_ == nullptr) {
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(path_.substr(0, path_.rfind('/'))));
+    file_ = std::fopen(path_.c_str(), "ab");
+    if (file_ == nullptr) return IoError(path_, "open");
+  }
+  if (std::fwrite(lines.data(), 1, lines.size(), file_) != lines.size()) return IoError(path_, "write");
+  state_.set_dead_letter_bytes(state_.dead_letter_bytes() + lines.size());
+  return absl::OkStatus();
+}
+
+absl::Status LaneAccount::Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row) {
+  state_.set_epoch_ends_at(epoch_ends_at);
+  state_.set_skipped_in_row(skipped_in_row);
+  if (file_ == nullptr) return absl::OkStatus();
+  if (std::fflush(file_) != 0 || fsync(fileno(file_)) != 0) return IoError(path_, "fsync");
+  if (name_is_durable_) return absl::OkStatus();
+  const std::string folder = path_.substr(0, path_.rfind('/'));
+  HEARTH_RETURN_IF_ERROR(FsyncPath(folder));
+  HEARTH_RETURN_IF_ERROR(FsyncPath(JoinPath(folder, "..")));  // Append may have made the folder too
+  name_is_durable_ = true;
+  return absl::OkStatus();
+}
+
+}  // namespace hearth

@@ -1,0 +1,43 @@
+// What one lane has to show for itself at a cut: cursor, ledger and dead letters of applied steps, and nothing of what
+// was merely read ahead (protocol.md §1).
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/proto/control.pb.h"
+#include "model/batch/batch.h"
+
+namespace hearth {
+
+// One thread.
+class LaneAccount {
+ public:
+  // Takes up the lane where `state` left it: cuts its dead-letter file, folder/lane-<l>.tsv, back to the recorded
+  // length. DataLoss when the file is shorter than that.
+  static absl::StatusOr<std::unique_ptr<LaneAccount>> Open(const std::string& folder, const LaneState& state);
+  ~LaneAccount();
+
+  // Enters an applied step's batch. `skipped`: its records are rejected and dead-lettered as non-finite;
+  // files[file_of[i]] is then looked up, by number. Internal when the reader's counts do not add up.
+  absl::Status Enter(const Batch& batch, bool skipped, const std::vector<LogFile>& files);
+
+  // Makes the dead-letter file and its name durable, and notes what a LaneState needs beside cursor and ledger.
+  absl::Status Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row);
+  const LaneState& state() const { return state_; }
+
+ private:
+  LaneAccount(std::string path, const LaneState& state) : path_(std::move(path)), state_(state) {}
+  absl::Status Append(const std::string& lines);
+
+  const std::string path_;
+  LaneState state_;
+  std::FILE* file_ = nullptr;  // opened with the first dead letter
+  bool name_is_durable_ = false;
+};
+
+}  // namespace hearth

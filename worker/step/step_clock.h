@@ -1,0 +1,63 @@
+// Which steps are cuts, where epochs end, and what each step's pull sees.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "worker/step/step_verdict.h"
+
+namespace hearth {
+
+// What follows from step `step`'s verdict. Rides on the step's permit.
+struct Decision {
+  uint64_t step = 0;
+  uint64_t cut = 0;         // step + staleness; 0: nothing was asked for
+  bool epoch_ends = false;  // at `cut`
+  bool stop = false;        // at `cut`
+};
+
+// Cuts, epochs and views as protocol.md §2–3 fixes them. Pure; the trainer's side decides, the pull thread's side
+// follows, and every worker's clock says the same. Steps are taken in order.
+class StepClock {
+ public:
+  struct Options {
+    uint32_t staleness = 0;    // k
+    uint32_t every_steps = 0;  // multiples of it are cuts; 0: none
+    uint64_t steps_max = 0;    // > 0: a cut, and the job's last step
+    uint32_t epochs = 1;
+    uint64_t step = 0;           // the cut that everything starts from
+    uint32_t epoch = 0;          // of that cut's own step, 0-based
+    uint64_t epoch_ends_at = 0;  // LaneState.epoch_ends_at of that cut; REQUIRES: <= step + staleness
+  };
+  explicit StepClock(const Options& options);
+
+  // Derives what step's verdict means and takes it in.
+  Decision Decide(uint64_t step, const StepVerdict& verdict);
+  // Takes in what another clock decided.
+  void Take(const Decision& decision);
+
+  // max(step − 1 − k, last cut before step). REQUIRES: step − k − 1 is decided, or not after the start; step itself is
+  // not.
+  uint64_t View(uint64_t step) const;
+  // First cut >= step that is known; 0: none.
+  uint64_t NextCut(uint64_t step) const;
+  bool EpochEndsAt(uint64_t step) const { return epoch_ends_at_ != 0 && step == epoch_ends_at_; }
+  uint32_t EpochOf(uint64_t step) const { return epoch_ + (epoch_ends_at_ != 0 && step > epoch_ends_at_ ? 1 : 0); }
+  // The run ends after this step; 0: not known yet. A job that was finished before it started ends at or before its
+  // start.
+  uint64_t StopAt() const;
+  // All epochs are trained, or steps_max is reached, once `step` is applied.
+  bool FinishedAt(uint64_t step) const;
+  uint64_t epoch_ends_at() const { return epoch_ends_at_; }
+
+ private:
+  void AddCut(uint64_t step);
+
+  const Options options_;
+  std::vector<uint64_t> cuts_;  // asked for, ascending; of those passed only the last is kept
+  uint32_t epoch_;              // of the steps up to epoch_ends_at_
+  uint64_t epoch_ends_at_;      // the newest one decided; 0: none
+  uint64_t asked_stop_ = 0;
+};
+
+}  // namespace hearth
