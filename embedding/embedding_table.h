@@ -1,7 +1,7 @@
 // Sign → trained row, whatever tier it is in. The deep module of Hearth.
 //
 // A row is [meta | weights dim | optimizer state], contiguous, the same bytes in the memory tier (flat open addressing
-// over an arena) and in the store: weights and state can never come from different moments. Rules: protocol.md §4.
+// over an arena) and in the store: weights and state never come from different moments. Rules: docs/PROTOCOL.md §4.
 //
 //  - A pull changes nothing but the tier a row is in.
 //  - Rows are born, counted, stamped and trained in Push, which applies one whole step.

@@ -1,5 +1,5 @@
-// When a record is born, which leaves memory first, and when it is gone. protocol.md of the design, "What an apply
-// does".
+// When a record is born, which leaves memory first, and when it is gone. docs/PROTOCOL.md §4,
+// "What an apply does".
 #pragma once
 
 #include <cstdint>

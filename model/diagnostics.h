@@ -1,4 +1,4 @@
-// The three anomalies of mixtures of experts as numbers (home-model.md §6), measured on a held-out sample with
+// The three anomalies of mixtures of experts as numbers (docs/MODEL.md §6), measured on a held-out sample with
 // BatchNorm in evaluation mode: experts that collapse to zero, shared experts that degrade to one task's, own experts
 // that stay unused.
 #pragma once

@@ -1,4 +1,4 @@
-// HoME: a hierarchy of multi-gate experts over groups of tasks (home-model.md §2, and docs/ARCHITECTURE.md).
+// HoME: a hierarchy of multi-gate experts over groups of tasks (docs/MODEL.md §2).
 //
 //   v ─┬─ level1.shared     ──► z_shared ─┬───────────────► level2.shared ─────┐
 //      ├─ level1.category.c ──► z_c ──────┼─┬─────────────► level2.category.c ─┼─► h_t ──► tower.t ──► logit

@@ -11,7 +11,7 @@
 
 namespace hearth::kernels {
 
-// A feature gate on `width` columns with L sub-spaces (home-model.md §2):
+// A feature gate on `width` columns with L sub-spaces (docs/MODEL.md §2):
 //   m = softmax(mix_logits);  s_l = σ(a_l);  x = v ⊙ 2 Σ_l m_l s_l
 // In: s holds the pre-activations a [L, rows, width]. Out: s the sigmoids, m [rows, L], x [rows, width].
 template <typename T>

@@ -1,4 +1,4 @@
-// The parts HoME and its baselines are made of (home-model.md §2): parameters under module paths, and for each part the
+// The parts HoME and its baselines are made of (docs/MODEL.md §2): parameters under module paths, and for each part the
 // plain version in tensor operations (`…Reference`) beside those that fast models are composed of: fused loops on the
 // CPU (fused_ops.cc), few large operations on other devices (batched_ops.cc). Private to the room.
 //

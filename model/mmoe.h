@@ -1,4 +1,4 @@
-// MMoE: experts that all tasks share, one gate a task (home-model.md §5).
+// MMoE: experts that all tasks share, one gate a task (docs/MODEL.md §5).
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// Features → one logit per task. HoME, MMoE and shared bottom behind one small interface; specification: home-model.md
-// (docs/ARCHITECTURE.md in this tree says what was chosen).
+// Features → one logit per task. HoME, MMoE and shared bottom behind one small interface; specification:
+// docs/MODEL.md, which also says what was chosen.
 #pragma once
 
 #include <torch/torch.h>
@@ -100,7 +100,7 @@ struct ModelCost {
   int64_t parameters = 0;     // closed form
   int64_t multiply_adds = 0;  // forward, a sample
 };
-// The closed forms of home-model.md §4.
+// The closed forms of docs/MODEL.md §4.
 ModelCost CostOf(const ModelSpec& spec);
 
 // Σ over records and tasks of weight_t · mask · BCE(logit, label): a sum, never a mean. Shapes [B, T]; weights [T].

@@ -1,4 +1,4 @@
-// Shared bottom: one expert below, a tower a task (home-model.md §5).
+// Shared bottom: one expert below, a tower a task (docs/MODEL.md §5).
 #pragma once
 
 #include <memory>

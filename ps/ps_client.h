@@ -38,7 +38,7 @@ struct ClientOptions {
   int64_t retry_us_max = 30'000'000;
 };
 
-// One message a server even where it owns none of the signs: the step clock needs it (protocol.md §2).
+// One message a server even where it owns none of the signs: the step clock needs it (docs/PROTOCOL.md §2).
 class PullClient {
  public:
   // `port`: kPortPull for training, kPortEvaluate on worker > 0 or kPortPull for evaluation pulls.

@@ -297,7 +297,7 @@ class ShardImpl : public Shard {
     return absl::OkStatus();
   }
 
-  // Conditions (a) and (c) of protocol.md §2; (b) by counting up. What (c) keeps open is exactly the pulls whose view
+  // Conditions (a) and (c) of docs/PROTOCOL.md §2; (b) by counting up. (c) keeps open exactly the pulls whose view
   // is j − 1.
   bool MayApply(uint64_t j) const {
     if (terms_[j % window_].pushes < lanes_.size()) return false;

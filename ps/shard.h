@@ -1,5 +1,5 @@
 // A server's tables and its step clock: answers pulls, holds pushes and applies steps in the one order that
-// protocol.md §2 allows. Pure with respect to time and network: bytes in, bytes out, so it is tested without either.
+// docs/PROTOCOL.md §2 allows. Pure as to time and network: bytes in, bytes out, so it is tested without either.
 //
 // Cuts are the multiples of snapshot.every_steps, the step it starts from, and whatever a push's next_cut announces:
 // pushes f … S carry S, so when all pushes of j are here the first cut >= j is known as far as condition (c) can ask.

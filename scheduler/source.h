@@ -1,5 +1,5 @@
 // Where the job's log files come from: files in the order that the job gives, and directories that grow. Makes the
-// append-only list of files (protocol.md §1): number, path, length, digest of the first 64 KiB. Reads nothing else.
+// append-only list of files (docs/PROTOCOL.md §1): number, path, length, digest of the first 64 KiB. No more is read.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Evaluation of the job's splits on the tables after a cut (protocol.md §5): read only, batches fixed by (file, block),
+// Evaluation of the splits on the tables after a cut (docs/PROTOCOL.md §5): read only, batches fixed by (file, block),
 // results merged in (file, record) order, so that figures and predictions do not depend on the number of workers.
 #pragma once
 

@@ -102,7 +102,7 @@ class BoundedQueue {
 };
 
 // An endpoint's inbox: any thread delivers, one thread receives. Unbounded in code, bounded by protocol: at most
-// staleness + 1 batches a lane are in flight (design.md §7).
+// staleness + 1 batches a lane are in flight (docs/PROTOCOL.md §8).
 class Mailbox {
  public:
   explicit Mailbox(Env* env) : env_(env), arrived_(env->NewEvent()) {}

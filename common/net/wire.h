@@ -1,4 +1,4 @@
-// Byte layout of the data plane (protocol.md §7, docs/FORMATS.md). Little-endian, one message a server, lane and step:
+// Byte layout of the data plane (docs/PROTOCOL.md §7). Little-endian, one message a server, lane and step:
 //
 //   Header (72 bytes) · for each section: SectionHeader (24 bytes) · signs u64[count] · occurrences u32[count] (padded
 //   to 8) · values dtype[count × dim] (padded to 8)

@@ -55,7 +55,7 @@ struct Batch {
   std::vector<uint64_t> user;          // [records] 64-bit hash of the GAUC column; empty where the log has none
   std::vector<std::string> user_text;  // [records] the column itself, only when predictions are asked for
 
-  // State at the END of this batch (protocol.md §1).
+  // State at the END of this batch (docs/PROTOCOL.md §1).
   Cursor cursor;
   Ledger delta;              // read, rejected, filtered since the batch before; trained is set at apply
   std::string dead_letters;  // lines for DIR/dead-letter, written when the step is applied

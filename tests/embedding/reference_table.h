@@ -1,4 +1,4 @@
-// protocol.md "What an apply does" over a std::map, as plainly as it can be said: the truth that EmbeddingTable is
+// docs/PROTOCOL.md §4 "What an apply does" over a std::map, as plainly as can be: the truth that EmbeddingTable is
 // compared with.
 #pragma once
 

@@ -338,7 +338,7 @@ TEST(MultiTaskModel, GradientsAgreeWithFiniteDifferences) {
   }
 }
 
-// home-model.md §2: a loss on a task of one category gives exactly zero gradient to the other categories' level-2 parts
+// docs/MODEL.md §2: a loss on a task of one category gives exactly zero gradient to the other categories' level-2 parts
 // and to other tasks' experts, while their level-1 experts still receive gradient through z_shared.
 TEST(Home, HierarchyMaskLetsATasksGradientReachWhatItMayAndNothingElse) {
   const ModelSpec spec = SmallSpec(Model::HOME);

@@ -1,4 +1,4 @@
-// The rules of protocol.md §2 over thousands of orders of delivery: one sequential run's bits every time, and a run
+// The rules of docs/PROTOCOL.md §2 over hundreds of orders of delivery: one sequential run's bits each time, and a run
 // that breaks or stands still when one of the rules is left out.
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Seam 3: sums over the lanes of all workers, part by part in lane order, so that the bits do not depend on which
-// process held which lane (protocol.md §3).
+// process held which lane (docs/PROTOCOL.md §3).
 #pragma once
 
 #include <cstddef>

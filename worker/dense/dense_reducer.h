@@ -1,4 +1,4 @@
-// One reduction a step: what all lanes add up, and what all workers must decide at the same step (protocol.md §3).
+// One reduction a step: what all lanes add up, and what all workers must decide at the same step (docs/PROTOCOL.md §3).
 #pragma once
 
 #include <cstdint>

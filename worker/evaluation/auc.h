@@ -1,4 +1,4 @@
-// Ranking metrics (home-model.md §7): exact on evaluation, bucketed while training.
+// Ranking metrics (docs/MODEL.md §7): exact on evaluation, bucketed while training.
 #pragma once
 
 #include <cstdint>

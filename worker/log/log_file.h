@@ -1,4 +1,4 @@
-// One listed file of a log as blocks of records (protocol.md §1). Plain text: block b is the records that start in
+// One listed file of a log as blocks of records (docs/PROTOCOL.md §1). Plain text: block b is the records that start in
 // bytes [b·piece_bytes, (b+1)·piece_bytes). Compressed, or with records over several lines: records [b·R, (b+1)·R). The
 // header is no record.
 #pragma once

@@ -1,5 +1,5 @@
 // Files → batches. Delimited text (CSV, TSV; quoted fields; header or named columns; plain, gzip, zstd), joined with
-// side tables, turned into signs, numbers and labels. Pieces, windows, shuffling, cursors: protocol.md §1.
+// side tables, turned into signs, numbers and labels. Pieces, windows, shuffling, cursors: docs/PROTOCOL.md §1.
 #pragma once
 
 #include <atomic>
@@ -50,7 +50,7 @@ struct LaneReaderOptions {
   const std::atomic<bool>* job_rests = nullptr;
 };
 
-// One lane's batches in the one order that protocol.md fixes. One thread. A resume from the cursor of any batch
+// One lane's batches in the one order that docs/PROTOCOL.md §1 fixes. One thread. A resume from the cursor of any batch
 // continues with exactly the batches that would have followed.
 class LaneReader {
  public:

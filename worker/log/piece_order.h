@@ -1,4 +1,4 @@
-// Repeatable shuffles of pieces and records (protocol.md §1).
+// Repeatable shuffles of pieces and records (docs/PROTOCOL.md §1).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // What one lane has to show for itself at a cut: cursor, ledger and dead letters of applied steps, and nothing of what
-// was merely read ahead (protocol.md §1).
+// was merely read ahead (docs/PROTOCOL.md §1).
 #pragma once
 
 #include <cstdint>

@@ -201,7 +201,7 @@ struct ReferenceBatch {
   uint64_t window = 0, record = 0;
 };
 
-// protocol.md §1, read aloud: pieces → this lane's → windows → batches. The last one is the end of the epoch.
+// docs/PROTOCOL.md §1, read aloud: pieces → this lane's → windows → batches. The last one is the end of the epoch.
 std::vector<ReferenceBatch> Reference(const Made& made, uint32_t epoch, uint32_t lane, uint32_t lanes) {
   std::vector<ReferenceBatch> batches;
   ReferenceBatch pending;

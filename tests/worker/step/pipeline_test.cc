@@ -110,7 +110,7 @@ class ScriptedReader : public LaneReader {
   uint64_t next_ = 0;
 };
 
-// The slow truth: one loop, every table kept, the rules of protocol.md §2 and §3 written down as they stand there.
+// The slow truth: one loop, every table kept, the rules of docs/PROTOCOL.md §2 and §3 written down as they stand.
 Outcome Reference(const Plan& plan, const Saved& start) {
   Outcome outcome;
   const uint64_t k = plan.staleness;
@@ -187,7 +187,7 @@ Outcome Reference(const Plan& plan, const Saved& start) {
   }
 }
 
-// A server that holds to protocol.md §2 and to nothing else, and notes whoever breaks it.
+// A server that holds to docs/PROTOCOL.md §2 and to nothing else, and notes whoever breaks it.
 class StrictServer {
  public:
   StrictServer(const Plan& plan, Transport* transport, const Saved& start, const ShardMap& map, uint32_t index)
