@@ -9,7 +9,7 @@
 //
 // A permit carries what the reduction of its step decided. Everything that step f decides takes effect at f + k + 1,
 // which is the step whose pull the permit unlocks: so the pull thread always knows enough, and never waits for more
-// (protocol.md §2–3).
+// (docs/PROTOCOL.md §2, §3).
 #pragma once
 
 #include <cstdint>

@@ -16,8 +16,8 @@ struct Decision {
   bool stop = false;        // at `cut`
 };
 
-// Cuts, epochs and views as protocol.md §2–3 fixes them. Pure; the trainer's side decides, the pull thread's side
-// follows, and every worker's clock says the same. Steps are taken in order.
+// Cuts, epochs and views as docs/PROTOCOL.md §2, §3 fixes them. Pure; the trainer's side decides, the pull thread's
+// side follows, and every worker's clock says the same. Steps are taken in order.
 class StepClock {
  public:
   struct Options {
