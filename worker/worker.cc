@@ -26,6 +26,7 @@
 #include "worker/evaluation/auc.h"
 #include "worker/evaluator.h"
 #include "worker/log/log_reader.h"
+#include "worker/profile.h"
 #include "worker/step/lane_account.h"
 #include "worker/step/pipeline.h"
 #include "worker/step/progress_metrics.h"
@@ -133,6 +134,7 @@ struct Worker::State {
   std::unique_ptr<DenseStep> dense_step;
   uint32_t skipped_in_row = 0;  // steps; the same on every worker
   std::unique_ptr<Pipeline> pipeline;
+  std::unique_ptr<StepProfile> profile;  // worker 0's, where the job asks for one
 
   ProgressMetrics page;
 
@@ -337,6 +339,10 @@ absl::Status Worker::State::PrepareModel(const StartWorker& start) {
   HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates, options.device));
   if (!fresh) HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(start.snapshot(), kDenseFile)));
   spdlog::info("model built parameters={} restored={}", trainer->parameters(), !fresh);
+  const Profile& wanted = options.job.metrics().profile();
+  if (is_first() && wanted.steps() > 0 && !start.evaluate_only()) {
+    HEARTH_ASSIGN_OR_RETURN(profile, StepProfile::Create(wanted, JoinPath(options.dir, "profile/worker-0.json")));
+  }
   return absl::OkStatus();
 }
 
@@ -424,7 +430,9 @@ absl::Status Worker::State::Train() {
       return absl::CancelledError(absl::StrCat("the scheduler said goodbye before step ", batch->step));
     }
     const uint64_t number = batch->step;
+    if (profile != nullptr) HEARTH_RETURN_IF_ERROR(profile->Before(number));
     HEARTH_ASSIGN_OR_RETURN(const CutState cut, Step(std::move(batch)));
+    if (profile != nullptr) HEARTH_RETURN_IF_ERROR(profile->After(number, cut.stopping));
     step = number;
     if (cut.cut) HEARTH_RETURN_IF_ERROR(AtCut(step, cut));
     if (cut.stopping) return absl::OkStatus();

@@ -613,6 +613,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
   faults.Range("limits.record_bytes_max", job.limits().record_bytes_max(), 16, 1 << 30);
   faults.Range("metrics.prometheus_port", job.metrics().prometheus_port(), 0, 65535);
   faults.Range("metrics.progress_seconds", job.metrics().progress_seconds(), 0.01, 1e6);
+  faults.Range("metrics.profile.steps", job.metrics().profile().steps(), 0, 1000);
   return faults.Take();
 }
 

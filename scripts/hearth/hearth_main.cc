@@ -28,7 +28,7 @@ std::string Version() {
   const std::string cuda = HEARTH_CUDA_VERSION;
   return "hearth commit " + BuildCommit() + ", " + HEARTH_BUILD_TYPE + " build, LibTorch " +
          (torch.empty() ? "none" : torch) + ", " + (cuda.empty() ? "CPU only" : "CUDA " + cuda) +
-         " (never run on a GPU)";
+         " (run on one NVIDIA H200 so far)";
 }
 
 int Finish(const absl::Status& status) {

@@ -488,12 +488,30 @@ def a_finished_job_stays_finished(bench):
     check_equal(longer["model_hash"], whole["model_hash"], "hash of two epochs, the second one added later")
 
 
+def a_profile_is_a_trace_of_its_steps_or_refused(bench):
+    bench.generate(records=2000)
+    sets = ["metrics.profile.first_step=3", "metrics.profile.steps=2"]
+    if "CUDA" not in bench.run("--version"):
+        bench.train("run", expect=78, sets=sets)
+        check("metrics.profile" in bench.output and "scripts/build cuda" in bench.output, bench.output)
+        return
+    plain = bench.train("plain", worker=2)
+    run = bench.train("run", worker=2, sets=sets)
+    check_equal(run["model_hash"], plain["model_hash"], "hash with a profile against one without")
+    check_equal([path.name for path in (bench.root / "run/profile").iterdir()], ["worker-0.json"], "traces")
+    events = json.loads((bench.root / "run/profile/worker-0.json").read_text())["traceEvents"]
+    names = {event["name"] for event in events}
+    check_equal(sorted(name for name in names if name.startswith("step ")), ["step 3", "step 4"], "steps in the trace")
+    check("aten::mm" in names or "aten::addmm" in names or "aten::bmm" in names, f"no product in {sorted(names)[:40]}")
+
+
 CASES = [same_job_twice_gives_the_same_hash, workers_do_not_change_the_hash, servers_do_not_change_the_hash,
          staleness_is_exact_on_any_number_of_processes, killed_ranks_are_restarted_and_nothing_is_lost,
          sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
          eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
          every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
-         a_finished_job_stays_finished]
+         a_finished_job_stays_finished,
+         a_profile_is_a_trace_of_its_steps_or_refused]
 
 
 def main(cases=CASES, prefix="hearth-e2e-", bench=Bench):
