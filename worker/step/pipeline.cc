@@ -312,13 +312,15 @@ absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool ne
   if (new_epoch) lane->at_end = false;
   if (lane->at_end) return AtEnd(*lane, epoch);
   std::unique_ptr<Batch> batch;
-  do {  // an idle batch says nothing once there is another behind it
+  // An idle batch says nothing once there is another behind it. Of those that are there now: the reader makes more.
+  for (size_t left = std::max<size_t>(1, lane->queue.size()); left > 0; --left) {
     std::optional<BatchRead> read = lane->queue.Pop();
     room->Notify();
     if (!read.has_value()) return std::unique_ptr<Batch>();
     HEARTH_RETURN_IF_ERROR(read->status());
     batch = *std::move(*read);
-  } while (batch != nullptr && batch->kind == Batch::Kind::kIdle && lane->queue.size() > 0);
+    if (batch == nullptr || batch->kind != Batch::Kind::kIdle) break;
+  }
   if (batch == nullptr || batch->epoch != epoch || batch->lane != lane->cursor.lane()) {
     return absl::InternalError(
         absl::StrCat("lane ", lane->cursor.lane(), " in epoch ", epoch, ": its reader gave ",
