@@ -106,6 +106,7 @@ absl::Status Scheduler::Prepare() {
   }
   HEARTH_ASSIGN_OR_RETURN(leases_, LeaseTable::Make(lanes, options_.workers, restored));
   if (evaluate) {
+    HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
     leases_->AppendFiles(files, true);  // none of them is read
     return absl::OkStatus();
   }
@@ -117,10 +118,15 @@ absl::Status Scheduler::Prepare() {
   }
   if (manifest != nullptr && NothingIsLeft()) {
     finished_before_ = true;
-    return absl::OkStatus();
+    return Source::CheckNoNewPaths(options_.job, files);
+  }
+  HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
+  if (manifest != nullptr) {
+    HEARTH_RETURN_IF_ERROR(CheckSideTables({manifest->side_table().begin(), manifest->side_table().end()},
+                                           JoinedInTraining(options_.job, side_tables_)));
   }
   const bool closed = manifest != nullptr && manifest->log_list_closed();
-  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, options_.env->NowUs()));
+  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, restored, options_.env->NowUs()));
   leases_->AppendFiles(source_->files(), source_->closed());
 
   SnapshotCoordinator::Options coordinator;
@@ -156,7 +162,13 @@ absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
   for (const std::string& difference : JobDifferences(before, options_.job)) {
     if (options_.evaluate_snapshot.empty() || ConcernsModel(difference)) differences.push_back(difference);
   }
-  if (differences.empty()) return absl::OkStatus();
+  if (differences.empty()) {
+    for (const std::string& difference : BitDifferences(before, options_.job)) {
+      spdlog::warn("bits_change {} (snapshot != job): the model's bits are those of a run that changes this here",
+                   difference);
+    }
+    return absl::OkStatus();
+  }
   return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot != job):\n  ",
                                                     absl::StrJoin(differences, "\n  "),
                                                     "\nset these back, or choose another folder with --out"));
@@ -315,6 +327,9 @@ absl::Status Scheduler::Handle(const Message& message) {
     case Control::kEvaluation:
       if (IsServer(rank)) return unexpected();
       return HandleEvaluation(control.evaluation());
+    case Control::kStepReport:
+      if (IsServer(rank) || !trains) return unexpected();
+      return HandleStepReport(index, control.step_report());
     case Control::kFailed:
       HandleFailed(who, control.failed());
       return absl::OkStatus();
@@ -324,6 +339,7 @@ absl::Status Scheduler::Handle(const Message& message) {
     case Control::kAskCut:
     case Control::kGoodbye:
     case Control::kGo:
+    case Control::kJoinStep:
     case Control::KIND_NOT_SET:
       return unexpected();
   }
@@ -381,6 +397,7 @@ absl::Status Scheduler::StartWorkers() {
     start->set_snapshot(start_.folder);
     start->set_evaluate_only(!options_.evaluate_snapshot.empty());
     start->set_epoch(leases_->epoch());
+    for (const SideTableFile& file : side_tables_) *start->add_side_table() = file;
     HEARTH_RETURN_IF_ERROR(SendToWorker(worker, std::move(control)));
   }
   return absl::OkStatus();
@@ -469,6 +486,27 @@ absl::Status Scheduler::HandleEvaluation(const Evaluation& evaluation) {
   return Leave("finished", kExitOk, "");
 }
 
+// Every step is made by all workers, so one that makes a step makes those before it too.
+absl::Status Scheduler::HandleStepReport(uint32_t worker, const StepReport& report) {
+  if (report.without_records()) {
+    resting_[worker] = report.step();
+  } else {
+    step_with_records_ = std::max(step_with_records_, report.step());
+    resting_.erase(worker);
+  }
+  for (auto rests = resting_.begin(); rests != resting_.end();) {
+    if (rests->second > step_with_records_) {
+      ++rests;
+      continue;
+    }
+    Control control;
+    control.mutable_join_step()->set_step(step_with_records_);
+    HEARTH_RETURN_IF_ERROR(SendToWorker(rests->first, std::move(control)));
+    rests = resting_.erase(rests);
+  }
+  return absl::OkStatus();
+}
+
 void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
   const int code = failed.exit_code() != 0 ? failed.exit_code() : static_cast<int>(kExitInternal);
   const std::string reason = absl::StrCat(who, ": ", failed.reason());
@@ -505,6 +543,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   manifest.set_shards(options_.job.training().shards());
   for (const LogFile& file : leases_->files()) *manifest.add_log_file() = file;
   manifest.set_log_list_closed(leases_->files_closed());
+  for (SideTableFile& file : JoinedInTraining(options_.job, side_tables_)) *manifest.add_side_table() = std::move(file);
   manifest.set_dense_parameters(dense_parameters_);
   manifest.set_commit(BuildCommit());
 

@@ -69,6 +69,7 @@ class Scheduler {
   absl::Status HandleProgress(uint32_t worker, const Progress& progress);
   absl::Status HandleWorkerAtCut(uint32_t worker, const WorkerAtCut& part);
   absl::Status HandleEvaluation(const Evaluation& evaluation);
+  absl::Status HandleStepReport(uint32_t worker, const StepReport& report);
   void HandleFailed(const std::string& who, const Failed& failed);
 
   absl::Status StartWorkers();
@@ -104,6 +105,7 @@ class Scheduler {
   std::set<uint32_t> workers_ready_;
   std::optional<LeaseTable> leases_;
   std::unique_ptr<Source> source_;
+  std::vector<SideTableFile> side_tables_;
   std::unique_ptr<SnapshotCoordinator> coordinator_;
   std::unique_ptr<Curves> curves_;
   std::unique_ptr<RunReport> report_;
@@ -112,7 +114,9 @@ class Scheduler {
   std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot
   std::vector<uint64_t> committed_;              // steps of the snapshots in DIR, ascending
   uint64_t dense_parameters_ = 0;
-  std::optional<uint64_t> dense_hash_;  // at the start, of the workers that are ready
+  std::optional<uint64_t> dense_hash_;    // at the start, of the workers that are ready
+  uint64_t step_with_records_ = 0;        // the newest that some worker makes, while a directory may grow
+  std::map<uint32_t, uint64_t> resting_;  // the step that a worker has no record for, and waits whether others have
   bool stop_asked_ = false;
   bool stop_sent_ = false;
   struct Departure {

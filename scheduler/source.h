@@ -26,11 +26,20 @@ constexpr size_t kLogFilesMax = size_t{1} << 20;
 // that end in ".tmp", folders and the end marker are no log files. A file must enter its directory whole, by rename.
 class Source {
  public:
-  // `listed` and `closed`: the list as a MANIFEST knows it; empty and false on a first start. Each listed file must
-  // still be there with its length and digest: NotFound or DataLoss otherwise, with file and remedy. Paths are resolved
-  // anew, so that a job whose data_dir moved goes on. Ends with a first Poll.
+  // `listed`, `closed` and `lanes`: the list and the lanes as a MANIFEST knows them; empty and false on a first start.
+  // Paths are resolved anew, so that a job whose data_dir moved goes on. What is still to be read must be there with
+  // its length and digest: NotFound or DataLoss otherwise, with file and remedy. What is amended since is told in the
+  // log:
+  //  - a file that no lane has begun may be another one, or be gone from its directory;
+  //  - a file that lanes are in may be another one behind their cursors: readers check the rest (Cursor.text_digest);
+  //  - a file that all lanes have passed for good need not be there;
+  //  - a path may be taken off its log at any time, and new ones named behind the listed ones while the log is the last
+  //    one that is listed and its epoch goes on: FailedPrecondition otherwise.
+  // A log that is shuffled is one whole: none of this once it is begun. Ends with a first Poll.
   static absl::StatusOr<std::unique_ptr<Source>> Open(const Job& job, const std::vector<LogFile>& listed, bool closed,
-                                                      int64_t now_us);
+                                                      const std::vector<LaneState>& lanes, int64_t now_us);
+  // For a job that is finished: FailedPrecondition where it names paths that were not listed, for nobody reads them.
+  static absl::Status CheckNoNewPaths(const Job& job, const std::vector<LogFile>& listed);
 
   // Looks for new files, appends them to the list and returns them. Nothing when closed. NotFound for a path, or a
   // directory, that does not exist.
@@ -45,10 +54,10 @@ class Source {
 
  private:
   explicit Source(const Job& job) : job_(job) {}
-  absl::Status Restore(const std::vector<LogFile>& listed);
+  absl::Status Restore(const std::vector<LogFile>& listed, const std::vector<LaneState>& lanes, bool* appended);
   absl::Status PollDirectory(const Log& log, int64_t now_us);
   absl::StatusOr<std::vector<std::string>> NewNames(const std::string& folder, const Log& log, bool* ended) const;
-  absl::Status Append(const std::string& path, uint32_t log);
+  absl::Status Append(const std::string& path, const std::string& name, uint32_t log);
 
   const Job job_;
   std::vector<LogFile> files_;
@@ -58,5 +67,14 @@ class Source {
   int64_t next_poll_us_ = 0;
   bool closed_ = false;
 };
+
+// Side tables that training logs or splits join, as they are now: every worker must read the same. NotFound names one
+// that is missing.
+absl::StatusOr<std::vector<SideTableFile>> DescribeSideTables(const Job& job);
+// Those of `files` that training logs join.
+std::vector<SideTableFile> JoinedInTraining(const Job& job, const std::vector<SideTableFile>& files);
+// DataLoss where a side table that training joins is another one than `before`: it decides which records are valid, and
+// so what a cursor means.
+absl::Status CheckSideTables(const std::vector<SideTableFile>& before, const std::vector<SideTableFile>& now);
 
 }  // namespace hearth

@@ -50,6 +50,7 @@ double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cu
   const uint32_t log = cursor.file() < files.size() ? files[cursor.file()].log() : 0;
   const bool shuffled = static_cast<int>(log) < job.log_size() && job.log(static_cast<int>(log)).shuffle().pieces();
   for (const LogFile& file : files) {
+    if (file.taken_off()) continue;
     const double bytes = static_cast<double>(file.bytes());
     total += bytes;
     if (shuffled ? file.log() < log : file.number() < cursor.file()) behind += bytes;
@@ -89,6 +90,7 @@ struct Worker::State {
   absl::Status PrepareLanes(const StartWorker& start);
   absl::Status PrepareStep();
   absl::StatusOr<std::unique_ptr<LaneReader>> OpenReader(const LaneState& lane);
+  absl::Status ReportStep(uint64_t number, bool without_records);
   StepClock::Options ClockOptions(const StartWorker& start) const;
 
   // Steps.
@@ -116,8 +118,8 @@ struct Worker::State {
   std::atomic<bool> asked_cut{false};
   std::atomic<bool> asked_stop{false};
   std::atomic<bool> quit{false};
-  std::atomic<bool> job_rests{true};  // for the readers: the last step had no record
-  std::atomic<bool> goodbye{false};   // or the control thread failed: see control_status
+  std::unique_ptr<RestGate> gate;    // of a job with a directory that grows; made before the control thread
+  std::atomic<bool> goodbye{false};  // or the control thread failed: see control_status
   const std::unique_ptr<Event> goodbye_event;
   absl::Status control_status;  // written before `goodbye` is set, read after
   std::unique_ptr<hearth::Thread> control_thread;
@@ -211,6 +213,7 @@ absl::Status Worker::State::Run() {
     cursor.set_end_of_epoch(cursor.end_of_epoch() && cursor.epoch() == clock.epoch);
     piping.lanes.push_back({std::move(readers[i]), cursor});
   }
+  piping.gate = gate.get();
   piping.pulled = [this](Batch* batch) { return dense_step->Stage(batch); };
   pipeline = std::make_unique<Pipeline>(std::move(piping));
   HEARTH_RETURN_IF_ERROR(Train());
@@ -250,6 +253,10 @@ void Worker::State::Take(const Control& control) {
     }
     case Control::kAskCut:
       (control.ask_cut().stop() ? asked_stop : asked_cut) = true;
+      if (gate != nullptr) gate->Open();
+      return;
+    case Control::kJoinStep:
+      if (gate != nullptr) gate->Join(control.join_step().step());
       return;
     case Control::kGoodbye:
       goodbye = true;
@@ -307,7 +314,8 @@ absl::Status Worker::State::Prepare(const StartWorker& start) {
     logs.push_back(split.log());
     users.push_back(split.user());
   }
-  HEARTH_ASSIGN_OR_RETURN(schema, LogSchema::Open(options.job, logs, users));
+  const std::vector<SideTableFile> side_tables(start.side_table().begin(), start.side_table().end());
+  HEARTH_ASSIGN_OR_RETURN(schema, LogSchema::Open(options.job, logs, users, side_tables));
   HEARTH_RETURN_IF_ERROR(RemoveTree(LiveFolder()));
   HEARTH_RETURN_IF_ERROR(MakeDirectories(LiveFolder()));
   HEARTH_RETURN_IF_ERROR(PrepareModel(start));
@@ -346,8 +354,27 @@ absl::Status Worker::State::PrepareModel(const StartWorker& start) {
   return absl::OkStatus();
 }
 
+// Once the list of files is closed nobody waits for more.
+absl::Status Worker::State::ReportStep(uint64_t number, bool without_records) {
+  if (files.closed()) return absl::OkStatus();
+  Control control;
+  control.mutable_step_report()->set_step(number);
+  control.mutable_step_report()->set_without_records(without_records);
+  control.set_from_role("worker");
+  control.set_from_index(static_cast<uint32_t>(options.index));
+  return options.transport->Send(kPortControl, {options.ranks.scheduler(), kPortScheduler},
+                                 EncodeControl(control, number));
+}
+
 absl::Status Worker::State::PrepareLanes(const StartWorker& start) {
   const uint32_t workers = static_cast<uint32_t>(options.ranks.workers);
+  if (std::any_of(options.job.log().begin(), options.job.log().end(),
+                  [](const Log& log) { return !log.directory().empty(); })) {
+    RestGate::Report report;
+    if (workers > 1) report = [this](uint64_t number, bool without) { return ReportStep(number, without); };
+    gate = std::make_unique<RestGate>(env, std::move(report));
+    if (asked_stop) gate->Open();
+  }
   uint32_t expected = static_cast<uint32_t>(options.index);
   for (LaneState lane : start.lane()) {
     if (!lane.cursor().has_lane()) lane.mutable_cursor()->set_lane(expected);
@@ -397,7 +424,7 @@ absl::StatusOr<std::unique_ptr<LaneReader>> Worker::State::OpenReader(const Lane
   reading.start = lane.cursor();
   reading.scratch = LiveFolder();
   reading.env = env;
-  reading.job_rests = &job_rests;
+  reading.job_rests = gate != nullptr ? &gate->rests() : nullptr;
   return LaneReader::Open(reading);
 }
 
@@ -470,7 +497,6 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   for (size_t i = 0; i < votes.size(); ++i) {
     HEARTH_RETURN_IF_ERROR(accounts[i]->Enter(*batch->lanes[i], sum.verdict.skip, listed));
   }
-  job_rests = sum.verdict.records == 0;
   if (sum.verdict.records > 0) skipped_in_row = sum.trains ? 0 : skipped_in_row + 1;
   HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
   HEARTH_RETURN_IF_ERROR(CheckSkips(number));

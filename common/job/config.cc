@@ -237,6 +237,15 @@ Job Identity(const Job& job) {
   return identity;
 }
 
+// What a resume may not change. Beside what decides the model: what a bad record is, for a cursor counts valid ones.
+// Not the paths of logs: the list of files judges which of them may come and go (scheduler/source.h).
+Job ResumeIdentity(const Job& job) {
+  Job identity = Identity(job);
+  identity.mutable_limits()->set_record_bytes_max(job.limits().record_bytes_max());
+  for (Log& log : *identity.mutable_log()) log.clear_path();
+  return identity;
+}
+
 using Flat = std::map<std::string, std::string>;
 
 void Flatten(const ProtoMessage& message, const std::string& prefix, Flat* flat) {
@@ -644,10 +653,12 @@ uint64_t JobHash(const Job& job) {
   return XXH3_64bits(text.data(), text.size());
 }
 
-std::vector<std::string> JobDifferences(const Job& a, const Job& b) {
+namespace {
+
+std::vector<std::string> Differences(const ProtoMessage& a, const ProtoMessage& b) {
   Flat left, right;
-  Flatten(Identity(a), "", &left);
-  Flatten(Identity(b), "", &right);
+  Flatten(a, "", &left);
+  Flatten(b, "", &right);
   std::vector<std::string> differences;
   for (const auto& [path, value] : left) {
     const auto found = right.find(path);
@@ -661,6 +672,24 @@ std::vector<std::string> JobDifferences(const Job& a, const Job& b) {
     if (!left.count(path)) differences.push_back(absl::StrCat(path, ": (absent) != ", value));
   }
   return differences;
+}
+
+}  // namespace
+
+std::vector<std::string> JobDifferences(const Job& a, const Job& b) {
+  return Differences(ResumeIdentity(a), ResumeIdentity(b));
+}
+
+std::vector<std::string> BitDifferences(const Job& before, const Job& now) {
+  const auto deciding = [&](const Job& job) {
+    Job kept;
+    kept.mutable_training()->set_threads(job.training().threads());
+    kept.mutable_training()->set_device(job.training().device());
+    kept.mutable_training()->set_precision(job.training().precision());
+    if (now.training().staleness() > 0) kept.mutable_snapshot()->set_every_steps(job.snapshot().every_steps());
+    return kept;
+  };
+  return Differences(deciding(before), deciding(now));
 }
 
 std::string ResolvePath(const Job& job, const std::string& path) { return JoinPath(job.data_dir(), path); }

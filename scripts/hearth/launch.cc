@@ -93,7 +93,12 @@ absl::Status TellRunJson(const std::string& out, const std::string& job_name, bo
 int RunToEnd(const TrainOptions& options, const Job& job, const std::string& folder, Supervisor* supervisor,
              std::string* reason) {
   int64_t back_off_us = options.back_off_us;
-  for (int restarts = 0;; ++restarts) {
+  supervisor->Pause(0);  // what was asked while the job was being prepared
+  if (supervisor->save_asked() && supervisor->stop_signal() == 0) {
+    *reason = "asked to save before anything was started; the newest snapshot stands";
+    return kExitSaved;
+  }
+  for (int restarts = 0; supervisor->stop_signal() == 0; ++restarts) {
     const RoleCounts counts = {options.servers, options.workers};
     const std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
     const absl::StatusOr<Supervisor::End> end =
@@ -128,15 +133,13 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
                         restarts + 1, options.restarts_max, back_off_us / 1e6));
     supervisor->Pause(back_off_us);
     back_off_us = std::min(back_off_us * 2, options.back_off_us * kBackOffMost);
-    if (supervisor->stop_signal() != 0) {
-      *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
-      return 128 + supervisor->stop_signal();
-    }
-    if (supervisor->save_asked()) {
+    if (supervisor->save_asked() && supervisor->stop_signal() == 0) {
       *reason = "asked to save between two starts; the newest snapshot stands";
       return kExitSaved;
     }
   }
+  *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
+  return 128 + supervisor->stop_signal();
 }
 
 // --- eval ---
@@ -281,6 +284,7 @@ absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text) {
 }
 
 int Train(const TrainOptions& options) {
+  Supervisor supervisor;  // from here on a signal is remembered
   absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
   if (!job.ok()) return Complain(job.status());
   if (const absl::Status status = CheckInputs(*job); !status.ok()) return Complain(status);
@@ -288,7 +292,6 @@ int Train(const TrainOptions& options) {
   if (!options.hostfile.empty() && !PathExists(options.hostfile)) {
     return Complain(absl::NotFoundError(absl::StrCat("--hostfile ", options.hostfile, ": no such file")));
   }
-  Supervisor supervisor;
   absl::StatusOr<std::unique_ptr<RunFolder>> folder = RunFolder::Open(options.out, options.fresh);
   if (!folder.ok()) return Complain(folder.status());
   const std::string& path = (*folder)->path();

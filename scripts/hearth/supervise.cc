@@ -24,6 +24,7 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kKillAfterUs = 20 * 1000000;   // mpirun itself gives its ranks a few seconds
+constexpr int64_t kAskAgainUs = 1000000;         // a save: whoever is asked may not listen yet
 constexpr int64_t kOrphanTermUs = 2 * 1000000;   // between SIGTERM and SIGKILL
 constexpr int64_t kOrphanKillUs = 10 * 1000000;  // until we say that it does not work
 constexpr uint64_t kCommandLineBytesMax = 1 << 22;
@@ -109,6 +110,7 @@ absl::StatusOr<Supervisor::End> Supervisor::Run(const Command& command) {
   close(report[0]);
 
   int64_t kill_at_us = kNever;
+  int64_t ask_at_us = kNever;
   for (;;) {
     int wait_status = 0;
     for (pid_t ended; (ended = waitpid(-1, &wait_status, WNOHANG)) > 0;) {  // adopted orphans, too
@@ -118,16 +120,23 @@ absl::StatusOr<Supervisor::End> Supervisor::Run(const Command& command) {
     }
     const int64_t now_us = Env::Real()->NowUs();
     if (now_us >= kill_at_us) kill(-child, SIGKILL);
+    if (now_us >= ask_at_us) {
+      kill(child, SIGUSR1);
+      ask_at_us = now_us + kAskAgainUs;
+    }
     const int signal = NextSignal(std::min(now_us + 1000000, kill_at_us > now_us ? kill_at_us : kNever));
     if (signal == 0 || signal == SIGCHLD) continue;
     kill(child, signal);
+    if (signal == SIGUSR1) ask_at_us = Env::Real()->NowUs() + kAskAgainUs;
     if (signal != SIGUSR1 && kill_at_us == kNever) kill_at_us = Env::Real()->NowUs() + kKillAfterUs;
   }
 }
 
 void Supervisor::Pause(int64_t wait_us) {
   const int64_t deadline_us = Env::Real()->NowUs() + wait_us;
-  while (!save_asked_ && stop_signal_ == 0 && Env::Real()->NowUs() < deadline_us) NextSignal(deadline_us);
+  do {
+    NextSignal(deadline_us);
+  } while (!save_asked_ && stop_signal_ == 0 && Env::Real()->NowUs() < deadline_us);
 }
 
 bool Supervisor::EndRolesOf(const std::string& folder) {

@@ -28,11 +28,12 @@ class Supervisor {
     int code = 0;  // exit code, or 128 + the signal that ended the child
   };
   // Runs the command in a process group of its own, stdin from /dev/null, and waits for its end. SIGUSR1, SIGTERM,
-  // SIGINT and SIGHUP are forwarded to the child as they come and remembered; a child that is still there
-  // `kKillAfterUs` after one of the latter three is killed with its group. The child is sent SIGTERM when this process
-  // dies. NotFound where the program is not.
+  // SIGINT and SIGHUP are forwarded to the child as they come and remembered; SIGUSR1 is sent again each second, for an
+  // mpirun whose ranks are not there yet drops it. A child that is still there `kKillAfterUs` after one of the latter
+  // three is killed with its group. The child is sent SIGTERM when this process dies. NotFound where the program is
+  // not.
   absl::StatusOr<End> Run(const Command& command);
-  // Waits so long, or until a signal comes.
+  // Waits so long, or until a signal comes; takes in what came before, too.
   void Pause(int64_t wait_us);
   // Ends every process whose last argument is `folder` and that is, or starts, one of our roles, and waits until there
   // is none: whatever an mpirun that was killed left behind. False: some could not be ended.

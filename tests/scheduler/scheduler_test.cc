@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "common/artifact/bundle_chain.h"
+#include "common/base/file.h"
 #include "common/job/config.h"
 #include "common/net/wire.h"
 #include "tests/scheduler/scheduler_testing.h"
@@ -580,11 +581,11 @@ TEST_F(SchedulerTest, LosesNothingWhereNoSnapshotVerifies) {
 
 TEST_F(SchedulerTest, RefusesToResumeOnALogFileThatChanged) {
   MakeSaved(6);
-  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder_, "b.csv"), "other").ok());
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder_, "a.csv"), "other").ok());  // which the lanes are in
   Cluster cluster(options_);
   const absl::StatusOr<int> code = cluster.Join();
   EXPECT_EQ(code.status().code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(code.status().message()), HasSubstr("b.csv"));
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("a.csv"));
   const auto json = RunJson();
   EXPECT_EQ(json["status"], "failed");
   EXPECT_EQ(json["exit"]["code"], 65);
@@ -690,6 +691,50 @@ TEST_F(SchedulerTest, TellsWorkersOfNewFilesInADirectoryThatGrows) {
   cluster.Finish(9, 4);
   EXPECT_EQ(ManifestOf(5).log_file_size(), 1);
   EXPECT_TRUE(ManifestOf(9).log_list_closed());
+}
+
+TEST_F(SchedulerTest, TellsAWorkerWithoutRecordsOfAStepThatAnotherMakes) {
+  Cluster cluster(options_);
+  cluster.StartAll();
+  const auto report = [&](uint32_t worker, uint64_t step, bool without_records) {
+    Control control;
+    control.mutable_step_report()->set_step(step);
+    control.mutable_step_report()->set_without_records(without_records);
+    cluster.Send(cluster.Worker(worker), control);
+  };
+  report(0, 1, true);
+  report(1, 1, false);
+  EXPECT_EQ(cluster.Expect(cluster.Worker(0), Control::kJoinStep).join_step().step(), 1u);
+  report(1, 3, false);  // ahead, at staleness 1
+  report(0, 2, true);
+  EXPECT_EQ(cluster.Expect(cluster.Worker(0), Control::kJoinStep).join_step().step(), 3u);
+  report(0, 4, true);
+  report(1, 4, true);  // the job rests
+  cluster.RaiseStopSignal();
+  for (uint32_t w = 0; w < 2; ++w) cluster.Expect(cluster.Worker(w), Control::kAskCut);
+  cluster.Stop(4, 4);
+}
+
+TEST_F(SchedulerTest, GivesWorkersTheSideTablesAndRefusesToResumeOnAnotherOne) {
+  SideTable* const table = options_.job.add_side_table();
+  table->set_name("user");
+  table->set_path("user.csv");
+  options_.job.mutable_log(0)->add_join("user");
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder_, "user.csv"), "before").ok());
+  {
+    Cluster cluster(options_);
+    const std::vector<StartWorker> starts = cluster.StartAll();
+    ASSERT_EQ(starts[1].side_table_size(), 1);
+    EXPECT_EQ(starts[1].side_table(0).name(), "user");
+    EXPECT_EQ(starts[1].side_table(0).xxh3(), *HashFile(JoinPath(folder_, "user.csv")));
+    cluster.Stop(6, 4);
+  }
+  ASSERT_EQ(ManifestOf(6).side_table_size(), 1);
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder_, "user.csv"), "behind").ok());
+  Cluster cluster(options_);
+  const absl::StatusOr<int> code = cluster.Join();
+  EXPECT_EQ(ExitCodeOf(code.status()), kExitBadData);
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("side_table \"user\""));
 }
 
 TEST_F(SchedulerTest, EvaluatesASnapshotWithoutWritingOne) {

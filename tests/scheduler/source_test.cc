@@ -51,7 +51,7 @@ TEST_F(SourceTest, ListsFilesInTheOrderOfLogsThenPaths) {
   const std::string c = Put("c.csv", std::string(200'000, 'c'));
   AddPaths({"b.csv", a});
   AddPaths({"c.csv"});
-  auto source = Source::Open(job_, {}, false, 0);
+  auto source = Source::Open(job_, {}, false, {}, 0);
   ASSERT_TRUE(source.ok()) << source.status();
   const std::vector<LogFile>& files = (*source)->files();
   EXPECT_EQ(Paths(files), (std::vector<std::string>{b, a, c}));
@@ -69,14 +69,14 @@ TEST_F(SourceTest, ListsFilesInTheOrderOfLogsThenPaths) {
 
 TEST_F(SourceTest, NamesAPathThatDoesNotExist) {
   AddPaths({"nowhere.csv"});
-  const auto source = Source::Open(job_, {}, false, 0);
+  const auto source = Source::Open(job_, {}, false, {}, 0);
   EXPECT_EQ(ExitCodeOf(source.status()), kExitNoInput);
   EXPECT_NE(source.status().message().find("nowhere.csv"), absl::string_view::npos) << source.status();
 }
 
 TEST_F(SourceTest, TakesNewFilesOfADirectoryInNameOrderAndIgnoresWhatIsNoLog) {
   AddDirectory("tail");
-  auto source = *Source::Open(job_, {}, false, 0);
+  auto source = *Source::Open(job_, {}, false, {}, 0);
   EXPECT_TRUE(source->files().empty());
   EXPECT_TRUE(source->tails());
   const std::string b = Put("tail/b.csv", "b");
@@ -96,7 +96,7 @@ TEST_F(SourceTest, ClosesADirectoryAtItsEndMarkerAndGoesOnWithTheNextLog) {
   AddDirectory("tail");
   const std::string later = Put("later.csv", "l");
   AddPaths({"later.csv"});
-  auto source = *Source::Open(job_, {}, false, 0);
+  auto source = *Source::Open(job_, {}, false, {}, 0);
   EXPECT_TRUE(source->files().empty()) << "a log is listed once those before it are closed";
   const std::string last = Put("tail/last.csv", "x");
   Put("tail/_END", "");
@@ -106,7 +106,7 @@ TEST_F(SourceTest, ClosesADirectoryAtItsEndMarkerAndGoesOnWithTheNextLog) {
 
 TEST_F(SourceTest, ClosesADirectoryThatWasIdleForTooLong) {
   AddDirectory("tail")->set_idle_seconds_max(5);
-  auto source = *Source::Open(job_, {}, false, 1'000'000);
+  auto source = *Source::Open(job_, {}, false, {}, 1'000'000);
   ASSERT_TRUE(source->Poll(5'999'999).ok());
   EXPECT_FALSE(source->closed());
   Put("tail/a.csv", "a");
@@ -119,7 +119,7 @@ TEST_F(SourceTest, ClosesADirectoryThatWasIdleForTooLong) {
 
 TEST_F(SourceTest, NamesADirectoryThatDoesNotExist) {
   job_.add_log()->set_directory("nowhere");
-  const auto source = Source::Open(job_, {}, false, 0);
+  const auto source = Source::Open(job_, {}, false, {}, 0);
   EXPECT_EQ(ExitCodeOf(source.status()), kExitNoInput);
   EXPECT_NE(source.status().message().find("log[0].directory"), absl::string_view::npos) << source.status();
 }
@@ -129,48 +129,212 @@ TEST_F(SourceTest, GoesOnFromAListWhereverItWasCut) {
   AddDirectory("tail");
   AddPaths({"z.csv"});
   for (const char* name : {"a.csv", "b.csv", "z.csv", "tail/1", "tail/2", "tail/_END"}) Put(name, name);
-  const std::vector<LogFile> whole = (*Source::Open(job_, {}, false, 0))->files();
+  const std::vector<LogFile> whole = (*Source::Open(job_, {}, false, {}, 0))->files();
   ASSERT_EQ(whole.size(), 5u);
   for (size_t known = 0; known <= whole.size(); ++known) {
-    auto source = Source::Open(job_, {whole.begin(), whole.begin() + known}, false, 0);
+    auto source = Source::Open(job_, {whole.begin(), whole.begin() + known}, false, {}, 0);
     ASSERT_TRUE(source.ok()) << source.status();
     EXPECT_EQ(Paths((*source)->files()), Paths(whole)) << known;
     EXPECT_TRUE((*source)->closed());
   }
 }
 
-TEST_F(SourceTest, RefusesAListedFileThatChanged) {
+// Lanes, as a MANIFEST has them: the number of the file that each is in; `ended`: it has all of it.
+LaneState LaneIn(uint32_t file, bool ended = false) {
+  LaneState lane;
+  lane.mutable_cursor()->set_file(file);
+  lane.mutable_cursor()->set_record(7);
+  lane.mutable_cursor()->set_text_digest(1);
+  if (ended) lane.mutable_cursor()->set_file_ended(true);
+  return lane;
+}
+LaneState LaneAtEnd(uint32_t epoch = 0) {
+  LaneState lane;
+  lane.mutable_cursor()->set_epoch(epoch);
+  lane.mutable_cursor()->set_end_of_epoch(true);
+  return lane;
+}
+
+TEST_F(SourceTest, RefusesAListedFileThatChangedWhereALaneIsPastIt) {
   AddPaths({"a.csv"});
   Put("a.csv", "one");
-  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, 0))->files();
-  for (const char* text : {"longer", "two"}) {
-    Put("a.csv", text);
-    const auto source = Source::Open(job_, listed, true, 0);
-    EXPECT_EQ(ExitCodeOf(source.status()), kExitBadData);
-    EXPECT_NE(source.status().message().find("a.csv"), absl::string_view::npos) << source.status();
-    EXPECT_NE(source.status().message().find("put the old file back"), absl::string_view::npos) << source.status();
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  LaneState old = LaneIn(0);  // a MANIFEST from before there were digests
+  old.mutable_cursor()->clear_text_digest();
+  for (const std::vector<LaneState>& lanes : {std::vector<LaneState>{old}, {LaneIn(0), LaneIn(0, true)}}) {
+    for (const char* text : {"longer", "two"}) {
+      Put("a.csv", text);
+      const auto source = Source::Open(job_, listed, true, lanes, 0);
+      EXPECT_EQ(ExitCodeOf(source.status()), kExitBadData);
+      EXPECT_NE(source.status().message().find("a.csv"), absl::string_view::npos) << source.status();
+      EXPECT_NE(source.status().message().find("put the old file back"), absl::string_view::npos) << source.status();
+    }
+    ASSERT_TRUE(RemoveTree(JoinPath(folder_, "a.csv")).ok());
+    EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, true, lanes, 0).status()), kExitNoInput);
+    Put("a.csv", "one");
+    EXPECT_TRUE(Source::Open(job_, listed, true, lanes, 0).ok());
   }
-  ASSERT_TRUE(RemoveTree(JoinPath(folder_, "a.csv")).ok());
-  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, true, 0).status()), kExitNoInput);
+}
+
+TEST_F(SourceTest, LeavesItToReadersToCheckTheTrainedPartOfAFileThatLanesAreIn) {
+  AddPaths({"a.csv", "b.csv"});
+  for (const char* name : {"a.csv", "b.csv"}) Put(name, "one");
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  Put("a.csv", "mended");
+  const auto source = Source::Open(job_, listed, true, {LaneIn(0), LaneState()}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_TRUE((*source)->files()[0].amended());
+  EXPECT_EQ((*source)->files()[0].bytes(), 6u);
+  EXPECT_FALSE((*source)->files()[1].amended());
+  const auto again = Source::Open(job_, (*source)->files(), true, {LaneIn(0), LaneState()}, 0);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_FALSE((*again)->files()[0].amended()) << "once read as it is now, it is the listed one";
+}
+
+TEST_F(SourceTest, AFileThatNoLaneHasBegunMayBeAnotherOne) {
+  AddPaths({"a.csv", "b.csv"});
+  for (const char* name : {"a.csv", "b.csv"}) Put(name, "one");
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  Put("b.csv", "another");
+  const auto source = Source::Open(job_, listed, true, {LaneIn(0), LaneIn(0, true), LaneState()}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->files()[1].bytes(), 7u);
+  EXPECT_FALSE((*source)->files()[1].amended());
+}
+
+TEST_F(SourceTest, AFileThatAllLanesHavePassedForGoodNeedNotBeThere) {
+  AddDirectory("tail");
+  for (const char* name : {"tail/1", "tail/2", "tail/3"}) Put(name, name);
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  ASSERT_TRUE(RemoveTree(JoinPath(folder_, "tail/1")).ok());
+  for (const std::vector<LaneState>& lanes : {std::vector<LaneState>{LaneIn(0, true), LaneIn(1)}, {LaneIn(2)}}) {
+    const auto source = Source::Open(job_, listed, false, lanes, 0);
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ((*source)->files().size(), 3u);
+    EXPECT_FALSE((*source)->files()[0].taken_off());
+  }
+  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, false, {LaneIn(0), LaneIn(1)}, 0).status()), kExitNoInput);
+
+  job_.mutable_training()->set_epochs(2);
+  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, false, {LaneIn(2)}, 0).status()), kExitNoInput)
+      << "the next epoch reads it again";
+  EXPECT_TRUE(Source::Open(job_, listed, true, {LaneAtEnd(1)}, 0).ok());
+}
+
+TEST_F(SourceTest, AFileThatLeftItsDirectoryUnreadMayComeAgain) {
+  AddDirectory("tail");
+  for (const char* name : {"tail/1", "tail/2"}) Put(name, name);
+  std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  ASSERT_TRUE(RemoveTree(JoinPath(folder_, "tail/2")).ok());
+  auto source = Source::Open(job_, listed, false, {LaneIn(0)}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  listed = (*source)->files();
+  ASSERT_EQ(listed.size(), 2u);
+  EXPECT_TRUE(listed[1].taken_off());
+  Put("tail/2", "mended");
+  source = Source::Open(job_, listed, false, {LaneIn(0)}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  ASSERT_EQ((*source)->files().size(), 3u) << "numbers stay: pieces are dealt by them";
+  EXPECT_TRUE((*source)->files()[1].taken_off());
+  EXPECT_EQ((*source)->files()[2].bytes(), 6u);
+}
+
+TEST_F(SourceTest, APathMayBeTakenOffItsLogAndKeepsItsNumber) {
+  Log* const log = AddPaths({"a.csv", "b.csv", "c.csv"});
+  for (const char* name : {"a.csv", "b.csv", "c.csv"}) Put(name, name);
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  log->clear_path();
+  for (const char* name : {"a.csv", "c.csv"}) log->add_path(name);
+  const auto source = Source::Open(job_, listed, true, {LaneIn(1)}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const std::vector<LogFile> files = (*source)->files();
+  ASSERT_EQ(files.size(), 3u);
+  EXPECT_TRUE(files[1].taken_off());
+  EXPECT_FALSE(files[2].taken_off());
+  EXPECT_TRUE((*source)->closed());
+  const auto again = Source::Open(job_, files, true, {LaneIn(1)}, 0);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(Paths((*again)->files()), Paths(files));
+
+  log->mutable_shuffle()->set_pieces(true);
+  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, true, {LaneIn(0)}, 0).status()), kExitConfig)
+      << "the permutation is over all pieces";
+}
+
+TEST_F(SourceTest, NewPathsAreReadBehindTheListedOnesWhileTheLogGoesOn) {
+  Log* const log = AddPaths({"a.csv"});
+  for (const char* name : {"a.csv", "b.csv", "0.csv"}) Put(name, name);
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  log->add_path("b.csv");
+  const auto source = Source::Open(job_, listed, true, {LaneIn(0)}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->files().size(), 2u);
+  EXPECT_TRUE((*source)->closed());
+  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, true, {LaneIn(0), LaneAtEnd()}, 0).status()), kExitConfig);
+  EXPECT_EQ(ExitCodeOf(Source::CheckNoNewPaths(job_, listed)), kExitConfig) << "a finished job would not read it";
+  EXPECT_TRUE(Source::CheckNoNewPaths(job_, (*source)->files()).ok());
+  log->set_path(0, "0.csv");
+  log->set_path(1, "a.csv");
+  EXPECT_EQ(ExitCodeOf(Source::Open(job_, listed, true, {LaneIn(0)}, 0).status()), kExitConfig);
+}
+
+TEST_F(SourceTest, GoesOnFromAListWithoutNamesByPosition) {
+  Log* const log = AddPaths({"a.csv", "b.csv"});
+  for (const char* name : {"a.csv", "b.csv"}) Put(name, name);
+  std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
+  for (LogFile& file : listed) file.clear_name();
+  auto source = Source::Open(job_, listed, true, {LaneIn(0)}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->files()[1].name(), "b.csv");
+  log->mutable_path()->RemoveLast();
+  source = Source::Open(job_, listed, true, {LaneIn(0)}, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_TRUE((*source)->files()[1].taken_off());
+}
+
+TEST_F(SourceTest, SideTablesThatTrainingJoinsMustStayTheSame) {
+  for (const char* name : {"joined", "of_split", "unused"}) {
+    SideTable* const table = job_.add_side_table();
+    table->set_name(name);
+    table->set_path(name);
+  }
+  AddPaths({"a.csv"})->add_join("joined");
+  job_.add_split()->mutable_log()->add_join("of_split");
+  for (const char* name : {"joined", "of_split"}) Put(name, "before");
+  const auto before = DescribeSideTables(job_);
+  ASSERT_TRUE(before.ok()) << before.status();
+  EXPECT_EQ(before->size(), 2u) << "nobody reads the third";
+  const std::vector<SideTableFile> kept = JoinedInTraining(job_, *before);
+  ASSERT_EQ(kept.size(), 1u);
+  Put("of_split", "later");
+  EXPECT_TRUE(CheckSideTables(kept, *DescribeSideTables(job_)).ok());
+  for (const char* other : {"behind", "longer"}) {
+    Put("joined", other);
+    const absl::Status status = CheckSideTables(kept, *DescribeSideTables(job_));
+    EXPECT_EQ(ExitCodeOf(status), kExitBadData);
+    EXPECT_NE(status.message().find("side_table \"joined\""), absl::string_view::npos) << status;
+  }
+  ASSERT_TRUE(RemoveTree(JoinPath(folder_, "joined")).ok());
+  EXPECT_EQ(ExitCodeOf(DescribeSideTables(job_).status()), kExitNoInput);
 }
 
 TEST_F(SourceTest, FollowsADataFolderThatMoved) {
   AddPaths({"a.csv"});
   AddDirectory("tail");
   for (const char* name : {"a.csv", "tail/1"}) Put(name, name);
-  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, 0))->files();
+  const std::vector<LogFile> listed = (*Source::Open(job_, {}, false, {}, 0))->files();
   const std::string moved = folder_ + "-moved";
   ASSERT_TRUE(RemoveTree(moved).ok());
   ASSERT_TRUE(RenamePath(folder_, moved).ok());
   job_.set_data_dir(moved);
-  auto source = Source::Open(job_, listed, false, 0);
+  auto source = Source::Open(job_, listed, false, {}, 0);
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_EQ(Paths((*source)->files()), (std::vector<std::string>{moved + "/a.csv", moved + "/tail/1"}));
 }
 
 TEST_F(SourceTest, ListsEachFileOfABusyDirectoryOnce) {
   AddDirectory("tail");
-  auto source = *Source::Open(job_, {}, false, 0);
+  auto source = *Source::Open(job_, {}, false, {}, 0);
   Random random(7);
   std::map<std::string, int> times;
   int64_t now_us = 0;
@@ -180,7 +344,7 @@ TEST_F(SourceTest, ListsEachFileOfABusyDirectoryOnce) {
       Put(name, name);
       times[JoinPath(folder_, name)] = 0;
     }
-    if (random.Below(4) == 0) source = *Source::Open(job_, source->files(), false, now_us);  // as a resume does
+    if (random.Below(4) == 0) source = *Source::Open(job_, source->files(), false, {}, now_us);  // as a resume does
     ASSERT_TRUE(source->Poll(now_us += kSourcePollUs).ok());
   }
   for (size_t i = 0; i < source->files().size(); ++i) {

@@ -227,6 +227,28 @@ TEST_F(LaunchTest, ASupervisorLeavesNoSignalBehind) {
   EXPECT_EQ(end->code, 75);
 }
 
+TEST_F(LaunchTest, ASaveIsAskedForUntilSomeoneListens) {
+  Supervisor supervisor;
+  const char* const deaf_once =
+      "trap 'asked=$((asked + 1)); [ $asked = 2 ] && exit 75' USR1; kill -USR1 $PPID; while :; do sleep 0.1; done";
+  const auto end = supervisor.Run({{"/bin/bash", "-c", deaf_once}, {}});
+  ASSERT_TRUE(end.ok()) << end.status();
+  EXPECT_EQ(end->code, 75);
+}
+
+TEST_F(LaunchTest, ASaveThatIsAskedForBeforeTheStartStartsNothing) {
+  WriteMpirun("exit 70");
+  sigset_t asked, before;
+  sigemptyset(&asked);
+  sigaddset(&asked, SIGUSR1);
+  sigprocmask(SIG_BLOCK, &asked, &before);
+  kill(getpid(), SIGUSR1);  // while the job is being prepared
+  EXPECT_EQ(TrainSaying(&said_), 75) << said_;
+  sigprocmask(SIG_SETMASK, &before, nullptr);
+  EXPECT_EQ(RunJson()["status"], "saved");
+  EXPECT_NE(said_.find("before anything was started"), std::string::npos) << said_;
+}
+
 TEST_F(LaunchTest, AStartThatFailsDoesNotKeepThePreviousEnding) {
   ASSERT_TRUE(MakeDirectories(options_.out).ok());
   Write("run/run.json", "{\"status\": \"saved\", \"exit\": {\"code\": 75, \"reason\": \"asked\"}, \"steps\": 7}");

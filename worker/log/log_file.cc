@@ -15,15 +15,16 @@ namespace {
 constexpr uint64_t kHeadBytes = 64 << 10;
 constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
 
-absl::Status CheckListed(const LogFile& file, const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(path));
+absl::Status CheckListed(const LogFile& file, const InputFile& input) {
+  const std::string& path = input.path();
+  const uint64_t bytes = input.bytes();
   const char* const remedy =
       "; the list of files was made from another file: put that one back, or start a new run (--fresh)";
   if (bytes != file.bytes()) {
     return absl::DataLossError(
         absl::StrCat(path, ": has ", bytes, " bytes where file ", file.number(), " has ", file.bytes(), remedy));
   }
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t digest, HashFileHead(path, kHeadBytes));
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t digest, input.Digest(kHeadBytes));
   if (digest != file.digest()) {
     return absl::DataLossError(absl::StrCat(path, ": its first ", kHeadBytes >> 10, " KiB have digest ", digest,
                                             " where file ", file.number(), " has ", file.digest(), remedy));
@@ -32,13 +33,13 @@ absl::Status CheckListed(const LogFile& file, const std::string& path) {
 }
 
 // The first record and its place; false: the file has none.
-absl::StatusOr<bool> ReadFirstRecord(const std::string& path, const RecordSplitter::Options& options, std::string* text,
-                                     RecordText* record) {
-  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path));
+absl::StatusOr<bool> ReadFirstRecord(const std::shared_ptr<const InputFile>& input,
+                                     const RecordSplitter::Options& options, std::string* text, RecordText* record) {
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(input));
   RecordSplitter splitter(std::move(source), 0, options);
   HEARTH_ASSIGN_OR_RETURN(const bool found, splitter.Next(text, record));
   if (found && record->too_long) {
-    return absl::DataLossError(absl::StrCat(path, ": byte ", record->offset,
+    return absl::DataLossError(absl::StrCat(input->path(), ": byte ", record->offset,
                                             ": the header is longer than limits.record_bytes_max = ",
                                             options.record_bytes_max, "; raise the limit, or correct the header"));
   }
@@ -47,24 +48,24 @@ absl::StatusOr<bool> ReadFirstRecord(const std::string& path, const RecordSplitt
 
 }  // namespace
 
-LogFileReader::LogFileReader(const LogFile& file, std::string path, const Options& options)
-    : file_(file), path_(std::move(path)), options_(options) {}
+LogFileReader::LogFileReader(const LogFile& file, std::shared_ptr<const InputFile> input, const Options& options)
+    : file_(file), input_(std::move(input)), options_(options) {}
 
 absl::StatusOr<std::unique_ptr<LogFileReader>> LogFileReader::Open(const LogFile& file, const std::string& path,
                                                                    const Options& options) {
   HEARTH_CHECK(options.piece_bytes > 0 && options.records_per_block > 0);
-  HEARTH_RETURN_IF_ERROR(CheckListed(file, path));
-  HEARTH_ASSIGN_OR_RETURN(const Compression compression, CompressionOf(path));
-  std::unique_ptr<LogFileReader> reader(new LogFileReader(file, path, options));
+  HEARTH_ASSIGN_OR_RETURN(std::shared_ptr<const InputFile> input, InputFile::Open(path));
+  HEARTH_RETURN_IF_ERROR(CheckListed(file, *input));
+  HEARTH_ASSIGN_OR_RETURN(const Compression compression, CompressionOf(*input));
+  std::unique_ptr<LogFileReader> reader(new LogFileReader(file, std::move(input), options));
   reader->plain_ = compression == Compression::kNone && !options.records.multiline;
   if (options.header) HEARTH_RETURN_IF_ERROR(reader->ReadHeader());
-  if (options.spool != nullptr && !reader->plain_) HEARTH_RETURN_IF_ERROR(reader->FillSpool());
   return reader;
 }
 
 absl::Status LogFileReader::ReadHeader() {
   RecordText record;
-  HEARTH_ASSIGN_OR_RETURN(has_header_, ReadFirstRecord(path_, options_.records, &header_, &record));
+  HEARTH_ASSIGN_OR_RETURN(has_header_, ReadFirstRecord(input_, options_.records, &header_, &record));
   header_offset_ = record.offset;
   return absl::OkStatus();
 }
@@ -88,8 +89,11 @@ absl::StatusOr<bool> LogFileReader::ReadBlock(uint64_t block, Piece* piece) {
   piece->block = block;
   piece->text.clear();
   piece->records.clear();
-  if (plain_) return ReadPlain(block, piece);
-  return options_.spool != nullptr ? ReadSpooled(block, piece) : ReadSequential(block, piece);
+  if (spool_ != nullptr) return ReadSpooled(block, piece);
+  const auto got = plain_ ? ReadPlain(block, piece) : ReadSequential(block, piece);
+  // After the bytes were read: whoever changed them has left a trace. What else is wrong with them says less.
+  HEARTH_RETURN_IF_ERROR(input_->CheckUnchanged());
+  return got;
 }
 
 absl::StatusOr<bool> LogFileReader::ReadPlain(uint64_t block, Piece* piece) {
@@ -98,8 +102,7 @@ absl::StatusOr<bool> LogFileReader::ReadPlain(uint64_t block, Piece* piece) {
   const uint64_t end = std::min(file_.bytes(), begin + options_.piece_bytes);
   // A record starts at `begin` only if the byte before it ends a line.
   const uint64_t from = begin == 0 ? 0 : begin - 1;
-  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenPlainSource(path_, from));
-  RecordSplitter splitter(std::move(source), from, options_.records);
+  RecordSplitter splitter(OpenPlainSource(input_, from), from, options_.records);
   if (begin > 0) HEARTH_RETURN_IF_ERROR(splitter.SkipLine());
   HEARTH_RETURN_IF_ERROR(Take(&splitter, kNoLimit, end, piece));
   return true;
@@ -108,7 +111,7 @@ absl::StatusOr<bool> LogFileReader::ReadPlain(uint64_t block, Piece* piece) {
 absl::StatusOr<bool> LogFileReader::ReadSequential(uint64_t block, Piece* piece) {
   const uint64_t first = block * options_.records_per_block;
   if (splitter_ == nullptr) {
-    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path_));
+    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(input_));
     splitter_ = std::make_unique<RecordSplitter>(std::move(source), 0, options_.records);
     if (has_header_) {
       RecordText header;
@@ -126,55 +129,87 @@ absl::StatusOr<bool> LogFileReader::ReadSequential(uint64_t block, Piece* piece)
   return !piece->records.empty();
 }
 
-absl::Status LogFileReader::FillSpool() {
-  // The splitter finds the blocks while the text flows through it into the spool.
-  class Tee : public TextSource {
-   public:
-    Tee(std::unique_ptr<TextSource> from, Spool* to) : from_(std::move(from)), to_(to) {}
-    absl::StatusOr<size_t> Read(char* out, size_t size) override {
-      HEARTH_ASSIGN_OR_RETURN(const size_t got, from_->Read(out, size));
-      HEARTH_RETURN_IF_ERROR(to_->Append(out, got));
-      return got;
-    }
-
-   private:
-    const std::unique_ptr<TextSource> from_;
-    Spool* const to_;
-  };
-  spool_begin_ = options_.spool->size();
-  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path_));
-  RecordSplitter splitter(std::make_unique<Tee>(std::move(source), options_.spool), 0, options_.records);
+absl::StatusOr<uint64_t> LogFileReader::CountBlocks() {
+  if (plain_) return (file_.bytes() + options_.piece_bytes - 1) / options_.piece_bytes;
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(input_));
+  RecordSplitter splitter(std::move(source), 0, options_.records);
   uint64_t records = 0;
   while (true) {
     RecordText record;
     HEARTH_ASSIGN_OR_RETURN(const bool more, splitter.Next(nullptr, &record));
     if (!more) break;
-    if (has_header_ && record.offset == header_offset_) continue;
-    if (records++ % options_.records_per_block == 0) block_at_.push_back(record.offset);
+    records += !has_header_ || record.offset != header_offset_;
   }
-  block_at_.push_back(options_.spool->size() - spool_begin_);
-  return absl::OkStatus();
+  HEARTH_RETURN_IF_ERROR(input_->CheckUnchanged());
+  return (records + options_.records_per_block - 1) / options_.records_per_block;
+}
+
+absl::Status LogFileReader::Keep(const std::vector<uint64_t>& blocks, Spool* spool) {
+  if (plain_) return absl::OkStatus();
+  // Remembers the text that flows into the splitter until it is known whether it is kept.
+  class Window : public TextSource {
+   public:
+    explicit Window(std::unique_ptr<TextSource> from) : from_(std::move(from)) {}
+    absl::StatusOr<size_t> Read(char* out, size_t size) override {
+      HEARTH_ASSIGN_OR_RETURN(const size_t got, from_->Read(out, size));
+      text_.append(out, got);
+      return got;
+    }
+    // The text before byte `offset` of the file is dropped, or goes into *to first.
+    absl::Status MoveTo(uint64_t offset, Spool* to) {
+      const size_t size = static_cast<size_t>(std::min<uint64_t>(offset - begin_, text_.size()));
+      if (to != nullptr) HEARTH_RETURN_IF_ERROR(to->Append(text_.data(), size));
+      text_.erase(0, size);
+      begin_ += size;
+      return absl::OkStatus();
+    }
+
+   private:
+    const std::unique_ptr<TextSource> from_;
+    std::string text_;
+    uint64_t begin_ = 0;  // of text_ in the file
+  };
+  HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(input_));
+  auto window = std::make_unique<Window>(std::move(source));
+  Window* const text = window.get();
+  RecordSplitter splitter(std::move(window), 0, options_.records);
+  spool_ = spool;
+  auto next = blocks.begin();
+  uint64_t records = 0;
+  bool keeps = false;
+  while (next != blocks.end()) {
+    RecordText record;
+    HEARTH_ASSIGN_OR_RETURN(const bool more, splitter.Next(nullptr, &record));
+    if (more && has_header_ && record.offset == header_offset_) continue;
+    if (more && records % options_.records_per_block != 0) {
+      ++records;
+      continue;
+    }
+    // A block begins here, or the file ends.
+    HEARTH_RETURN_IF_ERROR(text->MoveTo(more ? record.offset : splitter.offset(), keeps ? spool : nullptr));
+    if (keeps) kept_[*next++].end = spool->size();
+    if (!more) break;
+    keeps = next != blocks.end() && records / options_.records_per_block == *next;
+    if (keeps) kept_[*next] = {spool->size(), 0, record.offset};
+    ++records;
+  }
+  return input_->CheckUnchanged();
 }
 
 absl::StatusOr<bool> LogFileReader::ReadSpooled(uint64_t block, Piece* piece) {
-  if (block >= blocks()) return false;
-  const uint64_t begin = block_at_[block];
-  RecordSplitter splitter(options_.spool->Open(spool_begin_ + begin, spool_begin_ + block_at_[block + 1]), begin,
-                          options_.records);
+  const auto found = kept_.find(block);
+  if (found == kept_.end()) return false;
+  const Kept& kept = found->second;
+  RecordSplitter splitter(spool_->Open(kept.begin, kept.end), kept.offset, options_.records);
   HEARTH_RETURN_IF_ERROR(Take(&splitter, options_.records_per_block, kNoLimit, piece));
   return true;
-}
-
-uint64_t LogFileReader::blocks() const {
-  HEARTH_CHECK(options_.spool != nullptr);
-  if (plain_) return (file_.bytes() + options_.piece_bytes - 1) / options_.piece_bytes;
-  return block_at_.size() - 1;
 }
 
 absl::StatusOr<std::string> ReadHeader(const std::string& path, const RecordSplitter::Options& options) {
   std::string text;
   RecordText record;
-  HEARTH_RETURN_IF_ERROR(ReadFirstRecord(path, options, &text, &record).status());
+  HEARTH_ASSIGN_OR_RETURN(const std::shared_ptr<const InputFile> input, InputFile::Open(path));
+  HEARTH_RETURN_IF_ERROR(ReadFirstRecord(input, options, &text, &record).status());
   return text;
 }
 

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +21,8 @@ struct Piece {
   uint32_t file = 0;  // number in the list of files
   uint64_t block = 0;
   std::string text;
-  std::vector<RecordText> records;  // in file order; they lie in text
+  std::vector<RecordText> records;      // in file order; they lie in text
+  std::optional<uint64_t> text_digest;  // LaneReader's: Cursor.text_digest up to here
 };
 
 // One thread.
@@ -30,25 +33,28 @@ class LogFileReader {
     bool header = true;
     uint64_t piece_bytes = 0;
     uint64_t records_per_block = 0;  // R
-    // Blocks are read in any order and blocks() is asked for: what is compressed is decompressed once, into `spool`,
-    // which outlives the reader and may hold other files too.
-    Spool* spool = nullptr;
   };
-  // `path`: where the listed file lies. DataLoss where its length or digest differs from the list's.
+  // `path`: where the listed file lies; it is opened once, and what is read is that file, whatever happens to the name.
+  // DataLoss where its length or digest differs from the list's; also from any method, once it was written to.
   static absl::StatusOr<std::unique_ptr<LogFileReader>> Open(const LogFile& file, const std::string& path,
                                                              const Options& options);
 
   // The first record where options.header; empty where the file has none.
   const std::string& header() const { return header_; }
-  // Replaces *piece. False: the file has no such block. Without a spool, blocks must be asked for in ascending order.
+  // Whether blocks are by bytes, and each can be read by itself.
+  bool plain() const { return plain_; }
+  // Replaces *piece. False: the file has no such block. What is not plain gives blocks in ascending order, or those
+  // that were kept in any.
   absl::StatusOr<bool> ReadBlock(uint64_t block, Piece* piece);
-  // REQUIRES: a spool.
-  uint64_t blocks() const;
+  // For reading in any order. What is not plain is read whole for it: once to count, once to keep.
+  absl::StatusOr<uint64_t> CountBlocks();
+  // `blocks`: ascending; from now on only these may be asked for. Their text goes into *spool, which outlives the
+  // reader and may hold other files too.
+  absl::Status Keep(const std::vector<uint64_t>& blocks, Spool* spool);
 
  private:
-  LogFileReader(const LogFile& file, std::string path, const Options& options);
+  LogFileReader(const LogFile& file, std::shared_ptr<const InputFile> input, const Options& options);
   absl::Status ReadHeader();
-  absl::Status FillSpool();
   absl::StatusOr<bool> ReadPlain(uint64_t block, Piece* piece);
   absl::StatusOr<bool> ReadSequential(uint64_t block, Piece* piece);
   absl::StatusOr<bool> ReadSpooled(uint64_t block, Piece* piece);
@@ -56,7 +62,7 @@ class LogFileReader {
   absl::Status Take(RecordSplitter* splitter, uint64_t count, uint64_t start_limit, Piece* piece);
 
   const LogFile file_;
-  const std::string path_;
+  const std::shared_ptr<const InputFile> input_;
   const Options options_;
   bool plain_ = false;  // blocks by bytes
   std::string header_;
@@ -65,9 +71,13 @@ class LogFileReader {
   // Sequential reading: the stream, and the number of the record that it gives next.
   std::unique_ptr<RecordSplitter> splitter_;
   uint64_t next_record_ = 0;
-  // Spooled: block b's records are the spool's bytes [spool_begin_ + block_at_[b], spool_begin_ + block_at_[b + 1]).
-  uint64_t spool_begin_ = 0;
-  std::vector<uint64_t> block_at_;
+  // Kept: where each block's records lie.
+  struct Kept {
+    uint64_t begin = 0, end = 0;  // in the spool
+    uint64_t offset = 0;          // of its first byte in the file
+  };
+  Spool* spool_ = nullptr;
+  std::map<uint64_t, Kept> kept_;  // by block
 };
 
 // A file's first record, as its header; empty where there is none. DataLoss where it is longer than record_bytes_max.

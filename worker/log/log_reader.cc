@@ -57,12 +57,15 @@ class LogSchemaImpl : public LogSchema {
   const AttributeTables& tables() const { return tables_; }
 
   // Reads what is there to be read; every fault becomes a line.
-  void Load(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users) {
+  void Load(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users,
+            const std::vector<SideTableFile>& side_tables) {
     std::set<std::string> wanted;
     for (const Log& log : logs) wanted.insert(log.join().begin(), log.join().end());
     for (const SideTable& table : job.side_table()) {
       if (wanted.count(table.name()) == 0) continue;
-      auto loaded = AttributeTable::Load(job, table);
+      const auto expected = std::find_if(side_tables.begin(), side_tables.end(),
+                                         [&](const SideTableFile& file) { return file.name() == table.name(); });
+      auto loaded = AttributeTable::Load(job, table, expected == side_tables.end() ? nullptr : &*expected);
       if (loaded.ok()) {
         tables_[table.name()] = *std::move(loaded);
       } else {
@@ -138,9 +141,10 @@ class LogSchemaImpl : public LogSchema {
 };
 
 absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job, const std::vector<Log>& logs,
-                                                                 const std::vector<std::string>& users) {
+                                                                 const std::vector<std::string>& users,
+                                                                 const std::vector<SideTableFile>& side_tables) {
   auto schema = std::make_shared<LogSchemaImpl>();
-  schema->Load(job, logs, users);
+  schema->Load(job, logs, users, side_tables);
   HEARTH_RETURN_IF_ERROR(schema->status());
   return std::shared_ptr<const LogSchema>(std::move(schema));
 }
@@ -155,7 +159,7 @@ class LaneReaderImpl : public LaneReader {
       : options_(options),
         env_(options.env != nullptr ? options.env : Env::Real()),
         schema_(std::static_pointer_cast<const LogSchemaImpl>(options.schema)),
-        spool_(std::make_unique<Spool>(options.scratch, kSpoolMemoryBytesMax)),
+        spool_(NewSpool()),
         builder_(options.job),
         cursor_(options.start) {}
 
@@ -181,6 +185,8 @@ class LaneReaderImpl : public LaneReader {
 
   // Pieces, in the lane's order.
   absl::StatusOr<Advance> NextPiece(std::optional<uint32_t> of_log, Piece* piece);
+  absl::StatusOr<bool> NextOfFile(Piece* piece);
+  bool FileEnds();
   absl::StatusOr<Advance> NextFile(std::optional<uint32_t> of_log);
   int64_t IdleAtUs() const;
   absl::Status DealPieces(uint32_t log);
@@ -190,6 +196,9 @@ class LaneReaderImpl : public LaneReader {
     return (options_.lane + options_.lanes - file % options_.lanes) % options_.lanes;
   }
   bool KnowsAllOf(uint32_t log) const;
+  std::unique_ptr<Spool> NewSpool() const {
+    return std::make_unique<Spool>(options_.scratch, kSpoolMemoryBytesMax, options_.job.limits().spool_bytes_max());
+  }
   void StartEpoch(uint32_t epoch);
   absl::Status Seek();
 
@@ -218,7 +227,8 @@ class LaneReaderImpl : public LaneReader {
   std::vector<PieceId> dealt_;  // shuffled pieces: this lane's, in order
   bool has_dealt_ = false;
   size_t next_dealt_ = 0;
-  uint32_t dealt_end_ = 0;  // file after the log whose pieces are dealt
+  uint32_t dealt_end_ = 0;                  // file after the log whose pieces are dealt
+  std::map<uint32_t, uint64_t> blocks_of_;  // files whose pieces were dealt before
   std::unique_ptr<Spool> spool_;
   std::map<uint32_t, std::unique_ptr<LogFileReader>> open_;
   std::vector<LogPlan> plans_;
@@ -227,7 +237,9 @@ class LaneReaderImpl : public LaneReader {
   // The window.
   std::vector<Piece> window_;
   std::optional<Piece> look_ahead_;
-  uint64_t window_number_ = 0;  // of the one that is read next
+  absl::Status look_ahead_status_;  // why there is none, where it could not be read
+  std::optional<uint64_t> chain_;   // Cursor.text_digest as of the newest piece of file_; none: not known
+  uint64_t window_number_ = 0;      // of the one that is read next
   std::vector<RecordAt> valid_;
   size_t next_valid_ = 0;
 
@@ -262,7 +274,15 @@ absl::Status LaneReaderImpl::Start() {
     return absl::OkStatus();
   }
   StartEpoch(cursor_.epoch());
-  return cursor_.record() > 0 ? Seek() : absl::OkStatus();
+  if (cursor_.record() == 0) return absl::OkStatus();
+  const bool known = cursor_.file() < files_.size();
+  if (known && (cursor_.file_ended() || files_[cursor_.file()].taken_off())) {
+    window_number_ = cursor_.window() + 1;
+    file_ = cursor_.file() + 1;
+    block_ = FirstBlock(file_);
+    return absl::OkStatus();
+  }
+  return Seek();
 }
 
 void LaneReaderImpl::StartEpoch(uint32_t epoch) {
@@ -272,6 +292,7 @@ void LaneReaderImpl::StartEpoch(uint32_t epoch) {
   window_number_ = 0;
   has_dealt_ = false;
   open_.clear();
+  look_ahead_.reset();
 }
 
 // Reads the cursor's window again and steps over what was trained of it. Its counts were told with its first batch.
@@ -295,10 +316,26 @@ absl::Status LaneReaderImpl::Seek() {
     }
     if (next_dealt_ == dealt_.size()) return broken("the piece is not one of this lane");
   }
+  // A file that is read in sequence passes by anyway; of plain text, only one that was amended is read once more.
+  bool checks = cursor_.has_text_digest() && files_[file_].amended();
+  if (cursor_.has_text_digest() && !checks) {
+    HEARTH_ASSIGN_OR_RETURN(const LogFileReader* const reader, OpenFile(file_));
+    checks = !reader->plain();
+  }
+  for (uint64_t block = FirstBlock(file_); checks && block < cursor_.block(); block += options_.lanes) {
+    block_ = block;
+    Piece piece;
+    HEARTH_ASSIGN_OR_RETURN(const bool got, NextOfFile(&piece));
+    if (!got) return broken(absl::StrCat(files_[cursor_.file()].path(), " ends before what was trained of it"));
+  }
   HEARTH_ASSIGN_OR_RETURN(const Advance advance, ReadWindow());
   if (advance != Advance::kGot || window_[0].file != cursor_.file() || window_[0].block != cursor_.block()) {
     return broken("there is no such piece");
   }
+  if (checks && window_[0].text_digest != cursor_.text_digest()) {
+    return broken(absl::StrCat(files_[cursor_.file()].path(), " no longer holds the records that were trained"));
+  }
+  if (!checks && cursor_.has_text_digest()) chain_ = window_[0].text_digest = cursor_.text_digest();
   if (cursor_.record() > valid_.size()) return broken(absl::StrCat("the window has ", valid_.size(), " valid records"));
   next_valid_ = cursor_.record();
   pending_.Clear();
@@ -383,8 +420,24 @@ absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextOfWindow() {
   cursor_.set_record(next_valid_);
   cursor_.set_file(window_[0].file);
   cursor_.set_block(window_[0].block);
+  if (window_[0].text_digest.has_value()) cursor_.set_text_digest(*window_[0].text_digest);
+  if (next_valid_ == valid_.size() && FileEnds()) cursor_.set_file_ended(true);
   Stamp(batch.get());
   return batch;
+}
+
+// Whether this lane has no piece of the window's file behind the window. Reads the next one to know; an error waits
+// until it is asked for.
+bool LaneReaderImpl::FileEnds() {
+  const uint32_t file = window_[0].file;
+  if (IsShuffled(LogOf(file))) return false;
+  if (!look_ahead_.has_value() && look_ahead_status_.ok() && file_ == file) {
+    Piece piece;
+    const absl::StatusOr<bool> got = NextOfFile(&piece);
+    look_ahead_status_ = got.status();
+    if (got.ok() && *got) look_ahead_ = std::move(piece);
+  }
+  return look_ahead_status_.ok() && !look_ahead_.has_value() && file_ > file;
 }
 
 std::unique_ptr<Batch> LaneReaderImpl::WithoutRecords(Batch::Kind kind) {
@@ -425,6 +478,7 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::ReadWindow() {
   window_.clear();
   valid_.clear();
   next_valid_ = 0;
+  HEARTH_RETURN_IF_ERROR(look_ahead_status_);
   if (look_ahead_.has_value()) {
     window_.push_back(*std::move(look_ahead_));
     look_ahead_.reset();
@@ -502,8 +556,8 @@ void LaneReaderImpl::AddDeadLetter(const LogFile& file, uint64_t offset, absl::s
 // --- pieces ---
 
 bool LaneReaderImpl::KnowsAllOf(uint32_t log) const {
-  const auto known =
-      std::count_if(files_.begin(), files_.end(), [&](const LogFile& file) { return file.log() == log; });
+  const auto known = std::count_if(files_.begin(), files_.end(),
+                                   [&](const LogFile& file) { return file.log() == log && !file.taken_off(); });
   return known >= options_.logs[log].path_size();
 }
 
@@ -558,7 +612,7 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<
       file_ = dealt_end_;
       block_ = FirstBlock(file_);
       open_.clear();
-      spool_ = std::make_unique<Spool>(options_.scratch, kSpoolMemoryBytesMax);
+      spool_ = NewSpool();
     }
     HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextFile(of_log));
     if (advance != Advance::kGot) return advance;
@@ -567,16 +621,31 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<
       HEARTH_RETURN_IF_ERROR(DealPieces(log));
       continue;
     }
+    HEARTH_ASSIGN_OR_RETURN(const bool got, NextOfFile(piece));
+    if (got) return Advance::kGot;
+  }
+}
+
+// The lane's next piece of file_; false, at the next file: there is none. REQUIRES: file_ is known, and its log's
+// pieces are not shuffled.
+absl::StatusOr<bool> LaneReaderImpl::NextOfFile(Piece* piece) {
+  const uint64_t first = FirstBlock(file_);
+  bool got = false;
+  if (!files_[file_].taken_off()) {
     HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(file_));
-    HEARTH_ASSIGN_OR_RETURN(const bool got, reader->ReadBlock(block_, piece));
-    if (got) {
-      block_ += options_.lanes;
-      return Advance::kGot;
-    }
+    HEARTH_ASSIGN_OR_RETURN(got, reader->ReadBlock(block_, piece));
+  }
+  if (!got) {
     open_.clear();
     ++file_;
     block_ = FirstBlock(file_);
+    return false;
   }
+  if (block_ == first) chain_ = 0;
+  if (chain_.has_value()) chain_ = XXH3_64bits_withSeed(piece->text.data(), piece->text.size(), *chain_);
+  piece->text_digest = IsShuffled(LogOf(file_)) ? std::nullopt : chain_;
+  block_ += options_.lanes;
+  return true;
 }
 
 // Permutes the pieces of the log that begins at file_, and keeps this lane's.
@@ -584,13 +653,27 @@ absl::Status LaneReaderImpl::DealPieces(uint32_t log) {
   std::vector<PieceId> all;
   dealt_end_ = file_;
   for (; dealt_end_ < files_.size() && files_[dealt_end_].log() == log; ++dealt_end_) {
-    HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(dealt_end_));
-    const uint64_t blocks = reader->blocks();
-    for (uint64_t block = 0; block < blocks; ++block) all.push_back({dealt_end_, block});
+    if (files_[dealt_end_].taken_off()) continue;
+    auto blocks = blocks_of_.find(dealt_end_);
+    if (blocks == blocks_of_.end()) {
+      HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(dealt_end_));
+      HEARTH_ASSIGN_OR_RETURN(const uint64_t counted, reader->CountBlocks());
+      blocks = blocks_of_.emplace(dealt_end_, counted).first;
+    }
+    for (uint64_t block = 0; block < blocks->second; ++block) all.push_back({dealt_end_, block});
   }
   Shuffle(PieceShuffleSeed(options_.job.seed(), epoch_, log), &all);
   dealt_.clear();
-  for (size_t i = options_.lane; i < all.size(); i += options_.lanes) dealt_.push_back(all[i]);
+  std::map<uint32_t, std::vector<uint64_t>> own;  // by file
+  for (size_t i = options_.lane; i < all.size(); i += options_.lanes) {
+    dealt_.push_back(all[i]);
+    own[all[i].file].push_back(all[i].block);
+  }
+  for (auto& [file, blocks] : own) {
+    std::sort(blocks.begin(), blocks.end());
+    HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(file));
+    HEARTH_RETURN_IF_ERROR(reader->Keep(blocks, spool_.get()));
+  }
   has_dealt_ = true;
   next_dealt_ = 0;
   return absl::OkStatus();
@@ -611,7 +694,6 @@ absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
   options.header = log.header();
   options.piece_bytes = std::max<uint64_t>(log.piece_bytes(), 1);
   options.records_per_block = RecordsPerBlock(log);
-  options.spool = log.shuffle().pieces() ? spool_.get() : nullptr;
   const std::string path = ResolvePath(options_.job, file.path());
   HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<LogFileReader> reader, LogFileReader::Open(file, path, options));
   HEARTH_RETURN_IF_ERROR(CompilePlan(file, path, *reader));

@@ -24,9 +24,11 @@ class LogSchema {
   // Checks every column that slots, tasks, filters and joins name against each log's header (or Log.column) and side
   // table: all faults at once, each with log, column and remedy (InvalidArgument); a missing file is NotFound with its
   // path. `logs`: job.log(), or the logs of splits; `users`: the column of GAUC's user for each of them, "" or none at
-  // all where there is none. A log with a directory is checked when its first file appears.
+  // all where there is none. `side_tables`: what the files of side tables must be (DataLoss); one that is not among
+  // them may be any. A log with a directory is checked when its first file appears.
   static absl::StatusOr<std::shared_ptr<const LogSchema>> Open(const Job& job, const std::vector<Log>& logs,
-                                                               const std::vector<std::string>& users = {});
+                                                               const std::vector<std::string>& users = {},
+                                                               const std::vector<SideTableFile>& side_tables = {});
   virtual ~LogSchema() = default;
 };
 
@@ -45,8 +47,9 @@ struct LaneReaderOptions {
   Cursor start;         // resume: end of the last applied batch; default: the beginning
   std::string scratch;  // folder for decompressed spools where random access is needed
   Env* env = nullptr;
-  // Tail: whether the job's last step had no record at all. While others have records, a lane that has been dry for
-  // idle_ms joins every step at once; else no more often than every idle_ms. nullptr: as if it rested.
+  // Tail: whether no step is being made because no lane has a record (RestGate). While others have records, a lane that
+  // has been dry for idle_ms joins every step at once; else it says so no more often than every idle_ms. nullptr: as if
+  // the job rested.
   const std::atomic<bool>* job_rests = nullptr;
 };
 

@@ -12,12 +12,23 @@ namespace hearth {
 
 namespace {
 constexpr size_t kTextBytes = 1 << 20;  // of one block of owned text
+
+absl::Status CheckExpected(const InputFile& file, const SideTableFile& expected) {
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t digest, file.Digest(file.bytes()));
+  if (file.bytes() == expected.bytes() && digest == expected.xxh3()) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(file.path(), ": is not the file that the scheduler found (", expected.bytes(),
+                                          " bytes, now ", file.bytes(),
+                                          "); all workers need the same one: put it back, or resume with the new one "
+                                          "where training does not join it"));
 }
 
-absl::StatusOr<std::unique_ptr<const AttributeTable>> AttributeTable::Load(const Job& job, const SideTable& table) {
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<const AttributeTable>> AttributeTable::Load(const Job& job, const SideTable& table,
+                                                                           const SideTableFile* expected) {
   auto loaded = std::make_unique<AttributeTable>();
   loaded->name_ = table.name();
-  HEARTH_RETURN_IF_ERROR(loaded->Read(job, table));
+  HEARTH_RETURN_IF_ERROR(loaded->Read(job, table, expected));
   return std::unique_ptr<const AttributeTable>(std::move(loaded));
 }
 
@@ -28,14 +39,17 @@ int AttributeTable::ColumnOf(absl::string_view column) const {
   return -1;
 }
 
-absl::Status AttributeTable::Read(const Job& job, const SideTable& table) {
+absl::Status AttributeTable::Read(const Job& job, const SideTable& table, const SideTableFile* expected) {
   const std::string path = ResolvePath(job, table.path());
   const std::string where = absl::StrCat("side_table \"", name_, "\"");
   RecordSplitter::Options options;
   HEARTH_ASSIGN_OR_RETURN(options.delimiter, DelimiterOf(table.delimiter(), where));
   options.multiline = true;
   options.record_bytes_max = job.limits().record_bytes_max();
-  auto source = OpenTextSource(path);
+  const auto input = InputFile::Open(path);
+  if (!input.ok()) return Annotate(input.status(), where);
+  if (expected != nullptr) HEARTH_RETURN_IF_ERROR(Annotate(CheckExpected(**input, *expected), where));
+  auto source = OpenTextSource(*input);
   if (!source.ok()) return Annotate(source.status(), where);
   RecordSplitter splitter(std::move(source).value(), 0, options);
 
@@ -74,7 +88,7 @@ absl::Status AttributeTable::Read(const Job& job, const SideTable& table) {
     HEARTH_RETURN_IF_ERROR(AddRow(path, text.offset, fields, key));
   }
   if (columns_.empty()) return absl::DataLossError(absl::StrCat(where, ": ", path, " is empty; it needs a header"));
-  return absl::OkStatus();
+  return Annotate((*input)->CheckUnchanged(), where);
 }
 
 absl::Status AttributeTable::AddRow(const std::string& path, uint64_t offset,

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 
 namespace hearth {
@@ -18,8 +19,10 @@ namespace hearth {
 class AttributeTable {
  public:
   // Reads job.side_table(…) whole. NotFound names the path; InvalidArgument where the key column is missing or there
-  // are more than rows_max rows; DataLoss where a row is bad or a key comes twice.
-  static absl::StatusOr<std::unique_ptr<const AttributeTable>> Load(const Job& job, const SideTable& table);
+  // are more than rows_max rows; DataLoss where a row is bad or a key comes twice, where the file is not the `expected`
+  // one (null: any), and where it is written to meanwhile.
+  static absl::StatusOr<std::unique_ptr<const AttributeTable>> Load(const Job& job, const SideTable& table,
+                                                                    const SideTableFile* expected = nullptr);
 
   const std::string& name() const { return name_; }
   int ColumnOf(absl::string_view column) const;  // negative: none
@@ -33,7 +36,7 @@ class AttributeTable {
   uint64_t rows() const { return rows_.size(); }
 
  private:
-  absl::Status Read(const Job& job, const SideTable& table);
+  absl::Status Read(const Job& job, const SideTable& table, const SideTableFile* expected);
   absl::Status AddRow(const std::string& path, uint64_t offset, absl::Span<const absl::string_view> fields, int key);
 
   std::string name_;

@@ -1,7 +1,9 @@
 #include "worker/log/text_source.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 #include <zlib.h>
 #include <zstd.h>
 
@@ -28,27 +30,6 @@ absl::Status Errno(const std::string& path, absl::string_view operation) {
   return absl::UnavailableError(line);
 }
 
-// An open file, closed with its owner.
-class Descriptor {
- public:
-  explicit Descriptor(int fd = -1) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int fd() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-absl::StatusOr<Descriptor> OpenForReading(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return Errno(path, "open");
-  return Descriptor(fd);
-}
-
 absl::StatusOr<size_t> ReadAt(int fd, const std::string& path, char* out, size_t size, uint64_t offset) {
   while (true) {
     const ssize_t got = pread(fd, out, size, static_cast<off_t>(offset));
@@ -59,38 +40,34 @@ absl::StatusOr<size_t> ReadAt(int fd, const std::string& path, char* out, size_t
 
 class PlainSource : public TextSource {
  public:
-  PlainSource(Descriptor file, std::string path, uint64_t offset)
-      : file_(std::move(file)), path_(std::move(path)), offset_(offset) {}
+  PlainSource(std::shared_ptr<const InputFile> file, uint64_t offset) : file_(std::move(file)), offset_(offset) {}
   absl::StatusOr<size_t> Read(char* out, size_t size) override {
-    HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadAt(file_.fd(), path_, out, size, offset_));
+    HEARTH_ASSIGN_OR_RETURN(const size_t got, file_->ReadAt(out, size, offset_));
     offset_ += got;
     return got;
   }
 
  private:
-  const Descriptor file_;
-  const std::string path_;
+  const std::shared_ptr<const InputFile> file_;
   uint64_t offset_;
 };
 
 // What gzip and zstd share: compressed bytes, a buffer at a time, and how damage is reported.
 class CompressedSource : public TextSource {
  protected:
-  CompressedSource(Descriptor file, std::string path)
-      : file_(std::move(file)), path_(std::move(path)), buffer_(kBufferBytes) {}
+  explicit CompressedSource(std::shared_ptr<const InputFile> file) : file_(std::move(file)), buffer_(kBufferBytes) {}
   // False at the end of the file.
   absl::StatusOr<bool> Refill() {
     offset_ += filled_;
-    HEARTH_ASSIGN_OR_RETURN(filled_, ReadAt(file_.fd(), path_, buffer_.data(), buffer_.size(), offset_));
+    HEARTH_ASSIGN_OR_RETURN(filled_, file_->ReadAt(buffer_.data(), buffer_.size(), offset_));
     return filled_ > 0;
   }
   absl::Status Damaged(uint64_t used, absl::string_view cause) const {
-    return absl::DataLossError(absl::StrCat(path_, ": byte ", offset_ + used, ": ", cause,
+    return absl::DataLossError(absl::StrCat(file_->path(), ": byte ", offset_ + used, ": ", cause,
                                             "; copy the file again from where it was made, or take it off the log"));
   }
 
-  const Descriptor file_;
-  const std::string path_;
+  const std::shared_ptr<const InputFile> file_;
   std::vector<char> buffer_;
   size_t filled_ = 0;    // bytes in buffer_
   uint64_t offset_ = 0;  // of buffer_ in the file
@@ -98,7 +75,7 @@ class CompressedSource : public TextSource {
 
 class GzipSource : public CompressedSource {
  public:
-  GzipSource(Descriptor file, std::string path) : CompressedSource(std::move(file), std::move(path)) {}
+  explicit GzipSource(std::shared_ptr<const InputFile> file) : CompressedSource(std::move(file)) {}
   ~GzipSource() override {
     if (started_) inflateEnd(&stream_);
   }
@@ -142,8 +119,8 @@ class GzipSource : public CompressedSource {
 
 class ZstdSource : public CompressedSource {
  public:
-  ZstdSource(Descriptor file, std::string path)
-      : CompressedSource(std::move(file), std::move(path)), stream_(ZSTD_createDStream()) {}
+  explicit ZstdSource(std::shared_ptr<const InputFile> file)
+      : CompressedSource(std::move(file)), stream_(ZSTD_createDStream()) {}
   ~ZstdSource() override { ZSTD_freeDStream(stream_); }
 
   absl::StatusOr<size_t> Read(char* out, size_t size) override {
@@ -173,9 +150,58 @@ class ZstdSource : public CompressedSource {
   bool may_have_more_ = false;
 };
 
-absl::StatusOr<Compression> CompressionOf(const Descriptor& file, const std::string& path) {
+}  // namespace
+
+// --- InputFile ---
+
+absl::StatusOr<std::shared_ptr<const InputFile>> InputFile::Open(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return Errno(path, "open");
+  std::shared_ptr<InputFile> file(new InputFile(fd, path));
+  HEARTH_ASSIGN_OR_RETURN(file->stamp_, file->Look());
+  return std::shared_ptr<const InputFile>(std::move(file));
+}
+
+InputFile::~InputFile() { close(fd_); }
+
+absl::StatusOr<size_t> InputFile::ReadAt(char* out, size_t size, uint64_t offset) const {
+  return hearth::ReadAt(fd_, path_, out, size, offset);
+}
+
+absl::StatusOr<uint64_t> InputFile::Digest(uint64_t bytes) const {
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> hash(XXH3_createState(), &XXH3_freeState);
+  HEARTH_CHECK(hash != nullptr, "out of memory");
+  XXH3_64bits_reset(hash.get());
+  std::vector<char> buffer(std::min<uint64_t>(bytes, kBufferBytes));
+  for (uint64_t done = 0; done < bytes;) {
+    const size_t want = static_cast<size_t>(std::min<uint64_t>(buffer.size(), bytes - done));
+    HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadAt(buffer.data(), want, done));
+    if (got == 0) break;
+    XXH3_64bits_update(hash.get(), buffer.data(), got);
+    done += got;
+  }
+  return XXH3_64bits_digest(hash.get());
+}
+
+absl::StatusOr<InputFile::Stamp> InputFile::Look() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) return Errno(path_, "stat");
+  if (!S_ISREG(info.st_mode)) return absl::UnavailableError(absl::StrCat(path_, ": is not a regular file"));
+  return Stamp{static_cast<uint64_t>(info.st_size), info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
+}
+
+absl::Status InputFile::CheckUnchanged() const {
+  HEARTH_ASSIGN_OR_RETURN(const Stamp now, Look());
+  const bool same_time = now.modified_s == stamp_.modified_s && now.modified_ns == stamp_.modified_ns;
+  if (now.bytes == stamp_.bytes && same_time) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat(path_, ": was written to while it was read (", stamp_.bytes, " bytes when it was opened, ",
+                   now.bytes, " now); put it back as it was, and write a new file aside and rename it next time"));
+}
+
+absl::StatusOr<Compression> CompressionOf(const InputFile& file) {
   unsigned char head[4] = {};
-  HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadAt(file.fd(), path, reinterpret_cast<char*>(head), 4, 0));
+  HEARTH_ASSIGN_OR_RETURN(const size_t got, file.ReadAt(reinterpret_cast<char*>(head), 4, 0));
   if (got >= 2 && head[0] == 0x1f && head[1] == 0x8b) return Compression::kGzip;
   const uint32_t magic = head[0] | head[1] << 8 | head[2] << 16 | static_cast<uint32_t>(head[3]) << 24;
   // A zstd frame, or a skippable one before it.
@@ -185,30 +211,31 @@ absl::StatusOr<Compression> CompressionOf(const Descriptor& file, const std::str
   return Compression::kNone;
 }
 
-}  // namespace
-
 absl::StatusOr<Compression> CompressionOf(const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(const Descriptor file, OpenForReading(path));
-  return CompressionOf(file, path);
+  HEARTH_ASSIGN_OR_RETURN(const std::shared_ptr<const InputFile> file, InputFile::Open(path));
+  return CompressionOf(*file);
 }
 
-absl::StatusOr<std::unique_ptr<TextSource>> OpenTextSource(const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenForReading(path));
-  HEARTH_ASSIGN_OR_RETURN(const Compression compression, CompressionOf(file, path));
+absl::StatusOr<std::unique_ptr<TextSource>> OpenTextSource(std::shared_ptr<const InputFile> file) {
+  HEARTH_ASSIGN_OR_RETURN(const Compression compression, CompressionOf(*file));
   switch (compression) {
     case Compression::kNone:
-      return std::unique_ptr<TextSource>(std::make_unique<PlainSource>(std::move(file), path, 0));
+      return OpenPlainSource(std::move(file), 0);
     case Compression::kGzip:
-      return std::unique_ptr<TextSource>(std::make_unique<GzipSource>(std::move(file), path));
+      return std::unique_ptr<TextSource>(std::make_unique<GzipSource>(std::move(file)));
     case Compression::kZstd:
-      return std::unique_ptr<TextSource>(std::make_unique<ZstdSource>(std::move(file), path));
+      return std::unique_ptr<TextSource>(std::make_unique<ZstdSource>(std::move(file)));
   }
   return absl::InternalError("no such compression");
 }
 
-absl::StatusOr<std::unique_ptr<TextSource>> OpenPlainSource(const std::string& path, uint64_t offset) {
-  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenForReading(path));
-  return std::unique_ptr<TextSource>(std::make_unique<PlainSource>(std::move(file), path, offset));
+absl::StatusOr<std::unique_ptr<TextSource>> OpenTextSource(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(std::shared_ptr<const InputFile> file, InputFile::Open(path));
+  return OpenTextSource(std::move(file));
+}
+
+std::unique_ptr<TextSource> OpenPlainSource(std::shared_ptr<const InputFile> file, uint64_t offset) {
+  return std::make_unique<PlainSource>(std::move(file), offset);
 }
 
 // --- Spool ---
@@ -235,8 +262,8 @@ class Spool::Source : public TextSource {
   const uint64_t end_;
 };
 
-Spool::Spool(std::string scratch, uint64_t memory_bytes_max)
-    : scratch_(std::move(scratch)), memory_bytes_max_(memory_bytes_max) {}
+Spool::Spool(std::string scratch, uint64_t memory_bytes_max, uint64_t bytes_max)
+    : scratch_(std::move(scratch)), memory_bytes_max_(memory_bytes_max), bytes_max_(bytes_max) {}
 
 Spool::~Spool() {
   if (fd_ >= 0) close(fd_);
@@ -260,6 +287,11 @@ absl::Status Spool::MoveToFile() {
 }
 
 absl::Status Spool::Append(const char* bytes, size_t size) {
+  if (size > bytes_max_ || size_ > bytes_max_ - size) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a lane's pieces of a compressed log with shuffle.pieces are more than limits.spool_bytes_max = ", bytes_max_,
+        " bytes of text; raise it, leave shuffle.pieces out, or give plain text"));
+  }
   if (fd_ < 0 && size_ + size > memory_bytes_max_) HEARTH_RETURN_IF_ERROR(MoveToFile());
   if (fd_ < 0) {
     memory_.append(bytes, size);

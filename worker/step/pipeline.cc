@@ -71,6 +71,7 @@ struct Pipeline::State {
   void Pull();
   absl::Status PullSteps();
   absl::StatusOr<std::unique_ptr<StepBatch>> Assemble(uint64_t step, bool new_epoch);
+  absl::StatusOr<bool> AwaitRecords(StepBatch* batch);
   absl::StatusOr<std::unique_ptr<Batch>> Take(Lane* lane, bool new_epoch, uint32_t epoch);
   std::unique_ptr<Batch> AtEnd(const Lane& lane, uint32_t epoch) const;
   absl::Status PullRows(StepBatch* batch);
@@ -148,6 +149,7 @@ void Pipeline::State::CloseAll() {
   pushes.Close();
   permits.Close();
   room->Notify();
+  if (options.gate != nullptr) options.gate->Notify();
 }
 
 absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::Next() {
@@ -228,6 +230,7 @@ void Pipeline::State::Read() {
         if (!sent.ok()) batch = sent;
       }
       if (!lanes[i]->queue.Push(std::move(batch))) return;
+      if (options.gate != nullptr) options.gate->Notify();
       moved = true;
     }
     if (!moved) room->WaitUntil(kNever);
@@ -270,21 +273,54 @@ absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::State::Assemble(uint64_t st
     lane->asked = step;
     HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> part, Take(lane.get(), new_epoch, pull_clock.EpochOf(step)));
     if (part == nullptr) return std::unique_ptr<StepBatch>();
-    part->step = step;
     batch->lanes.push_back(std::move(part));
   }
+  HEARTH_ASSIGN_OR_RETURN(const bool made, AwaitRecords(batch.get()));
+  if (!made) return std::unique_ptr<StepBatch>();
+  for (auto& part : batch->lanes) part->step = step;
   batch->input_us = env->NowUs() - begin_us;
   return batch;
+}
+
+// Waits until the step is one that is made: with a record of this worker's lanes or of another's, or at their end.
+// False: the pipeline is being closed.
+absl::StatusOr<bool> Pipeline::State::AwaitRecords(StepBatch* batch) {
+  if (options.gate == nullptr) return true;
+  while (true) {
+    const auto is_at_end = [](const auto& part) { return part->kind == Batch::Kind::kEndOfEpoch; };
+    const bool moves =
+        std::any_of(batch->lanes.begin(), batch->lanes.end(), [](const auto& part) { return part->records > 0; }) ||
+        std::all_of(batch->lanes.begin(), batch->lanes.end(), is_at_end);
+    if (moves) {
+      HEARTH_RETURN_IF_ERROR(options.gate->Moves(batch->step));
+      return true;
+    }
+    HEARTH_ASSIGN_OR_RETURN(const bool joins, options.gate->Joins(batch->step));
+    if (joins) return true;
+    options.gate->WaitForNews();
+    if (closing) return false;
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      if (batch->lanes[i]->kind != Batch::Kind::kIdle || lanes[i]->queue.size() == 0) continue;
+      HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> part, Take(lanes[i].get(), false, batch->lanes[i]->epoch));
+      if (part == nullptr) return false;
+      batch->lanes[i] = std::move(part);
+    }
+  }
 }
 
 absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool new_epoch, uint32_t epoch) {
   if (new_epoch) lane->at_end = false;
   if (lane->at_end) return AtEnd(*lane, epoch);
-  std::optional<BatchRead> read = lane->queue.Pop();
-  room->Notify();
-  if (!read.has_value()) return std::unique_ptr<Batch>();
-  HEARTH_RETURN_IF_ERROR(read->status());
-  std::unique_ptr<Batch> batch = *std::move(*read);
+  std::unique_ptr<Batch> batch;
+  // An idle batch says nothing once there is another behind it. Of those that are there now: the reader makes more.
+  for (size_t left = std::max<size_t>(1, lane->queue.size()); left > 0; --left) {
+    std::optional<BatchRead> read = lane->queue.Pop();
+    room->Notify();
+    if (!read.has_value()) return std::unique_ptr<Batch>();
+    HEARTH_RETURN_IF_ERROR(read->status());
+    batch = *std::move(*read);
+    if (batch == nullptr || batch->kind != Batch::Kind::kIdle) break;
+  }
   if (batch == nullptr || batch->epoch != epoch || batch->lane != lane->cursor.lane()) {
     return absl::InternalError(
         absl::StrCat("lane ", lane->cursor.lane(), " in epoch ", epoch, ": its reader gave ",

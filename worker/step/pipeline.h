@@ -23,6 +23,7 @@
 #include "model/batch/batch.h"
 #include "ps/ps_client.h"
 #include "worker/log/log_reader.h"
+#include "worker/step/rest_gate.h"
 #include "worker/step/step_clock.h"
 #include "worker/step/step_verdict.h"
 
@@ -64,6 +65,8 @@ struct PipelineOptions {
   std::vector<Lane> lanes;  // ascending
   // Called by the pull thread with each batch whose rows have come, while the steps before it compute. May be empty.
   std::function<absl::Status(Batch*)> pulled;
+  // Of a job with a directory that grows; outlives the pipeline. Null: a lane without a record joins every step.
+  RestGate* gate = nullptr;
 };
 
 class Pipeline {

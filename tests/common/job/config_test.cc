@@ -214,5 +214,27 @@ TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
   EXPECT_THAT(JobDifferences(job, other), Contains("training.batch_size: 1024 != 99"));
 }
 
+TEST(JobDifferences, CoverWhatMakesARecordBadAndLeavePathsToTheListOfFiles) {
+  const Job job = SmallJob();
+  Job other = job;
+  other.mutable_log(0)->add_path("tomorrow.csv");
+  other.mutable_limits()->set_bad_records_min(7);
+  EXPECT_THAT(JobDifferences(job, other), IsEmpty());
+  other.mutable_limits()->set_record_bytes_max(200);
+  EXPECT_THAT(JobDifferences(job, other), ElementsAre("limits.record_bytes_max: 1048576 != 200"));
+}
+
+TEST(BitDifferences, NameWhatMayChangeBetweenResumesAndChangesBits) {
+  Job job = SmallJob();
+  Job other = job;
+  other.mutable_snapshot()->set_every_steps(7);
+  other.mutable_limits()->set_bad_records_min(7);
+  EXPECT_THAT(BitDifferences(job, other), IsEmpty()) << "without staleness a cut changes no view";
+  other.mutable_training()->set_threads(2);
+  EXPECT_THAT(BitDifferences(job, other), ElementsAre("training.threads: 1 != 2"));
+  other.mutable_training()->set_staleness(1);
+  EXPECT_THAT(BitDifferences(job, other), ElementsAre("snapshot.every_steps: 1000 != 7", "training.threads: 1 != 2"));
+}
+
 }  // namespace
 }  // namespace hearth

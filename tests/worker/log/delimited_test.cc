@@ -240,7 +240,7 @@ TEST(Spool, GivesTheSameBytesFromMemoryAndFromItsFileAndLeavesNothing) {
   const std::string folder = TestFolder();
   const std::string text = RandomText(100000);
   for (const uint64_t memory_bytes_max : {uint64_t{1} << 20, uint64_t{5000}, uint64_t{0}}) {
-    Spool spool(folder, memory_bytes_max);
+    Spool spool(folder, memory_bytes_max, 1u << 20);
     for (size_t at = 0; at < text.size(); at += 3000) {
       ASSERT_TRUE(spool.Append(text.data() + at, std::min<size_t>(3000, text.size() - at)).ok());
     }
@@ -253,7 +253,7 @@ TEST(Spool, GivesTheSameBytesFromMemoryAndFromItsFileAndLeavesNothing) {
     EXPECT_TRUE(read == text.substr(1234, read.size()));
     EXPECT_TRUE(ListDirectory(folder)->empty()) << "the scratch file has no name";
   }
-  Spool nowhere("", 10);
+  Spool nowhere("", 10, 1u << 20);
   EXPECT_EQ(nowhere.Append(text.data(), 100).code(), absl::StatusCode::kFailedPrecondition);
 }
 

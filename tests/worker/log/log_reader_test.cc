@@ -1,7 +1,9 @@
 #include "worker/log/log_reader.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <atomic>
@@ -638,6 +640,186 @@ TEST(LaneReader, AFileThatIsNotTheListedOneIsDataLoss) {
   }
 }
 
+// Writes over the file as it lies there; the time of its modification moves, however fast the test is.
+void WriteInPlace(const std::string& path, const std::string& text) {
+  struct stat before;
+  ASSERT_EQ(stat(path.c_str(), &before), 0);
+  const int fd = open(path.c_str(), O_WRONLY | O_TRUNC);
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(write(fd, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  const struct timespec times[2] = {before.st_atim, {before.st_mtim.tv_sec + 1, 0}};
+  ASSERT_EQ(futimens(fd, times), 0);
+  close(fd);
+}
+
+std::string Numbers(int begin, int end) {
+  std::string text = "id,click\n";
+  for (int i = begin; i < end; ++i) absl::StrAppend(&text, i, ",0\n");
+  return text;
+}
+
+TEST(LaneReader, ReadsOnInTheFileThatItOpenedWhateverItsNameComesToMean) {
+  const std::string text = Numbers(100, 400);
+  for (const std::string& bytes : {text, Gzip(text), Zstd(text)}) {
+    Small small("", R"(slot { name: "id" table: "t" hash: RAW } log { name: "l" path: "log.csv" piece_bytes: 100
+      piece_batches: 1 batch_size: 10 })");
+    small.Write("log.csv", bytes);
+    const auto whole = ReadAll(small.job, 0, 1);
+    for (const std::string& other : {Numbers(500, 520), std::string("something else")}) {
+      small.Write("log.csv", bytes);
+      auto opened = OpenLane(small.job, 0, 1);
+      ASSERT_TRUE(opened.ok()) << opened.status();
+      for (size_t i = 0; i < whole.size(); ++i) {
+        auto batch = opened->reader->Next();
+        ASSERT_TRUE(batch.ok()) << batch.status();
+        ExpectSame(**batch, *whole[i]);
+        if (i == 2) small.Write("log.csv", other);  // by rename
+      }
+    }
+  }
+}
+
+TEST(LaneReader, AFileThatIsWrittenToWhileItIsReadIsDataLoss) {
+  const std::string text = Numbers(100, 400);
+  std::string same_length = text;
+  same_length[same_length.size() - 3] = '1';
+  for (const std::string& other : {std::string(), text.substr(0, text.size() / 2), text + "400,0\n", same_length}) {
+    Small small("", R"(slot { name: "id" table: "t" hash: RAW } log { name: "l" path: "log.csv" piece_bytes: 100
+      batch_size: 10 })");
+    small.Write("log.csv", text);
+    auto opened = OpenLane(small.job, 0, 1);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    ASSERT_TRUE(opened->reader->Next().ok());
+    WriteInPlace(JoinPath(small.folder, "log.csv"), other);
+    absl::Status status;
+    while (status.ok()) {
+      auto batch = opened->reader->Next();
+      status = batch.status();
+      ASSERT_TRUE(!batch.ok() || *batch != nullptr) << "ended without a word";
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("log.csv: was written to"), HasSubstr("; put it back")));
+  }
+}
+
+// Opens lane 0 of 1 on a given list. `schema`: of a job whose files are gone since.
+absl::StatusOr<Opened> OpenOn(const Job& job, const std::vector<LogFile>& files, const Cursor& start,
+                              std::shared_ptr<const LogSchema> schema = nullptr) {
+  Opened opened;
+  opened.files->Append(files, true);
+  opened.options.job = job;
+  opened.options.logs = LogsOf(job);
+  opened.options.schema = std::move(schema);
+  opened.options.files = opened.files.get();
+  opened.options.start = start;
+  opened.options.env = Env::Real();
+  HEARTH_ASSIGN_OR_RETURN(opened.reader, LaneReader::Open(opened.options));
+  return opened;
+}
+
+TEST(LaneReader, AMendedFileGoesOnWhereTheTrainedPartIsTheSameAndIsRefusedWhereItIsNot) {
+  const std::string text = Numbers(100, 400);
+  std::string other_head = text;
+  other_head[text.find("120,0")] = '9';
+  for (const bool compressed : {false, true}) {
+    Small small("", R"(slot { name: "id" table: "t" hash: RAW } log { name: "l" path: "log.csv" piece_bytes: 100
+      piece_batches: 2 batch_size: 10 })");
+    const auto put = [&](const std::string& content) { small.Write("log.csv", compressed ? Gzip(content) : content); };
+    put(text);
+    const auto before = ReadAll(small.job, 0, 1);
+    const Cursor cursor = before[6]->cursor;
+    ASSERT_TRUE(cursor.has_text_digest());
+    put(text + "400,0\n401,0\n");
+    std::vector<LogFile> files = *ListLogFiles(small.job, LogsOf(small.job));
+    files[0].set_amended(true);
+    auto opened = OpenOn(small.job, files, cursor);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    int64_t records = 0;
+    for (const auto& batch : before) records += &batch - &before[0] <= 6 ? batch->records : 0;
+    while (const auto batch = *opened->reader->Next()) records += batch->records;
+    EXPECT_EQ(records, 302);
+
+    for (const std::string& wrong : {other_head, text.substr(0, 60)}) {
+      put(wrong);
+      files = *ListLogFiles(small.job, LogsOf(small.job));
+      files[0].set_amended(true);
+      const absl::Status status = OpenOn(small.job, files, cursor).status();
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr("log.csv"));
+    }
+  }
+}
+
+TEST(LaneReader, AFileThatIsTakenOffIsSteppedOverFromWhereverTheLaneIsInIt) {
+  Small small("", R"(slot { name: "id" table: "t" hash: RAW }
+    log { name: "l" path: "a" path: "b" path: "c" piece_bytes: 100 batch_size: 10 })");
+  for (const char* name : {"a", "b", "c"}) small.Write(name, Numbers(100, 150));
+  const auto whole = ReadAll(small.job, 0, 1);
+  std::vector<LogFile> files = *ListLogFiles(small.job, LogsOf(small.job));
+  files[1].set_taken_off(true);
+  const auto schema = LogSchema::Open(small.job, LogsOf(small.job));
+  ASSERT_TRUE(schema.ok());
+  ASSERT_TRUE(RemoveTree(JoinPath(small.folder, "b")).ok());
+  for (const auto& at : whole) {
+    if (at->kind != Batch::Kind::kRecords) continue;
+    auto opened = OpenOn(small.job, files, at->cursor, *schema);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    std::vector<std::pair<uint32_t, uint64_t>> expected, got;
+    for (const auto& batch : whole) {
+      for (int64_t i = 0; i<batch->records&& & batch> & at; ++i) {
+        if (batch->file_of[i] != 1) expected.emplace_back(batch->file_of[i], batch->offset[i]);
+      }
+    }
+    while (const auto batch = *opened->reader->Next()) {
+      for (int64_t i = 0; i < batch->records; ++i) got.emplace_back(batch->file_of[i], batch->offset[i]);
+    }
+    EXPECT_EQ(got, expected) << at->cursor.ShortDebugString();
+  }
+}
+
+TEST(LaneReader, TheLastCursorOfAFileSaysSoAndAResumeFromItDoesNotNeedTheFile) {
+  for (const bool compressed : {false, true}) {
+    Small small("", R"(slot { name: "id" table: "t" hash: RAW }
+      log { name: "l" path: "a" path: "b" piece_bytes: 100 piece_batches: 2 batch_size: 10 })");
+    for (const char* name : {"a", "b"}) {
+      small.Write(name, compressed ? Zstd(Numbers(100, 150)) : Numbers(100, 150));
+    }
+    const auto whole = ReadAll(small.job, 0, 1);
+    const std::vector<LogFile> files = *ListLogFiles(small.job, LogsOf(small.job));
+    const auto schema = LogSchema::Open(small.job, LogsOf(small.job));
+    ASSERT_TRUE(schema.ok());
+    size_t ends = 0;
+    for (size_t i = 0; i + 1 < whole.size(); ++i) {
+      const bool last = whole[i + 1]->kind != Batch::Kind::kRecords || whole[i + 1]->file_of[0] != whole[i]->file_of[0];
+      EXPECT_EQ(whole[i]->cursor.file_ended(), last) << i;
+      if (!last || whole[i]->file_of[0] != 0) continue;
+      ++ends;
+      ASSERT_TRUE(RemoveTree(JoinPath(small.folder, "a")).ok());
+      auto opened = OpenOn(small.job, files, whole[i]->cursor, *schema);
+      ASSERT_TRUE(opened.ok()) << opened.status();
+      for (size_t k = i + 1; k < whole.size(); ++k) {
+        auto batch = opened->reader->Next();
+        ASSERT_TRUE(batch.ok()) << batch.status();
+        ExpectSame(**batch, *whole[k]);
+      }
+    }
+    EXPECT_EQ(ends, 1u);
+  }
+}
+
+TEST(LaneReader, ACompressedLogThatIsShuffledKeepsItsOwnPiecesAloneAndWithinTheirBound) {
+  Small small("", R"(slot { name: "id" table: "t" hash: RAW } log { name: "l" path: "log.csv" piece_batches: 1
+    shuffle { pieces: true } batch_size: 10 } limits { spool_bytes_max: 1400 })");
+  small.Write("log.csv", Zstd(Numbers(100, 400)));  // 1,800 bytes of records
+  EXPECT_TRUE(OpenLane(small.job, 0, 2).ok());
+  auto half = OpenLane(small.job, 0, 2);
+  EXPECT_TRUE(half->reader->Next().ok()) << "half of the pieces, of half the batch each";
+  auto all = OpenLane(small.job, 0, 1);
+  const absl::Status status = all->reader->Next().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("limits.spool_bytes_max = 1400"));
+}
+
 TEST(LaneReader, ACursorBeyondTheFilesIsDataLoss) {
   Small small("id\n1\n", R"(slot { name: "id" table: "t" hash: RAW })");
   Cursor cursor;
@@ -710,6 +892,24 @@ TEST(LogSchema, SideTablesAreCheckedWhenTheyAreLoaded) {
   EXPECT_EQ(code_of("b\n1\n", "has no column \"a\""), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code_of("", "is empty"), absl::StatusCode::kDataLoss);
   EXPECT_EQ(code_of("a\n1\n2\n3\n", ""), absl::StatusCode::kOk);
+}
+
+TEST(LogSchema, ASideTableThatIsNotTheExpectedFileIsDataLoss) {
+  Small small("a\n1\n", R"(
+    side_table { name: "s" path: "s.csv" key: "a" } log { join: "s" } slot { name: "a" table: "t" })");
+  small.Write("s.csv", "a\n1\n");
+  SideTableFile expected;
+  expected.set_name("s");
+  expected.set_bytes(4);
+  expected.set_xxh3(XXH3_64bits("a\n1\n", 4));
+  EXPECT_TRUE(LogSchema::Open(small.job, LogsOf(small.job), {}, {expected}).ok());
+  for (const char* const other : {"a\n2\n", "a\n1\n2\n"}) {
+    small.Write("s.csv", other);
+    EXPECT_TRUE(LogSchema::Open(small.job, LogsOf(small.job)).ok());
+    const absl::Status status = LogSchema::Open(small.job, LogsOf(small.job), {}, {expected}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("side_table \"s\""), HasSubstr("s.csv")));
+  }
 }
 
 // --- base rates ---

@@ -27,9 +27,11 @@ struct Plan {
   uint32_t every_steps = 5;
   uint64_t steps_max = 0;
   uint32_t epochs = 1;
-  uint64_t stop_at_vote = 0;                                         // the step whose reduction carries the flag
-  std::set<uint64_t> skipped;                                        // steps with a gradient that is not finite
-  std::vector<std::vector<std::vector<std::vector<Sign>>>> batches;  // [epoch][lane][batch][signs], ascending
+  uint64_t stop_at_vote = 0;   // the step whose reduction carries the flag
+  std::set<uint64_t> skipped;  // steps with a gradient that is not finite
+  // [epoch][lane][batch][signs], ascending. A batch without signs: nothing comes just now.
+  std::vector<std::vector<std::vector<std::vector<Sign>>>> batches;
+  bool tails = false;  // the worker has a gate
 };
 
 struct Row {
@@ -53,6 +55,7 @@ struct Outcome {
   std::map<uint64_t, CutState> states;  // of cuts
   uint64_t last_step = 0;
   uint64_t records = 0;  // trained
+  uint64_t empty_steps = 0;
 };
 
 float Gradient(uint32_t lane, Sign sign, float weight) {
@@ -92,6 +95,7 @@ class ScriptedReader : public LaneReader {
     std::unique_ptr<Batch> batch;
     if (next_ < batches.size()) {
       batch = MakeBatch(lane_, epoch_, batches[next_]);
+      if (batches[next_].empty()) batch->kind = Batch::Kind::kIdle;
       batch->cursor = CursorAt(lane_, epoch_, ++next_, false);
     } else {
       batch = MakeBatch(lane_, epoch_, {});
@@ -365,6 +369,7 @@ class FakeWorker {
     options.clock.step = start.step;
     options.clock.epoch_ends_at = start.epoch_ends_at;
     options.read_ahead_batches_max = 2;
+    if (plan.tails) options.gate = &gate_;
     options.group_dims = {1};
     for (uint32_t lane = static_cast<uint32_t>(collective->worker()); lane < plan.lanes;
          lane += static_cast<uint32_t>(collective->workers())) {
@@ -406,6 +411,7 @@ class FakeWorker {
       }
       HEARTH_ASSIGN_OR_RETURN(const StepVerdict verdict, Reduce(*batch));
       if (!verdict.skip) outcome_.records += verdict.records;
+      outcome_.empty_steps += verdict.records == 0;
       HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline_->Finish(std::move(batch), verdict));
       outcome_.last_step = step;
       if (!state.cut) continue;
@@ -442,6 +448,7 @@ class FakeWorker {
 
   const Plan& plan_;
   Collective* const collective_;
+  RestGate gate_{Env::Real(), nullptr};
   PipelineOptions options_;
   std::unique_ptr<Pipeline> pipeline_;
   absl::Status status_;
@@ -612,6 +619,19 @@ TEST_P(PipelineAtStaleness, AResumeFromAnyCutEndsLikeTheRunThatNeverStopped) {
   if (GetParam() > 0) {
     EXPECT_GT(resumed_while_an_epoch_was_ending, 0u);
   }
+}
+
+TEST_P(PipelineAtStaleness, MakesNoStepWhileNoLaneHasARecord) {
+  const Sign a = MakeSign(1, 1), b = MakeSign(1, 2);
+  Plan plan;
+  plan.lanes = 2;
+  plan.staleness = GetParam();
+  plan.every_steps = 1000;
+  plan.tails = true;
+  plan.batches = {{{{a}, {}, {}, {}, {b}, {}}, {{}, {}, {a, b}, {}, {}, {}, {}, {}, {b}}}};
+  const Outcome outcome = RunForReal(plan, Beginning(plan), 1, 1);
+  EXPECT_EQ(outcome.records, 5u);
+  EXPECT_EQ(outcome.empty_steps, 1u + GetParam()) << "those that end the epoch";
 }
 
 INSTANTIATE_TEST_SUITE_P(Staleness, PipelineAtStaleness, testing::Values(0u, 1u, 2u, 3u));
