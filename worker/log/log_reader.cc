@@ -368,7 +368,9 @@ absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextOfWindow() {
     plan.Fill(&workspace_, &builder_);
     builder_.EndRecord(piece.file, record.offset);
     const absl::string_view user = plan.User(workspace_);
-    if (options_.keep_user) users.push_back(XXH3_64bits(user.data(), user.size()));
+    if (options_.keep_user) {
+      users.push_back(user.empty() ? kNoUser : std::max<uint64_t>(kNoUser + 1, XXH3_64bits(user.data(), user.size())));
+    }
     if (options_.keep_user_text) user_texts.emplace_back(user);
   }
   next_valid_ += size;
