@@ -18,6 +18,7 @@
 #include "common/job/config.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
+#include "common/job/pieces.h"
 #include "common/proto/control.pb.h"
 #include "worker/dense/dense_reducer.h"
 #include "worker/dense/dense_step.h"
@@ -55,7 +56,7 @@ double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cu
     if (shuffled ? file.log() < log : file.number() < cursor.file()) behind += bytes;
     const bool compressed = absl::EndsWith(file.path(), ".gz") || absl::EndsWith(file.path(), ".zst");
     if (shuffled || compressed || file.number() != cursor.file() || static_cast<int>(log) >= job.log_size()) continue;
-    const double piece_bytes = static_cast<double>(job.log(static_cast<int>(log)).piece_bytes());
+    const double piece_bytes = static_cast<double>(PieceBytes(job.log(static_cast<int>(log))));
     behind += std::min(bytes, static_cast<double>(cursor.block()) * piece_bytes);
   }
   return total > 0 ? std::min(1.0, behind / total) : 0;

@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/pieces.h"
 
 namespace hearth {
 namespace {
@@ -157,6 +159,11 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
   } else if (!job.training().has_lanes()) {
     job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));
   }
+  for (int i = 0; i < std::min(job->log_size(), saved.log_size()); ++i) {
+    if (!job->log(i).has_piece_bytes() && saved.log(i).has_piece_bytes()) {
+      job->mutable_log(i)->set_piece_bytes(saved.log(i).piece_bytes());
+    }
+  }
   HEARTH_RETURN_IF_ERROR(CheckWorkers(job, workers, !choice.folder.empty()));
   HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), job_path));  // again: lanes are known now
   for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {
@@ -167,3 +174,4 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
 }
 
 }  // namespace hearth
+  if (choice.folder.empty()) DecidePieces(&job);

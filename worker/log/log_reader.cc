@@ -13,6 +13,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/pieces.h"
 #include "worker/log/log_file.h"
 #include "worker/log/piece_order.h"
 #include "worker/log/record_plan.h"
@@ -611,7 +612,7 @@ absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
   LogFileReader::Options options;
   HEARTH_ASSIGN_OR_RETURN(options.records, RecordOptions(options_.job, log));
   options.header = log.header();
-  options.piece_bytes = std::max<uint64_t>(log.piece_bytes(), 1);
+  options.piece_bytes = std::max<uint64_t>(PieceBytes(log), 1);
   options.records_per_block = RecordsPerBlock(log);
   options.spool = log.shuffle().pieces() ? spool_.get() : nullptr;
   const std::string path = ResolvePath(options_.job, file.path());
