@@ -61,6 +61,7 @@ struct Batch {
   // State at the END of this batch (docs/PROTOCOL.md §1).
   Cursor cursor;
   Ledger delta;              // read, rejected, filtered since the batch before; trained is set at apply
+  Reading reading;           // of the same records as delta; no tasks
   std::string dead_letters;  // lines for DIR/dead-letter, written when the step is applied
 };
 
