@@ -18,10 +18,6 @@ constexpr uint64_t kJoinedRecordsMin = 1000;   // before a join is called bad th
 constexpr uint64_t kUnjoinedRecordsMin = 100;  // before one is that finds nothing
 constexpr size_t kListedMax = 8;
 
-std::string Quoted(absl::string_view text) {
-  return absl::StrCat("\"", absl::StrReplaceAll(absl::Utf8SafeCHexEscape(text), {{"\\'", "'"}}), "\"");
-}
-
 std::string OfColumn(const Reading::Column& column) {
   return absl::StrCat("column ", Quoted(column.name()), " holds no number in ", column.unreadable(),
                       " records, for example ", Quoted(column.example()));
@@ -43,6 +39,10 @@ std::string ListedFew(std::vector<std::string> names) {
 }
 
 }  // namespace
+
+std::string Quoted(const std::string& text) {
+  return absl::StrCat("\"", absl::StrReplaceAll(absl::Utf8SafeCHexEscape(text), {{"\\'", "'"}}), "\"");
+}
 
 Ledger SumOfLedgers(const std::vector<LaneState>& lanes) {
   Ledger sum;

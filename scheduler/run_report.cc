@@ -6,7 +6,6 @@
 #include <set>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "common/artifact/reading.h"
@@ -296,10 +295,9 @@ void RunReport::Warn(const std::vector<Warning>& warnings) {
                                   [&](const Warning& known) { return known.subject == warning.subject; });
     if (told) continue;
     warnings_.push_back(warning);
-    spdlog::warn("{}", warning.line);
+    spdlog::info("warning: {}", warning.line);  // what the log warns of goes to standard error too
     if (options_.output.progress == nullptr) continue;
-    const bool drawn = drawing_;
-    *options_.output.progress << (drawn ? "\r\x1b[K" : "") << "hearth: warning: " << warning.line << std::endl;
+    *options_.output.progress << (drawing_ ? "\r\x1b[K" : "") << "hearth: warning: " << warning.line << std::endl;
     drawing_ = false;
   }
 }
@@ -501,17 +499,16 @@ std::string FormatTable(const std::vector<Evaluation>& evaluations) {
 }
 
 std::string FormatReading(const Reading& reading) {
-  const auto quoted = [](const std::string& text) { return absl::StrCat("\"", absl::Utf8SafeCHexEscape(text), "\""); };
   std::string text;
   std::vector<std::vector<std::string>> columns = {{"column", "unreadable", "example"}};
   for (const Reading::Column& column : reading.column()) {
-    columns.push_back({column.name(), absl::StrCat(column.unreadable()), quoted(column.example())});
+    columns.push_back({column.name(), absl::StrCat(column.unreadable()), Quoted(column.example())});
   }
   if (columns.size() > 1) text += FormatRows(columns, {0, 2});
   std::vector<std::vector<std::string>> joins = {{"side table", "matched", "unmatched", "without key", "example"}};
   for (const Reading::Join& join : reading.join()) {
     joins.push_back({join.side_table(), absl::StrCat(join.matched()), absl::StrCat(join.unmatched()),
-                     absl::StrCat(join.without_key()), join.has_example() ? quoted(join.example()) : "-"});
+                     absl::StrCat(join.without_key()), join.has_example() ? Quoted(join.example()) : "-"});
   }
   if (joins.size() > 1) text += FormatRows(joins, {0, 4});
   return text;
