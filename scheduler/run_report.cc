@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "common/artifact/reading.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/process.h"
@@ -149,7 +150,7 @@ RunReport::RunReport(Options options)
 void RunReport::Resume(const Manifest& manifest) {
   manifest_ = manifest;
   has_snapshot_ = true;
-  for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &ledger_);
+  SetLanes({manifest.lane().begin(), manifest.lane().end()});
   evaluations_.assign(manifest.evaluation().begin(), manifest.evaluation().end());
   dense_parameters_ = manifest.dense_parameters();
 
@@ -198,11 +199,17 @@ absl::Status RunReport::OnProgress(uint32_t worker, const Progress& progress, in
   const uint32_t staleness = std::max(known->staleness_max_seen(), progress.staleness_max_seen());
   const uint64_t rss = std::max(known->peak_rss_bytes(), progress.peak_rss_bytes());
   // What a message leaves out stays as it was known.
+  if (progress.has_reading()) known->clear_reading();
   known->MergeFrom(progress);
   known->clear_task();
   known->clear_pull_seconds();
   known->set_staleness_max_seen(staleness);
   known->set_peak_rss_bytes(rss);
+  if (progress.has_reading()) {
+    Reading sum;
+    for (const Progress& one : workers_) MergeReading(one.reading(), &sum);
+    Warn(WarningsSoFar(sum));
+  }
   if (progress.has_log_fraction() && !first_fraction_.has_value()) {
     first_fraction_ = progress.log_fraction();
     first_fraction_seconds_ = TrainingSeconds(now_us);
@@ -238,21 +245,25 @@ Ledger RunReport::LiveLedger() const {
 }
 
 absl::Status RunReport::Committed(const Manifest& manifest, int64_t now_us) {
-  Ledger ledger;
-  for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &ledger);
-  HEARTH_RETURN_IF_ERROR(CheckLedger(ledger));
+  const std::vector<LaneState> lanes(manifest.lane().begin(), manifest.lane().end());
+  HEARTH_RETURN_IF_ERROR(CheckLedger(SumOfLedgers(lanes)));
+  SetLanes(lanes);
   manifest_ = manifest;
   manifest_.clear_log_file();
   manifest_.clear_lane();
   manifest_.clear_task_metric();
   manifest_.clear_file();
   has_snapshot_ = true;
-  ledger_ = ledger;
   evaluations_.assign(manifest.evaluation().begin(), manifest.evaluation().end());
   dense_parameters_ = manifest.dense_parameters();
   ++snapshots_;
   if (const auto found = seconds_at_.find(manifest.step()); found != seconds_at_.end()) seconds_ = found->second;
   seconds_at_.erase(seconds_at_.begin(), seconds_at_.upper_bound(manifest.step()));
+  Warn(WarningsSoFar(reading_));
+  for (const Evaluation& evaluation : evaluations_) Warn(WarningsOfEvaluation(evaluation));
+  const bool epoch_is_over =
+      std::all_of(lanes_.begin(), lanes_.end(), [](const LaneState& lane) { return lane.cursor().end_of_epoch(); });
+  if (manifest.job_finished() || epoch_is_over) Warn(WarningsAtEnd(options_.job, lanes_));
   if (curves_ != nullptr) {
     curves_->OnSnapshot();
     if (started_) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
@@ -267,8 +278,28 @@ absl::Status RunReport::Committed(const Manifest& manifest, int64_t now_us) {
 
 absl::Status RunReport::Evaluated(const std::vector<Evaluation>& evaluations) {
   evaluations_ = evaluations;
+  for (const Evaluation& evaluation : evaluations_) Warn(WarningsOfEvaluation(evaluation));
   if (curves_ != nullptr) HEARTH_RETURN_IF_ERROR(curves_->OnEvaluations(evaluations_));
   return Write("running", 0, "");
+}
+
+void RunReport::SetLanes(const std::vector<LaneState>& lanes) {
+  lanes_ = lanes;
+  ledger_ = SumOfLedgers(lanes);
+  reading_ = SumOfReadings(lanes);
+}
+
+void RunReport::Warn(const std::vector<Warning>& warnings) {
+  for (const Warning& warning : warnings) {
+    const bool told = std::any_of(warnings_.begin(), warnings_.end(),
+                                  [&](const Warning& known) { return known.subject == warning.subject; });
+    if (told) continue;
+    warnings_.push_back(warning);
+    spdlog::info("warning: {}", warning.line);  // what the log warns of goes to standard error too
+    if (options_.output.progress == nullptr) continue;
+    *options_.output.progress << (drawing_ ? "\r\x1b[K" : "") << "hearth: warning: " << warning.line << std::endl;
+    drawing_ = false;
+  }
 }
 
 absl::Status RunReport::Write(const std::string& status, int code, const std::string& reason) {
@@ -299,6 +330,26 @@ std::string RunReport::ToJson(const std::string& status, int code, const std::st
                      {"trained", ledger_.trained()},
                      {"rejected", ledger_.rejected()},
                      {"filtered", ledger_.filtered()}};
+
+  json["labels"] = Json::object();
+  for (int t = 0; t < std::min(job.task_size(), reading_.task_size()); ++t) {
+    const Reading::Task& task = reading_.task(t);
+    json["labels"][job.task(t).name()] = {
+        {"positives", task.positives()}, {"negatives", task.negatives()}, {"masked", task.masked()}};
+  }
+  json["columns"] = Json::object();
+  for (const Reading::Column& column : reading_.column()) {
+    json["columns"][column.name()] = {{"unreadable", column.unreadable()}, {"example", column.example()}};
+  }
+  json["side_tables"] = Json::object();
+  for (const Reading::Join& join : reading_.join()) {
+    json["side_tables"][join.side_table()] = {{"matched", join.matched()},
+                                              {"unmatched", join.unmatched()},
+                                              {"without_key", join.without_key()},
+                                              {"example", join.has_example() ? Json(join.example()) : Json(nullptr)}};
+  }
+  json["warnings"] = Json::array();
+  for (const Warning& warning : warnings_) json["warnings"].push_back(warning.line);
 
   TimeShare time;
   uint32_t staleness_max_seen = 0;
@@ -425,7 +476,7 @@ void RunReport::PrintTable() {
   std::ostream& out = *options_.output.table;
   out << FormatTable(evaluations_);
   for (const Evaluation& evaluation : evaluations_) out << FormatDiagnostics(evaluation);
-  out << LedgerLine(ledger_) << "\n";
+  out << LedgerLine(ledger_) << "\n" << FormatReading(reading_);
   out << "step " << manifest_.step() << "  model hash " << absl::StrFormat("%016x", manifest_.model_hash());
   if (seconds_ > 0) {
     const double trained = static_cast<double>(ledger_.trained() - std::min(ledger_.trained(), trained_at_start_));
@@ -445,6 +496,22 @@ std::string FormatTable(const std::vector<Evaluation>& evaluations) {
     }
   }
   return rows.size() == 1 ? "" : FormatRows(rows, {0, 1});
+}
+
+std::string FormatReading(const Reading& reading) {
+  std::string text;
+  std::vector<std::vector<std::string>> columns = {{"column", "unreadable", "example"}};
+  for (const Reading::Column& column : reading.column()) {
+    columns.push_back({column.name(), absl::StrCat(column.unreadable()), Quoted(column.example())});
+  }
+  if (columns.size() > 1) text += FormatRows(columns, {0, 2});
+  std::vector<std::vector<std::string>> joins = {{"side table", "matched", "unmatched", "without key", "example"}};
+  for (const Reading::Join& join : reading.join()) {
+    joins.push_back({join.side_table(), absl::StrCat(join.matched()), absl::StrCat(join.unmatched()),
+                     absl::StrCat(join.without_key()), join.has_example() ? Quoted(join.example()) : "-"});
+  }
+  if (joins.size() > 1) text += FormatRows(joins, {0, 4});
+  return text;
 }
 
 std::string FormatDiagnostics(const Evaluation& evaluation) {

@@ -17,6 +17,7 @@
 #include "scheduler/curves.h"
 #include "scheduler/progress.h"
 #include "scheduler/publisher.h"
+#include "scheduler/reading_report.h"
 
 namespace hearth {
 
@@ -80,6 +81,10 @@ class RunReport {
   // Ends the line that is being drawn, and prints the table: figures of each task and split, the ledger, the model.
   void PrintTable();
   void EndLine();
+  // Tells each of them that was not told before: on standard error, in the log and in run.json.
+  void Warn(const std::vector<Warning>& warnings);
+  // What the end's cut holds, where it can not be committed: for run.json.
+  void SetLanes(const std::vector<LaneState>& lanes);
 
  private:
   double TrainingSeconds(int64_t now_us) const;
@@ -93,7 +98,9 @@ class RunReport {
   // As of the last committed snapshot.
   Manifest manifest_;  // without log files, lanes and metrics
   bool has_snapshot_ = false;
-  Ledger ledger_;
+  std::vector<LaneState> lanes_;
+  Ledger ledger_;  // sums over lanes_
+  Reading reading_;
   std::vector<Evaluation> evaluations_;  // newest of each split
   double seconds_ = 0;                   // of this attempt's training
   uint64_t trained_at_start_ = 0;
@@ -128,11 +135,14 @@ class RunReport {
   Mark current_;   // begin of this window
   int64_t next_show_us_ = kNever;
   int64_t next_turn_us_ = kNever;
+  std::vector<Warning> warnings_;
   bool drawing_ = false;  // the terminal's cursor stands behind a progress line
 };
 
 // The table alone, as PrintTable prints it.
 std::string FormatTable(const std::vector<Evaluation>& evaluations);
+// Columns that hold no numbers and what side tables were joined to; empty without either.
+std::string FormatReading(const Reading& reading);
 // The worst of each anomaly's figures, and where it is; empty without figures.
 std::string FormatDiagnostics(const Evaluation& evaluation);
 

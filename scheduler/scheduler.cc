@@ -95,6 +95,7 @@ absl::Status Scheduler::Prepare() {
     HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(options_.job, *manifest), start_.folder));
   HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir));
   report_->set_curves(curves_.get());
+  if (!evaluate) report_->Warn(WarningsOfJob(options_.job));
 
   std::vector<LaneState> restored;
   std::vector<LogFile> files;
@@ -531,6 +532,11 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   Manifest& manifest = cut.manifest;
   HEARTH_RETURN_IF_ERROR(leases_->Advance({manifest.lane().begin(), manifest.lane().end()}));
   HEARTH_RETURN_IF_ERROR(CheckBadRecords());
+  const std::vector<LaneState> lanes(manifest.lane().begin(), manifest.lane().end());
+  if (const absl::Status trained = CheckTrained(options_.job, lanes); manifest.job_finished() && !trained.ok()) {
+    report_->SetLanes(lanes);
+    return trained;
+  }
   for (const Evaluation& evaluation : manifest.evaluation()) {
     const auto same = [&](const Evaluation& known) { return known.split() == evaluation.split(); };
     evaluations_.erase(std::remove_if(evaluations_.begin(), evaluations_.end(), same), evaluations_.end());

@@ -24,20 +24,40 @@ import xxhash
 ID_BITS = 52
 ID_MASK = (1 << ID_BITS) - 1
 NAN = math.nan
-NUMBER = re.compile(r"-?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?|nan(\([a-z0-9_]*\))?)", re.IGNORECASE | re.ASCII)
-INTEGER = re.compile(r"\d+", re.ASCII)
+BLANK = " \t\n\v\f\r"
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+FRAGMENTS_MAX = 64
+
+
+def bounded(value):
+    """An integer as far as 64 bits go, then the nearest double."""
+    return value if -(1 << 63) <= value < 1 << 64 else float(value)
 
 
 def number_of(text):
-    """A double as std::from_chars reads it; NaN for anything else."""
+    """What float() reads, digits alone as an integer; None where it is missing or no finite number."""
+    text = text.strip(BLANK)
     if not NUMBER.fullmatch(text):
-        return NAN
-    value = float(text.split("(")[0])
-    return NAN if math.isinf(value) and "inf" not in text.lower() else value
+        return None
+    if INTEGER.fullmatch(text) and (int(text) != 0 or text[0] != "-"):
+        value = bounded(int(text))
+    else:
+        value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def natural_of(value):
+    """A whole number from 0, however it is written; None where it is none."""
+    if value is None or value < 0 or (isinstance(value, float) and not (value < 2.0**53 and value == math.floor(value))):
+        return None
+    return int(value)
 
 
 def text_of(value):
-    """The shortest text of a double, as std::to_chars writes it; whole numbers without a point."""
+    """An integer; or the shortest text of a double, as std::to_chars writes it, whole numbers without a point."""
+    if isinstance(value, int):
+        return str(value)
     if value == math.floor(value) and abs(value) < 2.0**53:
         return str(int(value))
     sign = "-" if value < 0 else ""
@@ -106,7 +126,7 @@ class Parser:
         kind, value = self.peek()
         self.at += 1
         if kind == "number":
-            return ("number", float(value))
+            return ("number", number_of(value))
         if kind == "text":
             return ("text", value[1:-1])
         if kind == "quoted":
@@ -129,7 +149,7 @@ class Parser:
 
 
 def truth(value):
-    return value != 0 and value == value
+    return value is not None and value != 0
 
 
 COMPARE = {"==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, b: a < b, "<=": lambda a, b: a <= b,
@@ -142,48 +162,75 @@ def divide(a, b):
     return a / b
 
 
+def compute(op, a, b):
+    """One operator on two numbers: integers give integers."""
+    if isinstance(a, int) and isinstance(b, int):
+        if op == "+":
+            return bounded(a + b)
+        if op == "-":
+            return bounded(a - b)
+        if op == "*" and abs(a * b) < 1 << 127:
+            return bounded(a * b)
+        if op == "/" and b != 0 and a % b == 0:
+            return bounded(a // b)
+        if op == "%" and b != 0:
+            return abs(a) % abs(b) * (-1 if a < 0 else 1)
+    a, b = float(a), float(b)
+    if op == "+":
+        return a + b
+    if op == "-":
+        return a - b
+    if op == "*":
+        return a * b
+    if op == "/":
+        return divide(a, b)
+    return NAN if b == 0 or math.isinf(a) else math.fmod(a, b)
+
+
 def evaluate(node, get):
+    """An int, a float that is not NaN, or None: missing."""
+    value = evaluated(node, get)
+    return None if value is None or value != value else value
+
+
+def evaluated(node, get):
     op = node[0]
     if op == "number":
         return node[1]
     if op == "column":
         return number_of(get(node[1]))
     if op == "missing":
-        return float(get(node[1][1]) == "")
+        return int(get(node[1][1]) == "")
     if op in COMPARE and "text" in (node[1][0], node[2][0]):
         sides = [side[1] if side[0] == "text" else get(side[1]) for side in node[1:]]
-        return float(COMPARE[op](*(side.encode("utf-8", "surrogateescape") for side in sides)))
-    values = [evaluate(operand, get) for operand in node[1:]] if op not in ("if", "||", "&&") else []
-    if op in COMPARE:
-        return float(values[0] == values[0] and values[1] == values[1] and COMPARE[op](*values))
+        return int(COMPARE[op](*(side.encode("utf-8", "surrogateescape") for side in sides)))
     if op == "if":
         return evaluate(node[2] if truth(evaluate(node[1], get)) else node[3], get)
-    if op == "||":
-        return float(truth(evaluate(node[1], get)) or truth(evaluate(node[2], get)))
-    if op == "&&":
-        return float(truth(evaluate(node[1], get)) and truth(evaluate(node[2], get)))
+    values = [evaluate(operand, get) for operand in node[1:]]
+    if op in ("||", "&&"):
+        decides = op == "||"  # one side may decide alone
+        if any(value is not None and truth(value) == decides for value in values):
+            return int(decides)
+        return None if None in values else int(not decides)
+    if None in values:
+        return None
+    if op in COMPARE:
+        return int(COMPARE[op](*values))
     if op == "!":
-        return float(not truth(values[0]))
+        return int(not truth(values[0]))
     if op == "negate":
-        return -values[0]
-    if op == "+":
-        return values[0] + values[1]
-    if op == "-":
-        return values[0] - values[1]
-    if op == "*":
-        return values[0] * values[1]
-    if op == "/":
-        return divide(*values)
-    if op == "%":
-        return NAN if values[1] == 0 or math.isinf(values[0]) else math.fmod(*values)
+        return bounded(-values[0]) if isinstance(values[0], int) and values[0] != 0 else -float(values[0])
+    if op in ("+", "-", "*", "/", "%"):
+        return compute(op, *values)
     if op in ("min", "max"):
-        return NAN if values[0] != values[0] or values[1] != values[1] else (min if op == "min" else max)(values)
+        return values[0] if (op == "min") == (values[0] < values[1]) else values[1]
     if op == "abs":
-        return abs(values[0])
+        return bounded(abs(values[0])) if isinstance(values[0], int) else abs(values[0])
     if op == "log1p":
-        return math.log1p(values[0]) if values[0] > -1 else -math.inf if values[0] == -1 else NAN
+        value = float(values[0])
+        return math.log1p(value) if value > -1 else -math.inf if value == -1 else NAN
     if op == "floor":
-        return float(math.floor(values[0])) if math.isfinite(values[0]) else values[0]
+        return float(math.floor(values[0])) if isinstance(values[0], float) and math.isfinite(values[0]) else values[0]
     raise ValueError(f"expression: {op}")
 
 
@@ -244,6 +291,16 @@ def records_of(path, delimiter, multiline):
         held = b""
         if text:
             yield start, text.decode("utf-8", "surrogateescape")
+
+
+def fragments_at(records, first, delimiter):
+    """How many records from `first` on lie in a quoted field that the record before them opened."""
+    for i in range(first, min(len(records), first + FRAGMENTS_MAX)):
+        text = records[i][1].replace('""', "")
+        at = text.find('"')
+        if at >= 0:
+            return i + 1 - first if text[at + 1:at + 2] in ("", delimiter) else 0
+    return 0
 
 
 # --- from a record to the graph's input
@@ -315,28 +372,31 @@ class Scorer:
 
         def sign(text):
             if raw:
-                return base | int(text)
+                return base | natural_of(number_of(text))
             return base | (xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogateescape"), slot["seed"]) & ID_MASK)
 
         def is_id(text):
-            return bool(INTEGER.fullmatch(text)) and int(text) < ID_MASK
+            id = natural_of(number_of(text))
+            return id is not None and id < ID_MASK
 
         if "value" in slot or slot["kind"] == "BUCKET":
             if "value" in slot:
                 value = self.evaluate(slot["value"], get)
             else:
                 text = get(slot["column"])
-                value = NAN if is_missing(text) else number_of(text)
-            if not math.isfinite(value):
+                value = None if is_missing(text) else number_of(text)
+            if value is None or not math.isfinite(value):
                 return missing
             if slot["kind"] == "BUCKET":
+                value = float(value)
                 if slot["boundary"]:
                     bucket = sum(1 for boundary in slot["boundary"] if boundary <= value)
                 else:
                     bucket = math.floor(math.log2(1 + abs(value))) * (-1 if value < 0 else 1)
                 return [base | bucket] if raw else [sign(str(bucket))]
-            if raw and not (0 <= value < ID_MASK and value == math.floor(value)):
-                return None
+            if raw:
+                id = natural_of(value)
+                return None if id is None or id >= ID_MASK else [base | id]
             return [sign(text_of(value))]
         text = get(slot["column"])
         if is_missing(text):
@@ -350,6 +410,7 @@ class Scorer:
 
     def dense(self, feature, get):
         value = self.evaluate(feature["value"], get)
+        value = NAN if value is None else float(value)
         if feature["transform"] == "LOG1P":
             value = math.copysign(math.log1p(abs(value)), value)
         elif feature["transform"] == "STANDARD":
@@ -392,8 +453,8 @@ class Scorer:
         get, labels = self.getter(raw, log), []
         for task in self.features["tasks"]:
             known = not log["known_task"] or task["name"] in log["known_task"]
-            value = self.evaluate(task["label"], get) if known else NAN
-            known = value == value and (not task["mask"] or truth(self.evaluate(task["mask"], get)))
+            value = self.evaluate(task["label"], get) if known else None
+            known = value is not None and (not task["mask"] or truth(self.evaluate(task["mask"], get)))
             labels.append(int(value != 0) if known else None)
         return labels
 
@@ -440,15 +501,22 @@ def score(scorer, log, paths, predictions):
     tasks = scorer.features["tasks"]
     inputs, places, all_labels, rejected = [], [], [], 0
     for path in paths:
-        columns = list(log["column"])
-        in_header = log["header"]
-        for offset, text in records_of(path, log["delimiter"], log["multiline_records"]):
-            fields = fields_of(text.removeprefix("\ufeff") if in_header else text, log["delimiter"])
-            if in_header:
-                columns, in_header = fields, False
+        columns, header, fragments = list(log["column"]), None, 0
+        records = list(records_of(path, log["delimiter"], log["multiline_records"]))
+        for i, (offset, text) in enumerate(records):
+            text = text.removeprefix("\ufeff") if i == 0 or text.removeprefix("\ufeff") == header else text
+            fields = fields_of(text, log["delimiter"])
+            if log["header"] and header is None:
+                columns, header = fields, text
                 continue
             prepared = raw = None
-            if fields is not None and len(fields) == len(columns):
+            if fragments > 0:
+                fragments -= 1
+            elif text == header:
+                pass
+            elif fields is None and not log["multiline_records"] and text.count('"') % 2 == 1:
+                fragments = fragments_at(records, i + 1, log["delimiter"])
+            elif fields is not None and len(fields) == len(columns):
                 raw = dict(zip(columns, fields))
                 prepared = scorer.prepare(raw, log)
             if prepared is None:

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/artifact/reading.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
@@ -134,9 +135,11 @@ absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, u
                           OpenReader(split, options_.worker, options_.workers, &files));
   PredictionRows rows;
   rows.tasks = static_cast<uint32_t>(options_.job.task_size());
+  Reading reading;
   while (true) {
     HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, reader->Next());
     if (batch == nullptr) break;
+    MergeReading(batch->reading, &reading);
     if (batch->records == 0) {
       rows.Append(batch.get(), {});  // its counts
       continue;
@@ -149,6 +152,14 @@ absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, u
   if (rows.rejected > 0) {
     spdlog::warn("split={} bad_records={} first=\"{}\" (left out of the evaluation)", options_.job.split(split).name(),
                  rows.rejected, rows.bad_record);
+  }
+  for (const Reading::Column& column : reading.column()) {
+    spdlog::warn("split={} column={} unreadable={} first=\"{}\" (no numbers: they read as missing)",
+                 options_.job.split(split).name(), column.name(), column.unreadable(), column.example());
+  }
+  for (const Reading::Join& join : reading.join()) {
+    spdlog::info("split={} side_table={} matched={} unmatched={} without_key={}", options_.job.split(split).name(),
+                 join.side_table(), join.matched(), join.unmatched(), join.without_key());
   }
   return rows;
 }

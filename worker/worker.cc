@@ -9,13 +9,16 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/artifact/manifest.h"
+#include "common/artifact/reading.h"
 #include "common/base/file.h"
 #include "common/base/file_list.h"
 #include "common/base/logging.h"
 #include "common/base/process.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/pieces.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
 #include "common/proto/control.pb.h"
@@ -56,7 +59,7 @@ double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cu
     if (shuffled ? file.log() < log : file.number() < cursor.file()) behind += bytes;
     const bool compressed = absl::EndsWith(file.path(), ".gz") || absl::EndsWith(file.path(), ".zst");
     if (shuffled || compressed || file.number() != cursor.file() || static_cast<int>(log) >= job.log_size()) continue;
-    const double piece_bytes = static_cast<double>(job.log(static_cast<int>(log)).piece_bytes());
+    const double piece_bytes = static_cast<double>(PieceBytes(job.log(static_cast<int>(log))));
     behind += std::min(bytes, static_cast<double>(cursor.block()) * piece_bytes);
   }
   return total > 0 ? std::min(1.0, behind / total) : 0;
@@ -513,11 +516,15 @@ absl::Status Worker::State::CheckBudget(uint64_t number, const StepSum& sum) con
   const Limits& limits = options.job.limits();
   if (!TooManyBadRecords(limits, sum.bad, sum.read)) return absl::OkStatus();
   // The message sends the reader to the dead letters: they must be there when the process ends.
-  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync(0, 0));
-  return absl::DataLossError(
-      absl::StrCat(sum.bad, " of ", sum.read, " records are bad at step ", number,
-                   ", more than limits.bad_records_max_fraction = ", limits.bad_records_max_fraction(), "; see ",
-                   JoinPath(options.dir, "dead-letter"), ", correct the log or raise the limit"));
+  std::string example;
+  for (const auto& account : accounts) {
+    HEARTH_RETURN_IF_ERROR(account->Sync(0, 0));
+    if (example.empty()) example = absl::StrReplaceAll(account->dead_letter(), {{"\t", ": "}});
+  }
+  return absl::DataLossError(absl::StrCat(
+      sum.bad, " of ", sum.read, " records are bad at step ", number, ", more than limits.bad_records_max_fraction = ",
+      limits.bad_records_max_fraction(), example.empty() ? "" : "; for example ", example, "; see ",
+      JoinPath(options.dir, "dead-letter"), ", correct the log or raise the limit"));
 }
 
 // As the budget: all workers count the same steps.
@@ -614,6 +621,7 @@ void Worker::State::FillProgress(Progress* progress) {
     ledger->set_trained(ledger->trained() + lane.trained());
     ledger->set_rejected(ledger->rejected() + lane.rejected());
     ledger->set_filtered(ledger->filtered() + lane.filtered());
+    MergeReading(account->state().reading(), progress->mutable_reading());
     fraction += (cursor.epoch() + EpochFraction(options.job, listed, cursor)) / epochs;
   }
   if (files.closed() && !accounts.empty()) progress->set_log_fraction(fraction / static_cast<double>(accounts.size()));

@@ -18,6 +18,7 @@
 #include "common/artifact/bundle_chain.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/job/pieces.h"
 
 namespace hearth {
 namespace {
@@ -233,6 +234,7 @@ Job Identity(const Job& job) {
   training->clear_precision();
   training->clear_idle_ms();
   for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
+  for (Log& log : *identity.mutable_log()) log.set_piece_bytes(PieceBytes(log));
   WriteDefaults(&identity);
   return identity;
 }
@@ -384,7 +386,7 @@ void CheckLog(const Log& log, const std::string& where, const std::set<std::stri
       faults->Add(where + ".known_task", absl::StrCat("there is no task \"", name, "\""), "name one");
   }
   CheckExpression(where + ".where", log.where(), faults);
-  faults->Range(where + ".piece_bytes", static_cast<double>(log.piece_bytes()), 1, 1e15);
+  faults->Range(where + ".piece_bytes", static_cast<double>(PieceBytes(log)), 1, 1e15);
   faults->Range(where + ".piece_batches", log.piece_batches(), 1, 1e6);
   if (log.has_batch_size()) faults->Range(where + ".batch_size", log.batch_size(), 1, 1 << 24);
   faults->Range(where + ".idle_seconds_max", log.idle_seconds_max(), 0, 1e9);

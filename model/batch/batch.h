@@ -29,6 +29,9 @@ struct RowGroup {
   std::vector<float> gradients;       // [unique, dim] for the push: sums over the batch's samples
 };
 
+// A record without a user: GAUC leaves it out.
+constexpr uint64_t kNoUser = 0;
+
 struct Batch {
   enum class Kind {
     kRecords,     // at least one record
@@ -52,12 +55,13 @@ struct Batch {
   uint32_t file = 0;                   // number in the list of files
   std::vector<uint64_t> offset;        // [records] byte offset (of the decompressed text) of the record; window order
   std::vector<uint32_t> file_of;       // [records] file of each record (a window may span files)
-  std::vector<uint64_t> user;          // [records] 64-bit hash of the GAUC column; empty where the log has none
+  std::vector<uint64_t> user;          // [records] 64-bit hash of the GAUC column, or kNoUser; empty: no GAUC
   std::vector<std::string> user_text;  // [records] the column itself, only when predictions are asked for
 
   // State at the END of this batch (docs/PROTOCOL.md §1).
   Cursor cursor;
   Ledger delta;              // read, rejected, filtered since the batch before; trained is set at apply
+  Reading reading;           // of the same records as delta; no tasks
   std::string dead_letters;  // lines for DIR/dead-letter, written when the step is applied
 };
 

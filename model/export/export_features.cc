@@ -89,7 +89,12 @@ Json Rules() {
        "table does not hold reads as zeros."},
       {"SALTED", "id = XXH3-64(text, seed) & (2^52 - 1); seed = XXH3-64(slot name, seed 0), given in the slot"},
       {"HASHED", "id = XXH3-64(text, seed 0) & (2^52 - 1)"},
-      {"RAW", "id = the decimal integer, 0 to 2^52 - 2; a record with another text there is rejected"},
+      {"number",
+       "a text as Python's float() reads it, ASCII white space around it left out: sign, digits, point, exponent; "
+       "digits "
+       "alone are an exact integer from -2^63 to 2^64 - 1, anything else a double. Missing: no text, nan, what is no "
+       "number, what is not finite."},
+      {"RAW", "id = the number, whole, 0 to 2^52 - 2; a record with another text there is rejected"},
       {"missing",
        "a column is missing where it is empty, absent, of a side table without the key, or equal to one of "
        "missing_value; a number also where it is not finite or no number. OWN_ROW: the one sign missing_sign. "
@@ -101,8 +106,8 @@ Json Rules() {
        "bucket's "
        "decimal text is hashed; with RAW the bucket is the id."},
       {"value",
-       "an expression; as an id (kind ID) its text is an integer without a point where |x| < 2^53 and x is whole, else "
-       "the shortest text that reads back as the double (std::to_chars)"},
+       "an expression; as an id (kind ID) its text is the integer that it is; of a double without a point where |x| < "
+       "2^53 and x is whole, else the shortest text that reads back as the double (std::to_chars)"},
       {"pooling",
        "columns offset to offset + dim - 1: the sum (mean: divided by their number) of the rows of the slot's signs; "
        "zeros without signs"},
@@ -113,13 +118,15 @@ Json Rules() {
        "a log's own column; else that of a joined side table, also written table.column. Side tables join by key; an "
        "empty key joins nothing."},
       {"label",
-       "positive where the expression is not 0; unknown where it is no number, where mask is 0 or no number, and for "
+       "positive where the expression is not 0; unknown where it is missing, where mask is 0 or missing, and for "
        "tasks outside a log's known_task (where that is not empty)"},
       {"expression",
        "or := and (|| and)*; and := comparison (&& comparison)*; comparison := sum [(== != < <= > >=) sum]; sum := "
        "product ((+ -) product)*; product := unary ((* / %) unary)*; unary := (! -) unary | atom; atom: number, "
        "'string', column or `column`, (…), min max abs log1p floor if(c,a,b) missing(column). A column is text "
-       "beside a string, else a number; NaN where it is none. A comparison with NaN is 0; NaN is false."}};
+       "beside a string, else a number, or missing. What is computed from or compared with missing is missing; && "
+       "and || where neither side decides alone; if takes c where a is missing. + - * % of integers, and / without "
+       "rest, are exact integers, beyond 64 bits the nearest double; comparisons are exact."}};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/pieces.h"
 
 namespace hearth {
 namespace {
@@ -21,6 +23,19 @@ namespace {
 void FindMissing(const Job& job, const std::string& field, const std::string& path, std::vector<std::string>* missing) {
   const std::string resolved = ResolvePath(job, path);
   if (!PathExists(resolved)) missing->push_back(absl::StrCat(field, ": ", resolved, ": no such file"));
+}
+
+// A pipe can be read once, and a folder not at all: a log is read by several, and again after a restart.
+void FindIrregular(const Job& job, const std::string& field, const std::string& path,
+                   std::vector<std::string>* faults) {
+  const std::string resolved = ResolvePath(job, path);
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(resolved, error);
+  if (error || !std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) return;
+  const bool folder = std::filesystem::is_directory(status);
+  faults->push_back(
+      absl::StrCat(field, ": ", resolved, ": is ", folder ? "a folder" : "no regular file", "; name ",
+                   folder ? "its files, or give log.directory instead" : "a file: write the data to one"));
 }
 
 // A run that has committed something but of which nothing verifies must not silently begin anew.
@@ -48,6 +63,8 @@ int Complain(const absl::Status& status) {
   return ExitCodeOf(status);
 }
 
+absl::Status CheckRegular(const Job& job);
+
 absl::Status CheckInputs(const Job& job) {
   std::vector<std::string> missing;
   for (int i = 0; i < job.log_size(); ++i) {
@@ -63,9 +80,26 @@ absl::Status CheckInputs(const Job& job) {
       FindMissing(job, absl::StrCat("split[", i, "].log.path"), path, &missing);
     }
   }
-  if (missing.empty()) return absl::OkStatus();
+  if (missing.empty()) return CheckRegular(job);
   return absl::NotFoundError(
       absl::StrCat(absl::StrJoin(missing, "\n"), "\nput them there, or point the job at them: --set data_dir=…"));
+}
+
+absl::Status CheckRegular(const Job& job) {
+  std::vector<std::string> faults;
+  for (int i = 0; i < job.log_size(); ++i) {
+    for (const std::string& path : job.log(i).path())
+      FindIrregular(job, absl::StrCat("log[", i, "].path"), path, &faults);
+  }
+  for (int i = 0; i < job.side_table_size(); ++i) {
+    FindIrregular(job, absl::StrCat("side_table[", i, "].path"), job.side_table(i).path(), &faults);
+  }
+  for (int i = 0; i < job.split_size(); ++i) {
+    for (const std::string& path : job.split(i).log().path()) {
+      FindIrregular(job, absl::StrCat("split[", i, "].log.path"), path, &faults);
+    }
+  }
+  return faults.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(faults, "\n"));
 }
 
 absl::Status CheckPrograms(const Job& job, const std::string& folder) {
@@ -125,6 +159,11 @@ absl::Status CheckWorkers(const Job& job, int workers, bool resumed) {
 absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
   HEARTH_ASSIGN_OR_RETURN(const Job saved, ParseJob(snapshot.manifest.job(), JoinPath(snapshot.folder, "MANIFEST")));
   if (!job->training().has_lanes()) job->mutable_training()->set_lanes(snapshot.manifest.lanes());
+  for (int i = 0; i < std::min(job->log_size(), saved.log_size()); ++i) {
+    if (!job->log(i).has_piece_bytes() && saved.log(i).has_piece_bytes()) {
+      job->mutable_log(i)->set_piece_bytes(saved.log(i).piece_bytes());
+    }
+  }
   const std::vector<std::string> differences = JobDifferences(*job, saved);
   if (differences.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -157,6 +196,7 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
   } else if (!job.training().has_lanes()) {
     job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));
   }
+  if (choice.folder.empty()) DecidePieces(&job);
   HEARTH_RETURN_IF_ERROR(CheckWorkers(job, workers, !choice.folder.empty()));
   HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), job_path));  // again: lanes are known now
   for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {

@@ -30,7 +30,7 @@ absl::Status CheckPrograms(const Job& job, const std::string& folder);
 // No more workers than lanes. REQUIRES: the lanes are known.
 absl::Status CheckWorkers(const Job& job, int workers, bool resumed);
 
-// Same job as the snapshot's? Takes its lanes where the job says none.
+// Same job as the snapshot's? Takes its lanes, and its logs' pieces, where the job says none.
 absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job);
 
 // An open run folder, locked against other front commands until it is destroyed or the process ends.
@@ -46,8 +46,8 @@ class RunFolder {
   const int lock_;
 };
 
-// The effective job, with its lanes, written to the folder's job.txtpb, and the folder ready for the roles: what it
-// holds is of the same job, and something of it verifies.
+// The effective job, with its lanes and pieces, written to the folder's job.txtpb, and the folder ready for the roles:
+// what it holds is of the same job, and something of it verifies.
 absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder);
 
 // What every rank of the job is to have in its environment, whoever starts it.

@@ -216,7 +216,28 @@ def more_rows_take_no_more_memory(bench):
     check(peak[150000] - peak[400] < 24 << 20, f"peak memory grows with the rows: {peak}, rows {size}")
 
 
-CASES = [home_agrees_with_onnx_runtime, baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle,
+# Reads docs/EXPRESSIONS.md as tests/worker/log/expressions_page_test.cc does.
+EXAMPLES = r"""
+import math, sys
+sys.path.insert(0, sys.argv[1] + "/scripts")
+import score
+page = open(sys.argv[1] + "/docs/EXPRESSIONS.md").read()
+def rows(kind):
+    lines = page.split("```" + kind + "\n")[1].split("```")[0].splitlines()
+    return [(line[:line.rfind("  ")].strip(), line[line.rfind("  ") + 2:]) if "  " in line else (line, "") for line in lines]
+record = {name: value.strip('"') for name, value in rows("record")}
+for text, expected in rows("examples"):
+    value = score.evaluate(score.Parser(text).parse(), record.get)
+    print("ok" if ("missing" if value is None else score.text_of(value)) == expected else f"{text} = {value}, not {expected}")
+"""
+
+
+def the_reference_scorer_evaluates_the_examples_of_expressions(bench):
+    shown = subprocess.run([bench.python, "-B", "-c", EXAMPLES, REPOSITORY], check=True, text=True, stdout=subprocess.PIPE).stdout
+    check(shown.count("ok\n") > 40 and set(shown.split()) == {"ok"}, f"score.py differs from docs/EXPRESSIONS.md\n{shown}")
+
+
+CASES = [the_reference_scorer_evaluates_the_examples_of_expressions, home_agrees_with_onnx_runtime, baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle,
          more_rows_take_no_more_memory]
 
 

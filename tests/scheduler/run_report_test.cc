@@ -134,6 +134,10 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
                                             "snapshots",
                                             "model_hash",
                                             "samples",
+                                            "labels",
+                                            "columns",
+                                            "side_tables",
+                                            "warnings",
                                             "time_share",
                                             "pull_seconds",
                                             "staleness_max_seen",
@@ -261,6 +265,45 @@ TEST_F(RunReportTest, PrintsPlainLinesWhereThereIsNoTerminal) {
   EXPECT_THAT(text, HasSubstr("step 20   20%  100 samples/s  ETA 1:20"));
   EXPECT_THAT(text, Not(HasSubstr("\r")));
   EXPECT_THAT(text, Not(HasSubstr("\x1b")));
+}
+
+TEST_F(RunReportTest, TellsOnceWhatCouldNotBeUsedAndCountsItInRunJsonAndTheTable) {
+  RunReport report(options_);
+  report.Start({Ledger(), Ledger()}, 0);
+  Progress progress = ProgressOf(1, 50);
+  Reading::Column* const column = progress.mutable_reading()->add_column();
+  column->set_name("age");
+  column->set_unreadable(2);
+  column->set_example("n/a");
+  for (int i = 1; i <= 3; ++i) ASSERT_TRUE(report.OnProgress(0, progress, i * 1'000'000).ok());
+  EXPECT_EQ(progress_.str().find("hearth: warning: column \"age\" holds no number in 2 records, for example \"n/a\""),
+            0);
+  EXPECT_EQ(progress_.str().find("warning", 20), std::string::npos) << progress_.str();
+
+  Manifest manifest = ManifestAt(10, 500);
+  manifest.set_job_finished(true);
+  for (LaneState& lane : *manifest.mutable_lane()) {
+    *lane.mutable_reading() = progress.reading();
+    Reading::Join* const join = lane.mutable_reading()->add_join();
+    join->set_side_table("user");
+    join->set_unmatched(10);
+    join->set_without_key(1);
+    join->set_example("7.0");
+    for (int task = 0; task < 2; ++task) lane.mutable_reading()->add_task()->set_negatives(500);
+  }
+  ASSERT_TRUE(report.Committed(manifest, 0).ok());
+  report.PrintTable();
+  EXPECT_THAT(table_.str(), HasSubstr("column  unreadable  example\n"
+                                      "age              8  \"n/a\"\n"
+                                      "side table  matched  unmatched  without key  example\n"
+                                      "user              0         40            4  \"7.0\"\n"));
+  EXPECT_THAT(progress_.str(), HasSubstr("none of 40 keys of the log matches a row"));
+  EXPECT_THAT(progress_.str(), HasSubstr("never positive, on all 2000 labelled records"));
+  const auto json = RunJson();
+  EXPECT_EQ(json["columns"].dump(), R"({"age":{"unreadable":8,"example":"n/a"}})");
+  EXPECT_EQ(json["side_tables"]["user"].dump(), R"({"matched":0,"unmatched":40,"without_key":4,"example":"7.0"})");
+  EXPECT_EQ(json["labels"]["click"].dump(), R"({"positives":0,"negatives":2000,"masked":0})");
+  EXPECT_GE(json["warnings"].size(), 4u);
 }
 
 TEST_F(RunReportTest, DrawsOneLineOnATerminalAndEndsItBeforeTheTable) {

@@ -624,6 +624,22 @@ TEST_F(SchedulerTest, StopsPastTheBudgetOfBadRecordsWithoutCommitting) {
   EXPECT_FALSE(PathExists(JoinPath(SnapshotFolder(8), "MANIFEST")));
 }
 
+TEST_F(SchedulerTest, AJobThatEndsWithoutATrainedRecordIsBadDataAndNotFinished) {
+  options_.job.mutable_limits()->set_bad_records_max_fraction(1);
+  options_.job.clear_split();
+  Cluster cluster(options_);
+  cluster.StartAll();
+  Cluster::CutFlags flags;
+  flags.rejected = 100;
+  flags.epoch_ended = flags.job_finished = flags.stopping = true;
+  cluster.CutOf(4, 4, flags);
+  const absl::StatusOr<int> code = cluster.Join();
+  EXPECT_EQ(ExitCodeOf(code.status()), kExitBadData);
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("1600 records were read, of which 1600 were rejected"));
+  EXPECT_FALSE(PathExists(JoinPath(SnapshotFolder(4), "MANIFEST")));
+  EXPECT_EQ(RunJson()["samples"]["rejected"], 1600) << "run.json counts what was read";
+}
+
 TEST_F(SchedulerTest, RefusesALedgerThatDoesNotAddUp) {
   Cluster cluster(options_);
   cluster.StartAll();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "model/batch/batch.h"
 
 namespace hearth {
 namespace {
@@ -76,8 +77,11 @@ Gauc GroupedAuc(absl::Span<const float> scores, absl::Span<const float> labels, 
   HEARTH_CHECK(scores.size() == labels.size() && scores.size() == users.size());
   Gauc gauc;
   if (HasNan(scores)) return gauc;
-  std::vector<std::pair<uint64_t, uint64_t>> keys(scores.size());  // user, key
-  for (size_t i = 0; i < keys.size(); ++i) keys[i] = {users[i], SortKey(scores[i], IsPositive(labels[i]))};
+  std::vector<std::pair<uint64_t, uint64_t>> keys;  // user, key
+  keys.reserve(scores.size());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (users[i] != kNoUser) keys.emplace_back(users[i], SortKey(scores[i], IsPositive(labels[i])));
+  }
   std::sort(keys.begin(), keys.end());
   double sum = 0;  // over users in ascending hash: the order is a function of the data
   for (size_t begin = 0; begin < keys.size();) {

@@ -19,6 +19,7 @@ struct Gauc {
   uint64_t users = 0;           // that counted
   uint64_t impressions = 0;
 };
+// users[i] identifies the user of record i; kNoUser: it has none, and is left out.
 Gauc GroupedAuc(absl::Span<const float> scores, absl::Span<const float> labels, absl::Span<const uint64_t> users);
 
 // Everything a report says of one task on one split. Log loss is the mean, computed from logits without overflow.

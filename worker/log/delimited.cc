@@ -115,7 +115,7 @@ absl::string_view SplitFields(absl::string_view record, char delimiter, std::vec
     } else {
       ++at;
       const char* close = static_cast<const char*>(std::memchr(at, '"', end - at));
-      if (close == nullptr) return "unterminated quote";
+      if (close == nullptr) return kUnterminatedQuote;
       if (close + 1 == end || close[1] != '"') {
         fields->emplace_back(at, close - at);
       } else {
@@ -124,7 +124,7 @@ absl::string_view SplitFields(absl::string_view record, char delimiter, std::vec
           scratch->append(at, close + 1 - at);
           at = close + 2;
           close = static_cast<const char*>(std::memchr(at, '"', end - at));
-          if (close == nullptr) return "unterminated quote";
+          if (close == nullptr) return kUnterminatedQuote;
         }
         scratch->append(at, close - at);
         fields->emplace_back(scratch->data() + begin, scratch->size() - begin);

@@ -59,6 +59,9 @@ class RecordSplitter {
   Place place_ = Place::kFieldStart;  // multiline
 };
 
+// A reason of SplitFields: a quote that begins a field and is not closed, as a newline inside quotes leaves it behind.
+constexpr absl::string_view kUnterminatedQuote = "unterminated quote";
+
 // Splits one record into fields. Views point into `record`, or into `scratch` where "" had to be undone; both live as
 // long as the fields are used. Empty: fine; else the reason why the record is bad.
 absl::string_view SplitFields(absl::string_view record, char delimiter, std::vector<absl::string_view>* fields,

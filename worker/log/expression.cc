@@ -3,7 +3,6 @@
 #include <cctype>
 #include <charconv>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,7 +14,6 @@ namespace hearth {
 namespace {
 
 constexpr int kDepthMax = 200;  // of nesting, so that a hostile expression cannot exhaust the stack
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 enum class Op {
   kNumber,
@@ -45,23 +43,21 @@ enum class Op {
   kMissing
 };
 
-bool Truth(double value) { return value != 0 && value == value; }
-
-template <typename T>
-bool Compare(Op op, const T& a, const T& b) {
+// `order`: less than, equal to, greater than 0 as the left side is to the right one.
+bool Holds(Op op, int order) {
   switch (op) {
     case Op::kEqual:
-      return a == b;
+      return order == 0;
     case Op::kNotEqual:
-      return a != b;
+      return order != 0;
     case Op::kLess:
-      return a < b;
+      return order < 0;
     case Op::kLessOrEqual:
-      return a <= b;
+      return order <= 0;
     case Op::kGreater:
-      return a > b;
+      return order > 0;
     case Op::kGreaterOrEqual:
-      return a >= b;
+      return order >= 0;
     default:
       return false;
   }
@@ -73,7 +69,7 @@ bool IsComparison(Op op) { return op >= Op::kEqual && op <= Op::kGreaterOrEqual;
 
 struct Expression::Node {
   Op op = Op::kNumber;
-  double number = 0;
+  Number number;
   std::string text;      // kText
   int column = 0;        // kColumn, kMissing
   bool as_text = false;  // a comparison of texts
@@ -85,72 +81,91 @@ namespace {
 using Node = Expression::Node;
 using NodePtr = std::unique_ptr<const Node>;
 
-double NumberOf(absl::string_view text) {
-  double value = 0;
-  const char* end = text.data() + text.size();
-  const auto result = std::from_chars(text.data(), end, value);
-  return text.empty() || result.ec != std::errc() || result.ptr != end ? kNaN : value;
-}
-
 absl::string_view TextOf(const Node& node, absl::Span<const absl::string_view> fields) {
   return node.op == Op::kText ? absl::string_view(node.text) : fields[node.column];
 }
 
-double Value(const Node& node, absl::Span<const absl::string_view> fields) {
-  const auto operand = [&](int i) { return Value(*node.operands[i], fields); };
+// One record's fields, and where columns go that hold no number.
+struct Record {
+  absl::Span<const absl::string_view> fields;
+  std::vector<int>* unreadable;
+};
+
+Number Value(const Node& node, const Record& record) {
+  const auto operand = [&](int i) { return Value(*node.operands[i], record); };
   switch (node.op) {
     case Op::kNumber:
       return node.number;
     case Op::kText:
-      return kNaN;  // the parser lets texts stand in comparisons alone
-    case Op::kColumn:
-      return NumberOf(fields[node.column]);
+      return Number();  // the parser lets texts stand in comparisons alone
+    case Op::kColumn: {
+      Number number;
+      const NumberText text = ReadNumber(record.fields[node.column], &number);
+      if (text == NumberText::kUnreadable && record.unreadable != nullptr) record.unreadable->push_back(node.column);
+      return number;
+    }
     case Op::kNegate:
-      return -operand(0);
-    case Op::kNot:
-      return !Truth(operand(0));
+      return Negate(operand(0));
+    case Op::kNot: {
+      const Number a = operand(0);
+      return a.missing() ? a : Number::OfTruth(!a.True());
+    }
     case Op::kAdd:
-      return operand(0) + operand(1);
+      return Add(operand(0), operand(1));
     case Op::kSubtract:
-      return operand(0) - operand(1);
+      return Subtract(operand(0), operand(1));
     case Op::kMultiply:
-      return operand(0) * operand(1);
+      return Multiply(operand(0), operand(1));
     case Op::kDivide:
-      return operand(0) / operand(1);
+      return Divide(operand(0), operand(1));
     case Op::kModulo:
-      return std::fmod(operand(0), operand(1));
+      return Modulo(operand(0), operand(1));
     case Op::kEqual:
     case Op::kNotEqual:
     case Op::kLess:
     case Op::kLessOrEqual:
     case Op::kGreater:
     case Op::kGreaterOrEqual: {
-      if (node.as_text) return Compare(node.op, TextOf(*node.operands[0], fields), TextOf(*node.operands[1], fields));
-      const double a = operand(0), b = operand(1);
-      return a == a && b == b && Compare(node.op, a, b);
+      if (node.as_text) {
+        const absl::string_view a = TextOf(*node.operands[0], record.fields);
+        return Number::OfTruth(Holds(node.op, a.compare(TextOf(*node.operands[1], record.fields))));
+      }
+      const Number a = operand(0), b = operand(1);
+      return a.missing() || b.missing() ? Number() : Number::OfTruth(Holds(node.op, Compare(a, b)));
     }
+    // One side may decide alone; else what is missing on either side is missing in the whole.
     case Op::kAnd:
-      return Truth(operand(0)) && Truth(operand(1));
-    case Op::kOr:
-      return Truth(operand(0)) || Truth(operand(1));
+    case Op::kOr: {
+      const bool decides = node.op == Op::kOr;
+      const Number a = operand(0);
+      if (!a.missing() && a.True() == decides) return Number::OfTruth(decides);
+      const Number b = operand(1);
+      if (!b.missing() && b.True() == decides) return Number::OfTruth(decides);
+      return a.missing() || b.missing() ? Number() : Number::OfTruth(!decides);
+    }
     case Op::kMin:
     case Op::kMax: {
-      const double a = operand(0), b = operand(1);
-      if (a != a || b != b) return kNaN;
-      return (node.op == Op::kMin) == (a < b) ? a : b;
+      const Number a = operand(0), b = operand(1);
+      if (a.missing() || b.missing()) return Number();
+      return (node.op == Op::kMin) == (Compare(a, b) < 0) ? a : b;
     }
-    case Op::kAbs:
-      return std::fabs(operand(0));
+    case Op::kAbs: {
+      const Number a = operand(0);
+      if (!a.integer()) return Number::OfReal(std::fabs(a.ToDouble()));
+      return a.ToInteger() < 0 ? Negate(a) : a;
+    }
     case Op::kLog1p:
-      return std::log1p(operand(0));
-    case Op::kFloor:
-      return std::floor(operand(0));
+      return Number::OfReal(std::log1p(operand(0).ToDouble()));
+    case Op::kFloor: {
+      const Number a = operand(0);
+      return a.integer() ? a : Number::OfReal(std::floor(a.ToDouble()));
+    }
     case Op::kIf:
-      return Truth(operand(0)) ? operand(1) : operand(2);
+      return operand(0).True() ? operand(1) : operand(2);
     case Op::kMissing:
-      return fields[node.column].empty();
+      return Number::OfTruth(record.fields[node.column].empty());
   }
-  return kNaN;
+  return Number();
 }
 
 struct Function {
@@ -329,9 +344,12 @@ class Parser {
   }
   absl::StatusOr<NodePtr> Number() {
     auto node = std::make_unique<Node>();
-    const auto result = std::from_chars(text_.data() + at_, text_.data() + text_.size(), node->number);
-    if (result.ec != std::errc()) return Error("a number");
-    at_ = result.ptr - text_.data();
+    double value;
+    const auto result = std::from_chars(text_.data() + at_, text_.data() + text_.size(), value);
+    if (result.ec == std::errc::invalid_argument) return Error("a number");
+    const absl::string_view text(text_.data() + at_, static_cast<size_t>(result.ptr - (text_.data() + at_)));
+    if (ReadNumber(text, &node->number) != NumberText::kNumber) return ErrorAt(at_, "a number that no double holds");
+    at_ = static_cast<size_t>(result.ptr - text_.data());
     return NodePtr(std::move(node));
   }
   absl::StatusOr<NodePtr> Text() {
@@ -422,7 +440,9 @@ absl::StatusOr<Expression> Expression::Parse(absl::string_view text, const Colum
   return expression;
 }
 
-double Expression::Evaluate(absl::Span<const absl::string_view> fields) const { return Value(*root_, fields); }
+Number Expression::Evaluate(absl::Span<const absl::string_view> fields, std::vector<int>* unreadable) const {
+  return Value(*root_, {fields, unreadable});
+}
 
 absl::StatusOr<std::vector<std::string>> Expression::ColumnsOf(absl::string_view text) {
   std::vector<std::string> names;

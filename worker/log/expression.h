@@ -3,9 +3,9 @@
 //   sum := product ((+ -) product)*   product := unary ((* / %) unary)*   unary := (! -) unary | atom
 //   atoms: numbers, 'strings', columns (`odd names` in back-ticks; table.column is a side table's), (…),
 //   functions min max abs log1p floor if(c, a, b) missing(column)
-// A column reads as a number where it is compared or computed with, as text where compared with a string. A missing or
-// non-numeric column makes a number NaN; a comparison with NaN is 0, so a label `x > 0` of a missing x is 0: mask it
-// with !missing(x). A label that is NaN itself (a bare column that is missing) is masked by the reader.
+// docs/EXPRESSIONS.md says what each means. A column reads as a number where it is compared or computed with, as text
+// where compared with a string. Integers stay exact. A column that is missing, or holds no number, makes what is
+// computed from it or compared with it missing; && and || are missing where neither side decides alone.
 #pragma once
 
 #include <functional>
@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "worker/log/number.h"
 
 namespace hearth {
 
@@ -26,12 +27,9 @@ class Expression {
   using Columns = std::function<int(absl::string_view name)>;
   // InvalidArgument with the position and what was expected, or where it is longer than kExpressionBytesMax.
   static absl::StatusOr<Expression> Parse(absl::string_view text, const Columns& columns);
-  // fields[i] is the text of column i, empty where missing. Pure.
-  double Evaluate(absl::Span<const absl::string_view> fields) const;
-  bool True(absl::Span<const absl::string_view> fields) const {
-    double v = Evaluate(fields);
-    return v != 0 && v == v;
-  }
+  // fields[i] is the text of column i, empty where missing. `unreadable` (or nullptr) gets each column that was read as
+  // a number and holds something else. Pure.
+  Number Evaluate(absl::Span<const absl::string_view> fields, std::vector<int>* unreadable = nullptr) const;
 
   // The names of the columns that an expression reads, in order of appearance.
   static absl::StatusOr<std::vector<std::string>> ColumnsOf(absl::string_view text);

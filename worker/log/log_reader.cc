@@ -13,6 +13,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/pieces.h"
 #include "worker/log/log_file.h"
 #include "worker/log/piece_order.h"
 #include "worker/log/record_plan.h"
@@ -23,6 +24,7 @@ namespace {
 
 constexpr uint64_t kSpoolMemoryBytesMax = 64 << 20;  // of one lane; what is longer goes to the scratch folder
 constexpr uint64_t kHeadBytes = 64 << 10;            // covered by LogFile.digest
+constexpr size_t kFragmentsMax = 64;                 // lines of one quoted field that are found by its end
 constexpr size_t kDeadLetterBytesMax = 1 << 20;      // listed between two batches; what is more is counted
 
 absl::StatusOr<RecordSplitter::Options> RecordOptions(const Job& job, const Log& log) {
@@ -40,6 +42,11 @@ absl::StatusOr<std::vector<std::string>> ColumnsOfHeader(const std::string& head
   const absl::string_view cause = SplitFields(StripByteOrderMark(header), delimiter, &fields, &scratch);
   if (!cause.empty()) {
     return absl::DataLossError(absl::StrCat(path, ": byte 0: the header has an ", cause, "; correct the header"));
+  }
+  if (header.find('\r') != std::string::npos) {
+    return absl::DataLossError(absl::StrCat(
+        path, ": byte ", header.find('\r'),
+        ": a carriage return inside the header; lines end in \\n or \\r\\n: write the file with one of these"));
   }
   std::vector<std::string> columns;
   for (const absl::string_view field : fields) columns.emplace_back(field);
@@ -181,6 +188,7 @@ class LaneReaderImpl : public LaneReader {
     uint32_t log = 0;
     std::string header;
     std::unique_ptr<const RecordPlan> plan;
+    RecordPlan::Tally tally;  // of records that are told with the next batch
   };
 
   // Pieces, in the lane's order.
@@ -205,6 +213,10 @@ class LaneReaderImpl : public LaneReader {
   // Windows and batches.
   absl::StatusOr<Advance> ReadWindow();
   void JudgeWindow();
+  // How many records from `first` on lie, or begin, in a quoted field that the record before them opened.
+  size_t FragmentsAt(const Piece& piece, size_t first) const;
+  static absl::string_view TextOf(const Piece& piece, const RecordText& record);
+  void ForgetTold();
   void AddDeadLetter(const LogFile& file, uint64_t offset, absl::string_view reason);
   absl::StatusOr<std::unique_ptr<Batch>> NextBatch();
   absl::StatusOr<std::unique_ptr<Batch>> NextOfWindow();
@@ -231,8 +243,8 @@ class LaneReaderImpl : public LaneReader {
   std::map<uint32_t, uint64_t> blocks_of_;  // files whose pieces were dealt before
   std::unique_ptr<Spool> spool_;
   std::map<uint32_t, std::unique_ptr<LogFileReader>> open_;
-  std::vector<LogPlan> plans_;
-  std::map<uint32_t, const RecordPlan*> plan_of_;  // by file
+  std::vector<std::unique_ptr<LogPlan>> plans_;
+  std::map<uint32_t, LogPlan*> plan_of_;  // by file
 
   // The window.
   std::vector<Piece> window_;
@@ -338,10 +350,15 @@ absl::Status LaneReaderImpl::Seek() {
   if (!checks && cursor_.has_text_digest()) chain_ = window_[0].text_digest = cursor_.text_digest();
   if (cursor_.record() > valid_.size()) return broken(absl::StrCat("the window has ", valid_.size(), " valid records"));
   next_valid_ = cursor_.record();
+  ForgetTold();
+  return absl::OkStatus();
+}
+
+void LaneReaderImpl::ForgetTold() {
   pending_.Clear();
   dead_letters_.clear();
   unlisted_ = 0;
-  return absl::OkStatus();
+  for (const auto& plan : plans_) plan->tally = RecordPlan::Tally();
 }
 
 absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::Next() {
@@ -399,13 +416,16 @@ absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextOfWindow() {
   for (size_t i = 0; i < size; ++i) {
     const Piece& piece = window_[valid_[next_valid_ + i].piece];
     const RecordText& record = piece.records[valid_[next_valid_ + i].record];
-    const RecordPlan& plan = *plan_of_.at(piece.file);
-    const absl::string_view text(piece.text.data() + record.begin, record.size);
-    HEARTH_CHECK(plan.Check(text, &workspace_, &reason) == RecordPlan::Verdict::kValid);
+    LogPlan* const of_file = plan_of_.at(piece.file);
+    const RecordPlan& plan = *of_file->plan;
+    HEARTH_CHECK(plan.Check(TextOf(piece, record), &workspace_, &reason) == RecordPlan::Verdict::kValid);
     plan.Fill(&workspace_, &builder_);
+    plan.Count(workspace_, &of_file->tally);
     builder_.EndRecord(piece.file, record.offset);
     const absl::string_view user = plan.User(workspace_);
-    if (options_.keep_user) users.push_back(XXH3_64bits(user.data(), user.size()));
+    if (options_.keep_user) {
+      users.push_back(user.empty() ? kNoUser : std::max<uint64_t>(kNoUser + 1, XXH3_64bits(user.data(), user.size())));
+    }
     if (options_.keep_user_text) user_texts.emplace_back(user);
   }
   next_valid_ += size;
@@ -467,9 +487,8 @@ void LaneReaderImpl::Stamp(Batch* batch) {
                     " bad records up to here that are not listed\n");
   }
   batch->dead_letters = std::move(dead_letters_);
-  dead_letters_.clear();
-  unlisted_ = 0;
-  pending_.Clear();
+  for (const auto& plan : plans_) plan->plan->Tell(&plan->tally, &batch->reading);
+  ForgetTold();
 }
 
 // --- windows ---
@@ -510,20 +529,61 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::ReadWindow() {
   return Advance::kGot;
 }
 
+// A file without a header may begin with a byte order mark, which is no part of its first record.
+absl::string_view LaneReaderImpl::TextOf(const Piece& piece, const RecordText& record) {
+  const absl::string_view text(piece.text.data() + record.begin, record.size);
+  return record.offset == 0 ? StripByteOrderMark(text) : text;
+}
+
+// The quote is closed by the first one that a delimiter or the line's end follows. A stray quote, which nothing near
+// closes, opened nothing.
+size_t LaneReaderImpl::FragmentsAt(const Piece& piece, size_t first) const {
+  const std::string& named = LogOf(piece.file).delimiter();
+  const char delimiter = named == "\\t" ? '\t' : named[0];
+  const size_t end = std::min(piece.records.size(), first + kFragmentsMax);
+  for (size_t i = first; i < end; ++i) {
+    const absl::string_view text(piece.text.data() + piece.records[i].begin, piece.records[i].size);
+    for (size_t at = text.find('"'); at != absl::string_view::npos; at = text.find('"', at + 1)) {
+      if (at + 1 < text.size() && text[at + 1] == '"') {
+        ++at;  // "" is one quote of the field
+        continue;
+      }
+      if (at + 1 == text.size() || text[at + 1] == delimiter) return i + 1 - first;
+      return 0;
+    }
+  }
+  return 0;
+}
+
 void LaneReaderImpl::JudgeWindow() {
   std::string reason;
   for (size_t i = 0; i < window_.size(); ++i) {
     const Piece& piece = window_[i];
     const LogFile& file = files_[piece.file];
     if (piece.records.empty()) continue;
-    const RecordPlan& plan = *plan_of_.at(piece.file);
+    LogPlan* const of_file = plan_of_.at(piece.file);
+    const absl::string_view header = StripByteOrderMark(of_file->header);
+    const Log& log = LogOf(piece.file);
+    size_t fragments = 0;  // records from here on that are no records of their own
     for (size_t k = 0; k < piece.records.size(); ++k) {
       const RecordText& record = piece.records[k];
+      const absl::string_view text = TextOf(piece, record);
       RecordPlan::Verdict verdict = RecordPlan::Verdict::kBad;
-      if (record.too_long) {
+      if (fragments > 0) {
+        --fragments;
+        reason = "begins inside a quoted field of the record before it; set multiline_records: true for this log";
+      } else if (record.too_long) {
         reason = absl::StrCat("longer than limits.record_bytes_max, ", options_.job.limits().record_bytes_max());
+      } else if (!header.empty() && StripByteOrderMark(text) == header) {
+        reason = "is the header once more";
       } else {
-        verdict = plan.Check(absl::string_view(piece.text.data() + record.begin, record.size), &workspace_, &reason);
+        verdict = of_file->plan->Check(text, &workspace_, &reason);
+        if (verdict == RecordPlan::Verdict::kBad && !log.multiline_records() && reason == kUnterminatedQuote) {
+          fragments = FragmentsAt(piece, k + 1);
+          reason = fragments > 0 ? "a newline inside quotes; set multiline_records: true for this log"
+                                 : "unterminated quote; a field with a newline needs multiline_records: true";
+        }
+        if (verdict != RecordPlan::Verdict::kValid) of_file->plan->Count(workspace_, &of_file->tally);
       }
       switch (verdict) {
         case RecordPlan::Verdict::kValid:
@@ -692,7 +752,7 @@ absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
   LogFileReader::Options options;
   HEARTH_ASSIGN_OR_RETURN(options.records, RecordOptions(options_.job, log));
   options.header = log.header();
-  options.piece_bytes = std::max<uint64_t>(log.piece_bytes(), 1);
+  options.piece_bytes = std::max<uint64_t>(PieceBytes(log), 1);
   options.records_per_block = RecordsPerBlock(log);
   const std::string path = ResolvePath(options_.job, file.path());
   HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<LogFileReader> reader, LogFileReader::Open(file, path, options));
@@ -703,9 +763,9 @@ absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
 absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string& path, const LogFileReader& reader) {
   const Log& log = options_.logs[file.log()];
   if (log.header() && reader.header().empty()) return absl::OkStatus();  // an empty file
-  for (const LogPlan& known : plans_) {
-    if (known.log == file.log() && known.header == reader.header()) {
-      plan_of_[file.number()] = known.plan.get();
+  for (const auto& known : plans_) {
+    if (known->log == file.log() && known->header == reader.header()) {
+      plan_of_[file.number()] = known.get();
       return absl::OkStatus();
     }
   }
@@ -715,10 +775,12 @@ absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string&
     HEARTH_ASSIGN_OR_RETURN(columns, ColumnsOfHeader(reader.header(), records.delimiter, path));
   }
   std::vector<std::string> faults;
-  LogPlan made = {file.log(), reader.header(), nullptr};
-  made.plan = RecordPlan::Compile(options_.job, log, columns, schema_->tables(), options_.user_column, &faults);
-  if (made.plan == nullptr) return absl::InvalidArgumentError(absl::StrCat(path, ":\n", absl::StrJoin(faults, "\n")));
-  plan_of_[file.number()] = made.plan.get();
+  auto made = std::make_unique<LogPlan>();
+  made->log = file.log();
+  made->header = reader.header();
+  made->plan = RecordPlan::Compile(options_.job, log, columns, schema_->tables(), options_.user_column, &faults);
+  if (made->plan == nullptr) return absl::InvalidArgumentError(absl::StrCat(path, ":\n", absl::StrJoin(faults, "\n")));
+  plan_of_[file.number()] = made.get();
   plans_.push_back(std::move(made));
   return absl::OkStatus();
 }

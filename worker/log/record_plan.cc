@@ -1,7 +1,6 @@
 #include "worker/log/record_plan.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -9,23 +8,17 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/artifact/reading.h"
 #include "worker/log/delimited.h"
+#include "worker/log/number.h"
 
 namespace hearth {
 
 namespace {
 
 constexpr int kLogBuckets = 1024;  // floor(log2(1 + |x|)) of a finite double is at most this
-constexpr double kExactIntegerMax = 0x1.0p53;
+constexpr size_t kExampleBytesMax = 64;
 constexpr uint64_t kMissingRawId = kIdMask;  // so a raw id may not be this one
-
-// How an expression's value is written as an id: integers without a point.
-absl::string_view NumberText(double value, char (&buffer)[40]) {
-  const bool integer = value == std::floor(value) && std::fabs(value) < kExactIntegerMax;
-  const auto end = integer ? std::to_chars(buffer, buffer + sizeof(buffer), static_cast<int64_t>(value))
-                           : std::to_chars(buffer, buffer + sizeof(buffer), value);
-  return absl::string_view(buffer, end.ptr - buffer);
-}
 
 float Transformed(const DenseFeature& config, double value) {
   double result = value;
@@ -124,6 +117,8 @@ class PlanCompiler {
     plan_->log_columns_ = static_cast<int>(columns_.size());
     absent_ = plan_->log_columns_;
     next_position_ = absent_ + 1;
+    plan_->names_.assign(columns_.begin(), columns_.end());
+    plan_->names_.emplace_back();
   }
 
   int LogColumn(absl::string_view name) const {
@@ -163,6 +158,7 @@ class PlanCompiler {
       if (known == column) return position;
     }
     join->columns.emplace_back(column, next_position_);
+    plan_->names_.push_back(absl::StrCat(join->table->name(), ".", join->table->columns()[column]));
     return next_position_++;
   }
 
@@ -283,6 +279,8 @@ std::unique_ptr<const RecordPlan> RecordPlan::Compile(const Job& job, const Log&
 
 RecordPlan::Verdict RecordPlan::Check(absl::string_view record, Workspace* workspace, std::string* reason) const {
   std::vector<absl::string_view>& fields = workspace->fields;
+  workspace->unreadable.clear();
+  workspace->split = false;
   const absl::string_view cause = SplitFields(record, delimiter_, &fields, &workspace->scratch);
   if (!cause.empty()) {
     *reason = std::string(cause);
@@ -290,19 +288,24 @@ RecordPlan::Verdict RecordPlan::Check(absl::string_view record, Workspace* works
   }
   if (fields.size() != static_cast<size_t>(log_columns_)) {
     *reason = absl::StrCat("has ", fields.size(), " fields instead of ", log_columns_);
+    if (record.find('\r') != absl::string_view::npos) {
+      absl::StrAppend(reason, "; a lone carriage return ends no line here: write the file with \\n");
+    }
     return Verdict::kBad;
   }
   Join(workspace);
-  if (has_where_ && !where_.True(fields)) return Verdict::kFiltered;
+  workspace->split = true;
+  if (has_where_ && !where_.Evaluate(fields, &workspace->unreadable).True()) return Verdict::kFiltered;
   for (const int i : raw_slots_) {
     uint64_t id = 0;
     bool bad = false;
-    RawId(slots_[i], fields, &id, &bad);
+    RawId(slots_[i], workspace, &id, &bad);
     if (bad) {
       const SlotPlan& slot = slots_[i];
+      char buffer[40];
       *reason = absl::StrCat("RAW slot ", slot.index, ": ",
-                             slot.has_value ? absl::StrCat(slot.value.Evaluate(fields))
-                                            : absl::StrCat("\"", fields[slot.column].substr(0, 64), "\""),
+                             slot.has_value ? std::string(TextOf(slot.value.Evaluate(fields), buffer))
+                                            : absl::StrCat("\"", fields[slot.column].substr(0, kExampleBytesMax), "\""),
                              " is no integer from 0 to 2^52 - 2");
       return Verdict::kBad;
     }
@@ -313,24 +316,73 @@ RecordPlan::Verdict RecordPlan::Check(absl::string_view record, Workspace* works
 void RecordPlan::Join(Workspace* workspace) const {
   std::vector<absl::string_view>& fields = workspace->fields;
   fields.resize(positions_);
+  workspace->joined.clear();
   for (const JoinPlan& join : joins_) {
-    const int64_t row = fields[join.key].empty() ? -1 : join.table->Find(fields[join.key]);
+    const bool has_key = !fields[join.key].empty();
+    const int64_t row = has_key ? join.table->Find(fields[join.key]) : -1;
+    workspace->joined.push_back(row >= 0 ? Joined::kMatched : has_key ? Joined::kUnmatched : Joined::kWithoutKey);
     for (const auto& [column, position] : join.columns) {
       fields[position] = row < 0 ? absl::string_view() : join.table->Field(row, column);
     }
   }
 }
 
-bool RecordPlan::RawId(const SlotPlan& slot, absl::Span<const absl::string_view> fields, uint64_t* id, bool* bad) {
+void RecordPlan::Count(const Workspace& workspace, Tally* tally) const {
+  if (!workspace.split) return;
+  const auto exemplify = [&](int position, Tally::Count* count) {
+    if (count->example.empty()) count->example = std::string(workspace.fields[position].substr(0, kExampleBytesMax));
+  };
+  tally->joins_.resize(joins_.size());
+  for (size_t i = 0; i < joins_.size(); ++i) {
+    Tally::Count* const count = &tally->joins_[i];
+    count->matched += workspace.joined[i] == Joined::kMatched;
+    count->without_key += workspace.joined[i] == Joined::kWithoutKey;
+    if (workspace.joined[i] != Joined::kUnmatched) continue;
+    ++count->unmatched;
+    exemplify(joins_[i].key, count);
+  }
+  for (auto it = workspace.unreadable.begin(); it != workspace.unreadable.end(); ++it) {
+    if (std::find(workspace.unreadable.begin(), it, *it) != it) continue;  // read by several, counted once
+    Tally::Count* const count = &tally->columns_[*it];
+    ++count->unreadable;
+    exemplify(*it, count);
+  }
+}
+
+void RecordPlan::Tell(Tally* tally, Reading* reading) const {
+  Reading told;
+  for (size_t i = 0; i < tally->joins_.size(); ++i) {
+    const Tally::Count& count = tally->joins_[i];
+    if (count.matched + count.unmatched + count.without_key == 0) continue;
+    Reading::Join* const join = told.add_join();
+    join->set_side_table(joins_[i].table->name());
+    join->set_matched(count.matched);
+    join->set_unmatched(count.unmatched);
+    join->set_without_key(count.without_key);
+    if (count.unmatched > 0) join->set_example(count.example);
+  }
+  for (const auto& [position, count] : tally->columns_) {
+    Reading::Column* const column = told.add_column();
+    column->set_name(names_[position]);
+    column->set_unreadable(count.unreadable);
+    column->set_example(count.example);
+  }
+  MergeReading(told, reading);
+  *tally = Tally();
+}
+
+bool RecordPlan::RawId(const SlotPlan& slot, Workspace* workspace, uint64_t* id, bool* bad) {
+  const absl::Span<const absl::string_view> fields = workspace->fields;
+  const auto take = [&](Number number) { *bad |= !ToNatural(number, id) || *id >= kMissingRawId; };
   const auto parse = [&](absl::string_view text) {
-    const auto result = std::from_chars(text.data(), text.data() + text.size(), *id);
-    *bad |= result.ec != std::errc() || result.ptr != text.data() + text.size() || *id >= kMissingRawId;
+    Number number;
+    ReadNumber(text, &number);
+    take(number);
   };
   if (slot.has_value) {
-    const double value = slot.value.Evaluate(fields);
-    if (!std::isfinite(value)) return false;
-    *bad = value < 0 || value != std::floor(value) || value >= static_cast<double>(kMissingRawId);
-    if (!*bad) *id = static_cast<uint64_t>(value);
+    const Number value = slot.value.Evaluate(fields, &workspace->unreadable);
+    if (!std::isfinite(value.ToDouble())) return false;
+    take(value);
     return true;
   }
   const absl::string_view text = fields[slot.column];
@@ -349,31 +401,36 @@ bool RecordPlan::RawId(const SlotPlan& slot, absl::Span<const absl::string_view>
   return true;
 }
 
-void RecordPlan::AddSlot(const SlotPlan& slot, absl::Span<const absl::string_view> fields, BatchBuilder* builder) {
+void RecordPlan::AddSlot(const SlotPlan& slot, Workspace* workspace, BatchBuilder* builder) {
+  const absl::Span<const absl::string_view> fields = workspace->fields;
   const auto missing = [&] {
     if (slot.missing_has_row) builder->AddSign(slot.index, slot.missing_sign);
   };
   if (slot.has_value || slot.kind == Slot::BUCKET) {
-    double value = std::numeric_limits<double>::quiet_NaN();
+    Number value;
     if (slot.has_value) {
-      value = slot.value.Evaluate(fields);
+      value = slot.value.Evaluate(fields, &workspace->unreadable);
     } else if (!slot.IsMissing(fields[slot.column])) {
-      const absl::string_view text = fields[slot.column];
-      const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
-      if (result.ec != std::errc() || result.ptr != text.data() + text.size()) return missing();
+      const NumberText text = ReadNumber(fields[slot.column], &value);
+      if (text == NumberText::kUnreadable) workspace->unreadable.push_back(slot.column);
     }
-    if (!std::isfinite(value)) return missing();
-    if (slot.kind == Slot::BUCKET) return builder->AddSign(slot.index, slot.BucketOf(value));
+    const double real = value.ToDouble();
+    if (!std::isfinite(real)) return missing();
+    if (slot.kind == Slot::BUCKET) return builder->AddSign(slot.index, slot.BucketOf(real));
     if (slot.hash == Slot::RAW) {
-      return builder->AddSign(slot.index, MakeSign(slot.table, static_cast<uint64_t>(value)));
+      uint64_t id = 0;
+      ToNatural(value, &id);
+      return builder->AddSign(slot.index, MakeSign(slot.table, id));
     }
     char buffer[40];
-    return builder->AddSign(slot.index, slot.SignOf(NumberText(value, buffer)));
+    return builder->AddSign(slot.index, slot.SignOf(TextOf(value, buffer)));
   }
   const auto sign_of = [&](absl::string_view text) {
     if (slot.hash != Slot::RAW) return slot.SignOf(text);
+    Number number;
     uint64_t id = 0;
-    std::from_chars(text.data(), text.data() + text.size(), id);
+    ReadNumber(text, &number);
+    ToNatural(number, &id);
     return MakeSign(slot.table, id);
   };
   const absl::string_view text = fields[slot.column];
@@ -394,18 +451,20 @@ void RecordPlan::AddSlot(const SlotPlan& slot, absl::Span<const absl::string_vie
 
 void RecordPlan::Fill(Workspace* workspace, BatchBuilder* builder) const {
   const absl::Span<const absl::string_view> fields = workspace->fields;
-  for (const SlotPlan& slot : slots_) AddSlot(slot, fields, builder);
+  std::vector<int>* const unreadable = &workspace->unreadable;
+  for (const SlotPlan& slot : slots_) AddSlot(slot, workspace, builder);
   workspace->dense.clear();
-  for (const DensePlan& dense : dense_)
-    workspace->dense.push_back(Transformed(dense.config, dense.value.Evaluate(fields)));
+  for (const DensePlan& dense : dense_) {
+    workspace->dense.push_back(Transformed(dense.config, dense.value.Evaluate(fields, unreadable).ToDouble()));
+  }
   builder->AddDense(workspace->dense);
   workspace->labels.clear();
   workspace->mask.clear();
   for (const TaskPlan& task : tasks_) {
-    // A label that is no number (a missing column taken as it stands) is unknown, so masked.
-    const double label = task.known ? task.label.Evaluate(fields) : std::numeric_limits<double>::quiet_NaN();
-    const bool known = label == label && (!task.has_mask || task.mask.True(fields));
-    workspace->labels.push_back(known && label != 0 ? 1.0f : 0.0f);
+    // A label that is missing, or rests on what is, is unknown, so masked.
+    const Number label = task.known ? task.label.Evaluate(fields, unreadable) : Number();
+    const bool known = !label.missing() && (!task.has_mask || task.mask.Evaluate(fields, unreadable).True());
+    workspace->labels.push_back(known && label.True() ? 1.0f : 0.0f);
     workspace->mask.push_back(known ? 1.0f : 0.0f);
   }
   builder->AddLabels(workspace->labels, workspace->mask);

@@ -9,6 +9,7 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/sign.h"
 #include "model/batch/batch.h"
@@ -30,16 +31,36 @@ class RecordPlan {
   ~RecordPlan();
 
   enum class Verdict { kValid, kFiltered, kBad };
+  enum class Joined : uint8_t { kWithoutKey, kMatched, kUnmatched };
   struct Workspace {
     std::vector<absl::string_view> fields;
     std::string scratch;
     std::vector<float> dense, labels, mask;
+    std::vector<int> unreadable;  // positions that were read as a number and hold something else; may repeat
+    std::vector<Joined> joined;   // [joins]
+    bool split = false;           // it has the fields that it should have
   };
   // Splits and joins the record and judges it. kBad: *reason says why. `record` outlives the use of the workspace.
   Verdict Check(absl::string_view record, Workspace* workspace, std::string* reason) const;
   // REQUIRES: Check of the same workspace gave kValid.
   void Fill(Workspace* workspace, BatchBuilder* builder) const;
   absl::string_view User(const Workspace& workspace) const;  // empty where missing
+
+  // What could not be used as it was meant, of the records that were counted.
+  class Tally {
+   private:
+    friend class RecordPlan;
+    struct Count {
+      uint64_t matched = 0, unmatched = 0, without_key = 0, unreadable = 0;
+      std::string example;
+    };
+    std::vector<Count> joins_;      // [joins]
+    std::map<int, Count> columns_;  // by position
+  };
+  // Counts the record that the workspace holds: after Fill, or after a Check that gave another verdict than kValid.
+  void Count(const Workspace& workspace, Tally* tally) const;
+  // Adds the tally to *reading, under the names of columns and side tables, and begins a new one.
+  void Tell(Tally* tally, Reading* reading) const;
 
  private:
   friend class PlanCompiler;
@@ -48,8 +69,8 @@ class RecordPlan {
 
   void Join(Workspace* workspace) const;
   // The id of a RAW slot; false: missing. *bad is set where there is no such id.
-  static bool RawId(const SlotPlan& slot, absl::Span<const absl::string_view> fields, uint64_t* id, bool* bad);
-  static void AddSlot(const SlotPlan& slot, absl::Span<const absl::string_view> fields, BatchBuilder* builder);
+  static bool RawId(const SlotPlan& slot, Workspace* workspace, uint64_t* id, bool* bad);
+  static void AddSlot(const SlotPlan& slot, Workspace* workspace, BatchBuilder* builder);
 
   // Positions in Workspace::fields: the log's columns, one that is always empty, then the side tables' columns in use.
   struct JoinPlan {
@@ -70,6 +91,7 @@ class RecordPlan {
   char delimiter_ = ',';
   int log_columns_ = 0;
   int positions_ = 0;
+  std::vector<std::string> names_;  // [positions]
   std::vector<JoinPlan> joins_;
   bool has_where_ = false;
   Expression where_;

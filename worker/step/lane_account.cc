@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/artifact/reading.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 
@@ -57,6 +58,8 @@ absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vec
   ledger->set_rejected(ledger->rejected() + batch.delta.rejected() + (skipped ? records : 0));
   ledger->set_trained(ledger->trained() + (skipped ? 0 : records));
   if (skipped) state_.set_non_finite(state_.non_finite() + records);
+  MergeReading(batch.reading, state_.mutable_reading());
+  if (!skipped) EnterLabels(batch);
   *state_.mutable_cursor() = batch.cursor;
   HEARTH_RETURN_IF_ERROR(Append(batch.dead_letters));
   if (!skipped) return absl::OkStatus();
@@ -69,6 +72,24 @@ absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vec
   return Append(lines);
 }
 
+void LaneAccount::EnterLabels(const Batch& batch) {
+  if (batch.records == 0) return;
+  const size_t tasks = batch.mask.size() / static_cast<size_t>(batch.records);
+  Reading* const reading = state_.mutable_reading();
+  while (reading->task_size() < static_cast<int>(tasks)) reading->add_task();
+  for (size_t t = 0; t < tasks; ++t) {
+    uint64_t positives = 0, labelled = 0;
+    for (size_t cell = t; cell < batch.mask.size(); cell += tasks) {
+      labelled += batch.mask[cell] != 0;
+      positives += batch.mask[cell] != 0 && batch.labels[cell] != 0;
+    }
+    Reading::Task* const task = reading->mutable_task(static_cast<int>(t));
+    task->set_positives(task->positives() + positives);
+    task->set_negatives(task->negatives() + labelled - positives);
+    task->set_masked(task->masked() + static_cast<uint64_t>(batch.records) - labelled);
+  }
+}
+
 absl::Status LaneAccount::Append(const std::string& lines) {
   if (lines.empty()) return absl::OkStatus();
   if (file_ == nullptr) {
@@ -78,6 +99,7 @@ absl::Status LaneAccount::Append(const std::string& lines) {
   }
   if (std::fwrite(lines.data(), 1, lines.size(), file_) != lines.size()) return IoError(path_, "write");
   state_.set_dead_letter_bytes(state_.dead_letter_bytes() + lines.size());
+  dead_letter_ = lines.substr(0, lines.find('\n'));
   return absl::OkStatus();
 }
 

@@ -29,13 +29,17 @@ class LaneAccount {
   // Makes the dead-letter file and its name durable, and notes what a LaneState needs beside cursor and ledger.
   absl::Status Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row);
   const LaneState& state() const { return state_; }
+  // The newest one of this process, as an example: path, offset, reason; empty where there was none.
+  const std::string& dead_letter() const { return dead_letter_; }
 
  private:
   LaneAccount(std::string path, const LaneState& state) : path_(std::move(path)), state_(state) {}
+  void EnterLabels(const Batch& batch);
   absl::Status Append(const std::string& lines);
 
   const std::string path_;
   LaneState state_;
+  std::string dead_letter_;
   std::FILE* file_ = nullptr;  // opened with the first dead letter
   bool name_is_durable_ = false;
 };

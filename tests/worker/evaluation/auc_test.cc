@@ -6,6 +6,7 @@
 
 #include "common/base/env.h"
 #include "gtest/gtest.h"
+#include "model/batch/batch.h"
 
 namespace hearth {
 namespace {
@@ -94,6 +95,13 @@ TEST(GroupedAuc, EqualsTheWeightedMeanOverUsersOnRandomSamples) {
     if (weight == 0) continue;
     EXPECT_NEAR(*gauc.value, sum / static_cast<double>(weight), 1e-13);
   }
+}
+
+TEST(GroupedAuc, LeavesRecordsWithoutAUserOut) {
+  const Gauc gauc = GroupedAuc({0, 1, 2, 3}, {1, 0, 0, 1}, {kNoUser, kNoUser, 7, 7});
+  EXPECT_EQ(gauc.users, 1u);
+  EXPECT_EQ(gauc.impressions, 2u);
+  EXPECT_EQ(gauc.value, 1.0);
 }
 
 TEST(Evaluate, ReportsLossAndCalibrationFromLogits) {

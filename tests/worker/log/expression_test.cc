@@ -25,7 +25,7 @@ int ColumnIndex(absl::string_view name) {
 double ValueOf(absl::string_view text) {
   auto expression = Expression::Parse(text, ColumnIndex);
   EXPECT_TRUE(expression.ok()) << expression.status();
-  return expression.ok() ? expression->Evaluate(kFields) : -12345;
+  return expression.ok() ? expression->Evaluate(kFields).ToDouble() : -12345;
 }
 
 std::string ErrorOf(absl::string_view text) {
@@ -59,17 +59,45 @@ TEST(Expression, ReadsColumnsAsNumbersOrAsTexts) {
   EXPECT_EQ(ValueOf("empty == ''"), 1);
 }
 
-TEST(Expression, MissingAndNonNumericColumnsAreNaNAndCompareAsFalse) {
-  EXPECT_TRUE(std::isnan(ValueOf("empty")));
-  EXPECT_TRUE(std::isnan(ValueOf("name + 1")));
-  EXPECT_TRUE(std::isnan(ValueOf("min(a, empty)")));
-  for (const char* comparison : {"empty == 1", "empty != 1", "empty < 1", "1 >= empty", "empty == empty"}) {
-    EXPECT_EQ(ValueOf(comparison), 0) << comparison;
+TEST(Expression, WhatRestsOnAMissingValueIsMissing) {
+  for (const char* missing :
+       {"empty", "name + 1", "min(a, empty)", "empty == 1", "empty != 1", "empty < 1", "1 >= empty", "empty == empty",
+        "!empty", "!(empty > 0)", "empty && 1", "empty || 0", "1 && empty", "-empty", "abs(empty)", "0 / 0", "1 % 0"}) {
+    EXPECT_TRUE(std::isnan(ValueOf(missing))) << missing;
   }
+  EXPECT_EQ(ValueOf("empty && 0"), 0) << "one side decides";
+  EXPECT_EQ(ValueOf("0 && empty"), 0);
+  EXPECT_EQ(ValueOf("empty > 1 || a > 1"), 1);
   EXPECT_EQ(ValueOf("missing(empty)"), 1);
   EXPECT_EQ(ValueOf("missing(a)"), 0);
-  EXPECT_EQ(ValueOf("!empty"), 1);
-  EXPECT_FALSE(Expression::Parse("empty", ColumnIndex)->True(kFields));
+  EXPECT_FALSE(Expression::Parse("empty", ColumnIndex)->Evaluate(kFields).True());
+}
+
+TEST(Expression, NotesColumnsThatHoldNoNumber) {
+  const auto unreadable = [](absl::string_view text) {
+    std::vector<int> columns;
+    Expression::Parse(text, ColumnIndex)->Evaluate(kFields, &columns);
+    return columns;
+  };
+  EXPECT_THAT(unreadable("name + a"), testing::ElementsAre(ColumnIndex("name")));
+  EXPECT_THAT(unreadable("empty + a"), testing::IsEmpty()) << "missing is not unreadable";
+  EXPECT_THAT(unreadable("name == 'news'"), testing::IsEmpty());
+  EXPECT_THAT(unreadable("if(a > 2, a, name)"), testing::IsEmpty()) << "it was not read";
+}
+
+TEST(Expression, KeepsIdsOf64Bits) {
+  const std::vector<absl::string_view> fields = {"1152921504606846977", "1152921504606846976", "ad", "", "3"};
+  const auto text_of = [&](absl::string_view text) {
+    char buffer[40];
+    return std::string(TextOf(Expression::Parse(text, ColumnIndex)->Evaluate(fields), buffer));
+  };
+  EXPECT_EQ(text_of("if(name == 'ad', a, b)"), "1152921504606846977");
+  EXPECT_EQ(text_of("max(a, b)"), "1152921504606846977");
+  EXPECT_EQ(text_of("a == b"), "0");
+  EXPECT_EQ(text_of("a == 1152921504606846977"), "1");
+  EXPECT_EQ(text_of("a - b"), "1");
+  EXPECT_EQ(text_of("(a - a % 256) / 256"), "4503599627370496");
+  EXPECT_EQ(text_of("a + 0.0"), "1152921504606846976") << "a real from here on";
 }
 
 TEST(Expression, CallsItsFunctions) {

@@ -90,6 +90,23 @@ TEST(LaneAccount, AddsUpAndKeepsDeadLettersOfAppliedSteps) {
   EXPECT_EQ(state.dead_letter_bytes(), text->size());
 }
 
+TEST(LaneAccount, CountsLabelsOfTrainedRecordsAndKeepsWhatTheReaderTold) {
+  auto account = LaneAccount::Open(TestFolder(), Lane2());
+  ASSERT_TRUE(account.ok());
+  Batch batch = MakeBatch(3, 0, 0, "");
+  batch.mask = {1, 1, 1, 0, 1, 0};  // of two tasks
+  batch.labels = {1, 0, 0, 0, 1, 0};
+  Reading::Column* const column = batch.reading.add_column();
+  column->set_name("age");
+  column->set_unreadable(2);
+  column->set_example("?");
+  ASSERT_TRUE((*account)->Enter(batch, false, {}).ok());
+  ASSERT_TRUE((*account)->Enter(batch, true, TwoFiles()).ok());  // skipped: read, not trained
+  EXPECT_EQ((*account)->state().reading().ShortDebugString(),
+            "column { name: \"age\" unreadable: 4 example: \"?\" } "
+            "task { positives: 2 negatives: 1 masked: 0 } task { positives: 0 negatives: 1 masked: 2 }");
+}
+
 TEST(LaneAccount, AResumeCutsTheDeadLettersBackToTheSnapshot) {
   const std::string folder = TestFolder();
   LaneState saved;
