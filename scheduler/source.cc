@@ -173,11 +173,4 @@ absl::Status Source::Append(const std::string& path, uint32_t log) {
   return absl::OkStatus();
 }
 
-bool Source::tails() const {
-  for (const Log& log : job_.log()) {
-    if (!log.directory().empty()) return true;
-  }
-  return false;
-}
-
 }  // namespace hearth
