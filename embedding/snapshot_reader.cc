@@ -12,6 +12,7 @@
 #include "embedding/lifecycle.h"
 #include "embedding/rocksdb_store.h"
 #include "embedding/row_record.h"
+#include "embedding/sparse_optimizer.h"
 
 namespace hearth {
 namespace {
@@ -27,7 +28,9 @@ uint64_t FloatsOfTable(const Table& table) {
 }
 
 absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) {
-  if (manifest.servers() >= 1 && manifest.shards() >= 1) return absl::OkStatus();
+  // Every server has files in it, so their number is known before anything is allocated by it.
+  const uint32_t servers_max = static_cast<uint32_t>(manifest.file_size());
+  if (manifest.servers() >= 1 && manifest.servers() <= servers_max && manifest.shards() >= 1) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(folder, ": MANIFEST names ", manifest.servers(), " servers and ",
                                           manifest.shards(), " logical shards; use another snapshot"));
 }
@@ -72,6 +75,19 @@ absl::Status AddFilters(KvStore* store, const Manifest& manifest, const Table& c
 
 }  // namespace
 
+absl::Status CheckTables(const std::string& folder, const Job& job) {
+  const auto lost = [&](const std::string& fault) {
+    return absl::DataLossError(
+        absl::StrCat(JoinPath(folder, "MANIFEST"), ": its job has ", fault, "; use another snapshot"));
+  };
+  if (job.table_size() > static_cast<int>(kTablesMax)) return lost(absl::StrCat(job.table_size(), " tables"));
+  for (const Table& table : job.table()) {
+    if (table.dim() >= 1 && table.dim() <= SparseOptimizer::kDimMax) continue;
+    return lost(absl::StrCat("a table \"", table.name(), "\" of dim ", table.dim()));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status VerifySnapshot(const std::string& folder) {
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
@@ -80,6 +96,7 @@ absl::Status VerifySnapshot(const std::string& folder) {
     HEARTH_RETURN_IF_ERROR(VerifyRocksDbStore(ServerFolder(folder, server)));
   }
   HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
+  HEARTH_RETURN_IF_ERROR(CheckTables(folder, job));
   const auto pass = [](Sign, const RowMeta&, absl::Span<const float>) { return absl::OkStatus(); };
   uint64_t rows_hash = 0;
   for (int t = 0; t < job.table_size(); ++t) {
@@ -98,6 +115,7 @@ absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, 
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
                        const RowVisitor& visit, uint64_t* rows_hash) {
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
+  HEARTH_RETURN_IF_ERROR(CheckTables(folder, job));
   HEARTH_CHECK(table >= 1 && table <= static_cast<TableNumber>(job.table_size()));
   const Table& config = job.table(static_cast<int>(table) - 1);
   std::vector<std::unique_ptr<KvStore>> stores(manifest.servers());

@@ -16,6 +16,10 @@
 
 namespace hearth {
 
+// That the tables of a MANIFEST's job are ones that a row can belong to: at most kTablesMax, of 1 to 4,096 dimensions.
+// DataLoss.
+absl::Status CheckTables(const std::string& folder, const Job& job);
+
 // Everything that FindNewestSnapshot (common/artifact/manifest.h) checks, every RocksDB block, and that the hash of all
 // rows equals the MANIFEST's. DataLoss names the file.
 absl::Status VerifySnapshot(const std::string& folder);

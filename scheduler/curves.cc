@@ -38,12 +38,15 @@ void AddDiagnostics(const Evaluation::Diagnostics& from, std::vector<Scalar>* sc
 
 class RealCurves : public Curves {
  public:
-  RealCurves(Env* env, const Job& job, const std::string& dir)
+  RealCurves(Env* env, const Job& job, const std::string& dir, uint64_t first_step)
       : env_(env),
+        first_step_(first_step),
         folder_(job.metrics().tensorboard() ? JoinPath(dir, "tb") : ""),
         registry_("scheduler", kSchedulerRank) {
     for (const char* fate : {"read", "trained", "rejected", "filtered"}) {
-      records_[fate] = registry_.NewCounter({"records", "", "Log records by what became of them"}, {{"fate", fate}});
+      // Each worker has hearth_records of its lanes: of one name, a sum would count every record twice.
+      records_[fate] =
+          registry_.NewCounter({"job_records", "", "The job's log records by what became of them"}, {{"fate", fate}});
     }
     for (const Task& task : job.task()) {
       auc_[task.name()] =
@@ -106,12 +109,13 @@ class RealCurves : public Curves {
   absl::Status Write(uint64_t step, const std::vector<Scalar>& scalars) {
     if (folder_.empty() || scalars.empty()) return absl::OkStatus();
     if (events_ == nullptr) {
-      HEARTH_ASSIGN_OR_RETURN(events_, EventFile::Create(folder_, env_->WallUs()));
+      HEARTH_ASSIGN_OR_RETURN(events_, EventFile::Create(folder_, env_->WallUs(), static_cast<int64_t>(first_step_)));
     }
     return events_->Write(env_->WallUs(), static_cast<int64_t>(step), scalars);
   }
 
   Env* const env_;
+  const uint64_t first_step_;
   const std::string folder_;  // of event files; empty: none
   MetricRegistry registry_;
   std::map<std::string, Counter*> records_;  // by fate
@@ -128,8 +132,9 @@ class RealCurves : public Curves {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Curves>> Curves::Start(Env* env, const Job& job, const std::string& dir) {
-  auto curves = std::make_unique<RealCurves>(env, job, dir);
+absl::StatusOr<std::unique_ptr<Curves>> Curves::Start(Env* env, const Job& job, const std::string& dir,
+                                                      uint64_t first_step) {
+  auto curves = std::make_unique<RealCurves>(env, job, dir, first_step);
   HEARTH_RETURN_IF_ERROR(curves->Serve(job.metrics()));
   return curves;
 }

@@ -18,8 +18,10 @@ namespace hearth {
 class Curves {
  public:
   // An event file from the first figure on where job.metrics.tensorboard is set, a page where it names a port.
+  // `first_step`: the first that this start trains; what DIR/tb holds of it and of later steps is void from then on.
   // Unavailable where the port is taken.
-  static absl::StatusOr<std::unique_ptr<Curves>> Start(Env* env, const Job& job, const std::string& dir);
+  static absl::StatusOr<std::unique_ptr<Curves>> Start(Env* env, const Job& job, const std::string& dir,
+                                                       uint64_t first_step);
   virtual ~Curves() = default;
 
   // Training: figures of the last seconds, counts of records since the job's first start.

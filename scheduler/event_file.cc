@@ -6,7 +6,7 @@
 #include <array>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "common/base/file.h"
 #include "common/base/process.h"
@@ -15,43 +15,12 @@
 namespace hearth {
 namespace {
 
-// Protobuf's wire format, as much as an Event needs: field numbers are written out beside each call.
-enum WireType { kVarint = 0, kFixed64 = 1, kLengthDelimited = 2, kFixed32 = 5 };
-
-void PutVarint(uint64_t value, std::string* out) {
-  for (; value >= 0x80; value >>= 7) out->push_back(static_cast<char>(value | 0x80));
-  out->push_back(static_cast<char>(value));
-}
-
-void PutKey(int field, WireType type, std::string* out) { PutVarint(static_cast<uint64_t>(field << 3 | type), out); }
+constexpr const char* kVersion = "brain.Event:2";
 
 template <typename T>
 void PutRaw(T value, std::string* out) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
   out->append(reinterpret_cast<const char*>(&value), sizeof(value));
-}
-
-void PutBytes(int field, absl::string_view bytes, std::string* out) {
-  PutKey(field, kLengthDelimited, out);
-  PutVarint(bytes.size(), out);
-  out->append(bytes.data(), bytes.size());
-}
-
-std::string EventAt(double wall_seconds) {
-  std::string event;
-  PutKey(1, kFixed64, &event);  // wall_time
-  PutRaw(wall_seconds, &event);
-  return event;
-}
-
-// TFRecord: length, its checksum, data, its checksum.
-std::string Framed(const std::string& data) {
-  std::string record;
-  PutRaw(static_cast<uint64_t>(data.size()), &record);
-  PutRaw(MaskedCrc32c(record), &record);
-  record += data;
-  PutRaw(MaskedCrc32c(data), &record);
-  return record;
 }
 
 std::array<uint32_t, 256> MakeCrcTable() {
@@ -78,29 +47,18 @@ uint32_t MaskedCrc32c(absl::string_view bytes) {
   return (crc >> 15 | crc << 17) + 0xa282ead8u;
 }
 
-std::string EncodeVersionRecord(double wall_seconds) {
-  std::string event = EventAt(wall_seconds);
-  PutBytes(3, "brain.Event:2", &event);  // file_version
-  return Framed(event);
+std::string EncodeRecord(const TensorBoardEvent& event) {
+  const std::string data = event.SerializeAsString();
+  std::string record;
+  PutRaw(static_cast<uint64_t>(data.size()), &record);
+  PutRaw(MaskedCrc32c(record), &record);
+  record += data;
+  PutRaw(MaskedCrc32c(data), &record);
+  return record;
 }
 
-std::string EncodeScalarsRecord(double wall_seconds, int64_t step, absl::Span<const Scalar> scalars) {
-  std::string summary;
-  for (const Scalar& scalar : scalars) {
-    std::string value;
-    PutBytes(1, scalar.tag, &value);  // tag
-    PutKey(2, kFixed32, &value);      // simple_value
-    PutRaw(scalar.value, &value);
-    PutBytes(1, value, &summary);  // value
-  }
-  std::string event = EventAt(wall_seconds);
-  PutKey(2, kVarint, &event);  // step
-  PutVarint(static_cast<uint64_t>(step), &event);
-  PutBytes(5, summary, &event);  // summary
-  return Framed(event);
-}
-
-absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& folder, int64_t wall_us) {
+absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& folder, int64_t wall_us,
+                                                             int64_t first_step) {
   HEARTH_RETURN_IF_ERROR(MakeDirectories(folder));
   const std::string stem = JoinPath(folder, absl::StrCat("events.out.tfevents.", wall_us / 1'000'000, ".", HostName()));
   // A process that starts twice within a second takes the next name; both files belong to the run.
@@ -113,10 +71,16 @@ absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& 
     if (file == nullptr) {
       const int error = errno;
       if (fd >= 0) close(fd);
-      return absl::UnavailableError(absl::StrCat(path, ": cannot open: ", std::strerror(error)));
+      return ErrorOf(error, "cannot open", path);
     }
     std::unique_ptr<EventFile> events(new EventFile(path, file));
-    HEARTH_RETURN_IF_ERROR(events->Append(EncodeVersionRecord(static_cast<double>(wall_us) * 1e-6)));
+    TensorBoardEvent version;
+    version.set_file_version(kVersion);
+    HEARTH_RETURN_IF_ERROR(events->Append(wall_us, std::move(version)));
+    TensorBoardEvent start;
+    start.set_step(first_step);
+    start.mutable_session_log()->set_status(TensorBoardEvent::SessionLog::START);
+    HEARTH_RETURN_IF_ERROR(events->Append(wall_us, std::move(start)));
     return events;
   }
   return absl::UnavailableError(absl::StrCat(stem, ": and ", kNamesMax, " more files exist; empty the folder"));
@@ -125,20 +89,24 @@ absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& 
 EventFile::~EventFile() { std::fclose(file_); }
 
 absl::Status EventFile::Write(int64_t wall_us, int64_t step, absl::Span<const Scalar> scalars) {
-  std::vector<Scalar> finite;
+  TensorBoardEvent event;
+  event.set_step(step);
   for (const Scalar& scalar : scalars) {
-    if (std::isfinite(scalar.value)) finite.push_back(scalar);
+    if (!std::isfinite(scalar.value)) continue;
+    TensorBoardEvent::Summary::Value* const value = event.mutable_summary()->add_value();
+    value->set_tag(scalar.tag);
+    value->set_simple_value(scalar.value);
   }
-  if (finite.empty()) return absl::OkStatus();
-  return Append(EncodeScalarsRecord(static_cast<double>(wall_us) * 1e-6, step, finite));
+  return event.has_summary() ? Append(wall_us, std::move(event)) : absl::OkStatus();
 }
 
-absl::Status EventFile::Append(const std::string& record) {
+absl::Status EventFile::Append(int64_t wall_us, TensorBoardEvent event) {
+  event.set_wall_time(static_cast<double>(wall_us) * 1e-6);
+  const std::string record = EncodeRecord(event);
   if (std::fwrite(record.data(), 1, record.size(), file_) == record.size() && std::fflush(file_) == 0) {
     return absl::OkStatus();
   }
-  const std::string text = absl::StrCat(path_, ": cannot write: ", std::strerror(errno));
-  return errno == ENOSPC ? absl::ResourceExhaustedError(text) : absl::UnavailableError(text);
+  return ErrorOf(errno, "cannot write", path_);
 }
 
 }  // namespace hearth

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/proto/event.pb.h"
 
 namespace hearth {
 
@@ -21,8 +22,10 @@ struct Scalar {
 // Not thread-safe: the thread that reports owns it.
 class EventFile {
  public:
-  // Makes the folder and a new file in it. wall_us: Env::WallUs().
-  static absl::StatusOr<std::unique_ptr<EventFile>> Create(const std::string& folder, int64_t wall_us);
+  // Makes the folder and a new file in it. wall_us: Env::WallUs(). first_step: the first that this process writes; what
+  // other files of the folder hold of it and of later steps is void, and TensorBoard hides it (SessionLog START).
+  static absl::StatusOr<std::unique_ptr<EventFile>> Create(const std::string& folder, int64_t wall_us,
+                                                           int64_t first_step);
   ~EventFile();
   // One event with these scalars, written through to the kernel. Non-finite values are left out: they would hide a
   // curve.
@@ -31,15 +34,14 @@ class EventFile {
 
  private:
   EventFile(std::string path, std::FILE* file) : path_(std::move(path)), file_(file) {}
-  absl::Status Append(const std::string& record);
+  absl::Status Append(int64_t wall_us, TensorBoardEvent event);
 
   const std::string path_;
   std::FILE* const file_;
 };
 
-// The records as bytes, framed: what the file is made of.
-std::string EncodeVersionRecord(double wall_seconds);
-std::string EncodeScalarsRecord(double wall_seconds, int64_t step, absl::Span<const Scalar> scalars);
+// One event as a file holds it, a TFRecord: length, its checksum, data, its checksum.
+std::string EncodeRecord(const TensorBoardEvent& event);
 
 // CRC-32C (Castagnoli), and the rotated form that TFRecord frames carry.
 uint32_t Crc32c(absl::string_view bytes);

@@ -173,7 +173,10 @@ void RunReport::Resume(const Manifest& manifest) {
 
 void RunReport::Start(const std::vector<Ledger>& ledgers, int64_t now_us) {
   HEARTH_CHECK(ledgers.size() == workers_.size());
-  for (size_t w = 0; w < ledgers.size(); ++w) *workers_[w].mutable_ledger() = ledgers[w];
+  for (size_t w = 0; w < ledgers.size(); ++w) {
+    *workers_[w].mutable_ledger() = ledgers[w];
+    workers_[w].set_step(manifest_.step());
+  }
   started_ = true;
   start_us_ = now_us;
   trained_at_start_ = LiveLedger().trained();
@@ -195,6 +198,7 @@ absl::Status RunReport::OnProgress(uint32_t worker, const Progress& progress, in
       pull_seconds_[place] = seconds;
     }
   }
+  told_ |= started_;
   Progress* const known = &workers_[worker];
   const uint32_t staleness = std::max(known->staleness_max_seen(), progress.staleness_max_seen());
   const uint64_t rss = std::max(known->peak_rss_bytes(), progress.peak_rss_bytes());
@@ -266,7 +270,7 @@ absl::Status RunReport::Committed(const Manifest& manifest, int64_t now_us) {
   if (manifest.job_finished() || epoch_is_over) Warn(WarningsAtEnd(options_.job, lanes_));
   if (curves_ != nullptr) {
     curves_->OnSnapshot();
-    if (started_) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
+    if (told_) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
     std::vector<Evaluation> news;
     for (const Evaluation& evaluation : evaluations_) {
       if (evaluation.step() == manifest.step()) news.push_back(evaluation);
@@ -449,7 +453,8 @@ absl::Status RunReport::Show(int64_t now_us) {
     }
   }
   if (now_us >= next_turn_us_) {
-    if (curves_ != nullptr) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
+    // Before a worker has told of a step there is nothing to draw: 0 samples a second at an old step is no figure.
+    if (curves_ != nullptr && told_) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
     TurnWindow(now_us);
   }
   next_show_us_ = output.is_terminal ? std::min(now_us + kRedrawUs, next_turn_us_) : next_turn_us_;

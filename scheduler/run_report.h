@@ -121,6 +121,7 @@ class RunReport {
 
   // Progress.
   bool started_ = false;
+  bool told_ = false;  // a worker has told of a step of this start
   int64_t start_us_ = 0;
   int64_t evaluating_since_us_ = -1;  // -1: not evaluating
   int64_t evaluated_us_ = 0;

@@ -3,8 +3,9 @@
 #include <algorithm>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
+#include "common/artifact/numbered_folder.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
@@ -17,6 +18,7 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kSignalPollUs = 100'000;
+constexpr int64_t kRemovalRetryUs = 1'000'000;
 constexpr uint32_t kManifestSchema = 1;
 
 absl::StatusOr<Control> DecodeControl(const Message& message) {
@@ -93,7 +95,8 @@ absl::Status Scheduler::Prepare() {
   // What can fail comes after the report, which tells of it.
   if (manifest != nullptr && !evaluate)
     HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(options_.job, *manifest), start_.folder));
-  HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir));
+  const uint64_t first_step = manifest != nullptr ? manifest->step() + 1 : 0;
+  HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir, first_step));
   report_->set_curves(curves_.get());
   if (!evaluate) report_->Warn(WarningsOfJob(options_.job));
 
@@ -153,6 +156,7 @@ absl::Status Scheduler::ChooseSnapshot() {
   }
   start_.folder = options_.evaluate_snapshot;
   HEARTH_ASSIGN_OR_RETURN(start_.manifest, ReadManifest(start_.folder));
+  HEARTH_RETURN_IF_ERROR(CheckCounts(start_.manifest, start_.folder));
   return VerifyFiles(start_.folder, start_.manifest);
 }
 
@@ -178,13 +182,11 @@ absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
 // What is not a valid snapshot makes way for the steps that will be saved again. A folder without a MANIFEST was never
 // committed and is removed; a committed one that no longer verifies is set aside: somebody may want to look at it.
 absl::Status Scheduler::TidySnapshots() {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(SnapshotsFolder()));
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, NumbersIn(SnapshotsFolder()));
   std::vector<std::string> uncommitted;
   std::vector<std::string> corrupt;
-  for (const std::string& name : names) {
-    uint64_t step;
-    if (!absl::SimpleAtoi(name, &step) || absl::StrCat(step) != name) continue;
-    const std::string folder = JoinPath(SnapshotsFolder(), name);
+  for (const uint64_t step : steps) {
+    const std::string folder = JoinPath(SnapshotsFolder(), absl::StrCat(step));
     if (!PathExists(JoinPath(folder, "MANIFEST"))) {
       uncommitted.push_back(folder);
     } else if (start_.folder.empty() || step > start_.manifest.step()) {
@@ -193,7 +195,6 @@ absl::Status Scheduler::TidySnapshots() {
       committed_.push_back(step);
     }
   }
-  std::sort(committed_.begin(), committed_.end());
   if (start_.folder.empty() && !corrupt.empty()) {
     return absl::DataLossError(absl::StrCat(SnapshotsFolder(), ": no snapshot verifies:\n  ",
                                             absl::StrJoin(start_.passed_over, "\n  "),
@@ -272,6 +273,7 @@ absl::Status Scheduler::PollOutside() {
     }
   }
   HEARTH_RETURN_IF_ERROR(PollPublisher());
+  if (now_us >= removal_retry_us_) HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
   return report_->Show(now_us);
 }
 
@@ -571,19 +573,25 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   return MaybeGo();
 }
 
+// Those beyond snapshot.keep go, but what waits for publication and what a reader holds. Of the latter the newest
+// kHeldSnapshotsMax stay; an older one is taken from under its reader, who is told so (SnapshotHold::Judge).
 absl::Status Scheduler::RemoveOldSnapshots() {
   const size_t keep = std::max<size_t>(1, options_.job.snapshot().keep());
-  for (size_t i = 0; i + keep < committed_.size();) {
-    if (publisher_ != nullptr && publisher_->Waits(committed_[i])) {
-      ++i;
-      continue;
+  size_t held = 0;
+  for (size_t i = committed_.size() > keep ? committed_.size() - keep : 0; i-- > 0;) {
+    const uint64_t step = committed_[i];
+    if (publisher_ != nullptr && publisher_->Waits(step)) continue;
+    const bool force = held == kHeldSnapshotsMax;
+    HEARTH_ASSIGN_OR_RETURN(const bool removed, RemoveSnapshot(JoinPath(SnapshotsFolder(), absl::StrCat(step)), force));
+    if (removed) {
+      committed_.erase(committed_.begin() + static_cast<std::ptrdiff_t>(i));
+    } else {
+      ++held;
     }
-    const std::string folder = JoinPath(SnapshotsFolder(), absl::StrCat(committed_[i]));
-    // The MANIFEST first: a folder that is half removed does not look like a snapshot.
-    HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(folder, "MANIFEST")));
-    HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
-    committed_.erase(committed_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  if (held > held_) spdlog::info("snapshots_held count={} cause=\"somebody reads them\"", held);
+  held_ = held;
+  removal_retry_us_ = held > 0 ? options_.env->NowUs() + kRemovalRetryUs : kNever;
   return absl::OkStatus();
 }
 

@@ -23,6 +23,8 @@
 
 namespace hearth {
 
+constexpr size_t kHeldSnapshotsMax = 4;  // stay beside snapshot.keep because readers hold them
+
 struct SchedulerOptions {
   Env* env = nullptr;
   Transport* transport = nullptr;  // rank 0 of 1 + servers + workers
@@ -113,6 +115,8 @@ class Scheduler {
   std::vector<Evaluation> evaluations_;          // newest of each split, in the job's order
   std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot
   std::vector<uint64_t> committed_;              // steps of the snapshots in DIR, ascending
+  size_t held_ = 0;                              // of those, beyond snapshot.keep and left because somebody reads them
+  int64_t removal_retry_us_ = kNever;
   uint64_t dense_parameters_ = 0;
   std::optional<uint64_t> dense_hash_;    // at the start, of the workers that are ready
   uint64_t step_with_records_ = 0;        // the newest that some worker makes, while a directory may grow

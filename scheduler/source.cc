@@ -331,13 +331,6 @@ absl::Status Source::Append(const std::string& path, const std::string& name, ui
   return absl::OkStatus();
 }
 
-bool Source::tails() const {
-  for (const Log& log : job_.log()) {
-    if (!log.directory().empty()) return true;
-  }
-  return false;
-}
-
 // --- side tables ---
 
 namespace {

@@ -47,8 +47,6 @@ class Source {
 
   const std::vector<LogFile>& files() const { return files_; }
   bool closed() const { return closed_; }
-  // Whether some log is a directory, so that there is such a thing as lag.
-  bool tails() const;
   // When Poll is worth calling again; kNever once closed.
   int64_t next_poll_us() const { return next_poll_us_; }
 

@@ -8,6 +8,7 @@ checks the exporter and shows what a serving system has to do.
   score.py BUNDLE --logs FILE... [--log NAME] [--predictions FILE]     scores records, prints AUC by task as JSON
 """
 import argparse
+import base64
 import gzip
 import io
 import json
@@ -24,40 +25,70 @@ import xxhash
 ID_BITS = 52
 ID_MASK = (1 << ID_BITS) - 1
 NAN = math.nan
-BLANK = " \t\n\v\f\r"
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+SPACE = " \t\n\v\f\r"
+DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 FRAGMENTS_MAX = 64
+QUOTE, NEWLINE, RETURN = b'"'[0], b"\n"[0], b"\r"[0]
+
+# A text is a str whose bytes that are no UTF-8 are surrogates ("surrogateescape"), so it goes back to the bytes it was.
+# A number (docs/EXPRESSIONS.md, "Values") is None where it is missing, an int from -2^63 to 2^64 - 1, or a float, never NaN.
 
 
-def bounded(value):
-    """An integer as far as 64 bits go, then the nearest double."""
-    return value if -(1 << 63) <= value < 1 << 64 else float(value)
+def bytes_of(text):
+    return text.encode("utf-8", "surrogateescape")
+
+
+def text_from(value):
+    """A text of features.json or golden.jsonl: a string, or {"base64": ...} where its bytes are no UTF-8."""
+    return value if isinstance(value, str) else base64.b64decode(value["base64"]).decode("utf-8", "surrogateescape")
+
+
+def real(number):
+    return NAN if number is None else float(number)
+
+
+def of_real(value):
+    return None if value != value else value
+
+
+def of_integer(value):
+    return value if INTEGER_MIN <= value <= INTEGER_MAX else float(value)
 
 
 def number_of(text):
-    """What float() reads, digits alone as an integer; None where it is missing or no finite number."""
-    text = text.strip(BLANK)
-    if not NUMBER.fullmatch(text):
+    """What Python's float() reads, and no more: no underscores, no digits but ASCII's, no inf; nan is missing."""
+    text = text.strip(SPACE)
+    negative = text.startswith("-")
+    digits = text[1:] if text[:1] in ("+", "-") else text
+    if not DECIMAL.fullmatch(digits):
         return None
-    if INTEGER.fullmatch(text) and (int(text) != 0 or text[0] != "-"):
-        value = bounded(int(text))
-    else:
-        value = float(text)
-    return value if math.isfinite(value) else None
-
-
-def natural_of(value):
-    """A whole number from 0, however it is written; None where it is none."""
-    if value is None or value < 0 or (isinstance(value, float) and not (value < 2.0**53 and value == math.floor(value))):
+    if digits.isdigit() and not (negative and int(digits) == 0) and int(digits) <= INTEGER_MAX:  # -0 stays a real
+        return of_integer(-int(digits) if negative else int(digits))
+    value = float(digits)
+    if math.isinf(value):
         return None
-    return int(value)
+    return -value if negative else value
 
 
-def text_of(value):
-    """An integer; or the shortest text of a double, as std::to_chars writes it, whole numbers without a point."""
-    if isinstance(value, int):
-        return str(value)
+def truth(number):
+    return number is not None and number != 0
+
+
+def natural_of(number):
+    """The whole number from 0 that this is, however it was written (7, 7.0, 7e0); None where it is none."""
+    if isinstance(number, int):
+        return number if number >= 0 else None
+    if number is None or not 0 <= number < 2.0**53 or number != math.floor(number):
+        return None
+    return int(number)
+
+
+def text_of(number):
+    """As an id: integers exactly, a whole real below 2^53 without a point, others in their shortest text (std::to_chars)."""
+    if isinstance(number, int):
+        return str(number)
+    value = number
     if value == math.floor(value) and abs(value) < 2.0**53:
         return str(int(value))
     sign = "-" if value < 0 else ""
@@ -148,12 +179,8 @@ class Parser:
         return (value, *operands)
 
 
-def truth(value):
-    return value is not None and value != 0
-
-
 COMPARE = {"==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, b: a < b, "<=": lambda a, b: a <= b,
-           ">": lambda a, b: a > b, ">=": lambda a, b: a >= b}
+           ">": lambda a, b: a > b, ">=": lambda a, b: a >= b}  # exact, also between an int and a float
 
 
 def divide(a, b):
@@ -162,29 +189,29 @@ def divide(a, b):
     return a / b
 
 
+def negate(a):
+    return of_integer(-a) if isinstance(a, int) and a != 0 else of_real(-real(a))
+
+
+def integers(a, b):
+    return isinstance(a, int) and isinstance(b, int)
+
+
 def compute(op, a, b):
-    """One operator on two numbers: integers give integers."""
-    if isinstance(a, int) and isinstance(b, int):
-        if op == "+":
-            return bounded(a + b)
-        if op == "-":
-            return bounded(a - b)
-        if op == "*" and abs(a * b) < 1 << 127:
-            return bounded(a * b)
-        if op == "/" and b != 0 and a % b == 0:
-            return bounded(a // b)
-        if op == "%" and b != 0:
-            return abs(a) % abs(b) * (-1 if a < 0 else 1)
-    a, b = float(a), float(b)
     if op == "+":
-        return a + b
+        return of_integer(a + b) if integers(a, b) else of_real(real(a) + real(b))
     if op == "-":
-        return a - b
+        return of_integer(a - b) if integers(a, b) else of_real(real(a) - real(b))
     if op == "*":
-        return a * b
+        exact = integers(a, b) and -(1 << 127) <= a * b < 1 << 127
+        return of_integer(a * b) if exact else of_real(real(a) * real(b))
     if op == "/":
-        return divide(a, b)
-    return NAN if b == 0 or math.isinf(a) else math.fmod(a, b)
+        whole = integers(a, b) and b != 0 and a % b == 0
+        return of_integer(a // b) if whole else of_real(divide(real(a), real(b)))
+    if integers(a, b) and b != 0:  # %, with the sign of a
+        return abs(a) % abs(b) * (-1 if a < 0 else 1)
+    a, b = real(a), real(b)
+    return None if a != a or b != b or b == 0 or math.isinf(a) else math.fmod(a, b)
 
 
 def evaluate(node, get):
@@ -203,34 +230,36 @@ def evaluated(node, get):
         return int(get(node[1][1]) == "")
     if op in COMPARE and "text" in (node[1][0], node[2][0]):
         sides = [side[1] if side[0] == "text" else get(side[1]) for side in node[1:]]
-        return int(COMPARE[op](*(side.encode("utf-8", "surrogateescape") for side in sides)))
+        return int(COMPARE[op](*map(bytes_of, sides)))
     if op == "if":
         return evaluate(node[2] if truth(evaluate(node[1], get)) else node[3], get)
+    if op in ("||", "&&"):  # one side may decide alone; else what is missing on either side is missing in the whole
+        decides, missing = op == "||", False
+        for side in node[1:]:
+            value = evaluate(side, get)
+            if value is not None and truth(value) == decides:
+                return int(decides)
+            missing |= value is None
+        return None if missing else int(not decides)
     values = [evaluate(operand, get) for operand in node[1:]]
-    if op in ("||", "&&"):
-        decides = op == "||"  # one side may decide alone
-        if any(value is not None and truth(value) == decides for value in values):
-            return int(decides)
-        return None if None in values else int(not decides)
-    if None in values:
-        return None
     if op in COMPARE:
-        return int(COMPARE[op](*values))
+        return None if None in values else int(COMPARE[op](*values))
     if op == "!":
-        return int(not truth(values[0]))
+        return None if values[0] is None else int(not truth(values[0]))
     if op == "negate":
-        return bounded(-values[0]) if isinstance(values[0], int) and values[0] != 0 else -float(values[0])
+        return negate(values[0])
     if op in ("+", "-", "*", "/", "%"):
         return compute(op, *values)
     if op in ("min", "max"):
-        return values[0] if (op == "min") == (values[0] < values[1]) else values[1]
+        return None if None in values else values[0] if (op == "min") == (values[0] < values[1]) else values[1]
+    value = values[0]
     if op == "abs":
-        return bounded(abs(values[0])) if isinstance(values[0], int) else abs(values[0])
+        return of_real(abs(real(value))) if not isinstance(value, int) else negate(value) if value < 0 else value
     if op == "log1p":
-        value = float(values[0])
-        return math.log1p(value) if value > -1 else -math.inf if value == -1 else NAN
+        value = real(value)
+        return math.log1p(value) if value > -1 else -math.inf if value == -1 else None
     if op == "floor":
-        return float(math.floor(values[0])) if isinstance(values[0], float) and math.isfinite(values[0]) else values[0]
+        return float(math.floor(value)) if isinstance(value, float) and math.isfinite(value) else value
     raise ValueError(f"expression: {op}")
 
 
@@ -276,27 +305,49 @@ def fields_of(record, delimiter):
         at += 1
 
 
-def records_of(path, delimiter, multiline):
-    """(byte offset, text) of each record that is not empty."""
-    offset, start, held = 0, 0, b""
-    for line in open_text(path):
-        if not held:
-            start = offset
-        offset += len(line)
-        held += line
-        if multiline and fields_of(held.decode("utf-8", "surrogateescape").rstrip("\r\n"), delimiter) is None:
-            continue
-        text = held[:-1] if held.endswith(b"\n") else held
-        text = text[:-1] if text.endswith(b"\r") else text
-        held = b""
-        if text:
-            yield start, text.decode("utf-8", "surrogateescape")
+def multiline_end(text, begin, delimiter, limit):
+    """Where the record that starts at `begin` ends: a newline inside quotes belongs to it. A quote that nobody closes
+    would swallow the file: past `limit` bytes the record ends at the next newline."""
+    start, quoted, after, unquoted = range(4)  # of a field: where the next byte stands
+    place = start
+    for at in range(begin, len(text)):
+        byte = text[at]
+        if place == quoted and at - begin > limit:
+            place = unquoted
+        if place == quoted:
+            place = after if byte == QUOTE else quoted
+        elif byte == NEWLINE:
+            return at
+        elif byte == delimiter:
+            place = start
+        elif byte == QUOTE and place != unquoted:
+            place = quoted
+        else:
+            place = unquoted
+    return len(text)
+
+
+def records_of(path, delimiter, multiline, limit):
+    """(byte offset, text) of each record that is not empty; None for a text that is longer than `limit` bytes."""
+    with open_text(path) as file:
+        text = file.read()
+    begin = 0
+    while begin < len(text):
+        end = multiline_end(text, begin, bytes_of(delimiter)[0], limit) if multiline else text.find(b"\n", begin)
+        end = len(text) if end < 0 else end
+        record = text[begin:end]
+        too_long = len(record) > limit
+        if record[-1:] == b"\r":
+            record = record[:-1]
+        if record:
+            yield begin, None if too_long else record.decode("utf-8", "surrogateescape")
+        begin = end + 1
 
 
 def fragments_at(records, first, delimiter):
     """How many records from `first` on lie in a quoted field that the record before them opened."""
     for i in range(first, min(len(records), first + FRAGMENTS_MAX)):
-        text = records[i][1].replace('""', "")
+        text = (records[i][1] or "").replace('""', "")
         at = text.find('"')
         if at >= 0:
             return i + 1 - first if text[at + 1:at + 2] in ("", delimiter) else 0
@@ -310,6 +361,7 @@ class Scorer:
     def __init__(self, bundle):
         self.bundle = pathlib.Path(bundle)
         self.features = json.loads((self.bundle / "features.json").read_text())
+        self.record_bytes_max = self.features.get("record_bytes_max", 1 << 20)  # an older bundle does not say it
         manifest = json.loads((self.bundle / "manifest.json").read_text())
         if "delta" in manifest:
             sys.exit(f"score.py: {bundle} is a delta; merge it with its base first: hearth export --apply BASE DELTA --out BUNDLE")
@@ -331,17 +383,18 @@ class Scorer:
         self.expressions = {}
 
     def side_table(self, side):
-        rows, columns = {}, None
-        for _, text in records_of(self.bundle / side["file"], side["delimiter"], True):
-            fields = fields_of(text.removeprefix("\ufeff") if columns is None else text, side["delimiter"])
+        rows, columns, delimiter = {}, None, text_from(side["delimiter"])
+        for _, text in records_of(self.bundle / side["file"], delimiter, True, self.record_bytes_max):
+            fields = fields_of(text.removeprefix("\ufeff") if columns is None else text, delimiter)
             if columns is None:
                 columns = fields
-                key = columns.index(side["key"])
+                key = columns.index(text_from(side["key"]))
             else:
                 rows[fields[key]] = fields
-        return {"columns": columns, "rows": rows, "log_key": side["log_key"]}
+        return {"columns": columns, "rows": rows, "log_key": text_from(side["log_key"])}
 
     def evaluate(self, text, get):
+        text = text_from(text)
         if text not in self.expressions:
             self.expressions[text] = Parser(text).parse()
         return evaluate(self.expressions[text], get)
@@ -358,7 +411,7 @@ class Scorer:
                     key = raw.get(side["log_key"], "")
                     row = side["rows"].get(key) if key else None
                     return "" if row is None else row[side["columns"].index(column)]
-            if name in log["absent_column"]:
+            if name in map(text_from, log["absent_column"]):
                 return ""
             raise KeyError(f"no column {name}")
         return get
@@ -367,50 +420,48 @@ class Scorer:
         """The signs of one slot; None where the record is to be rejected."""
         base = slot["table_number"] << ID_BITS
         missing = [slot["missing_sign"]] if slot["missing"] == "OWN_ROW" else []
-        is_missing = lambda text: text == "" or text in slot["missing_value"]
+        missing_values = set(map(text_from, slot["missing_value"]))
+        is_missing = lambda text: text == "" or text in missing_values
         raw = slot["hash"] == "RAW"
 
         def sign(text):
-            if raw:
-                return base | natural_of(number_of(text))
-            return base | (xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogateescape"), slot["seed"]) & ID_MASK)
+            return base | (xxhash.xxh3_64_intdigest(bytes_of(text), slot["seed"]) & ID_MASK)
 
-        def is_id(text):
-            id = natural_of(number_of(text))
-            return id is not None and id < ID_MASK
+        def raw_id(number):
+            """None where there is no such id."""
+            value = natural_of(number)
+            return None if value is None or value >= ID_MASK else base | value
 
         if "value" in slot or slot["kind"] == "BUCKET":
             if "value" in slot:
                 value = self.evaluate(slot["value"], get)
             else:
-                text = get(slot["column"])
+                text = get(text_from(slot["column"]))
                 value = None if is_missing(text) else number_of(text)
-            if value is None or not math.isfinite(value):
+            if not math.isfinite(real(value)):
                 return missing
             if slot["kind"] == "BUCKET":
-                value = float(value)
+                value = real(value)
                 if slot["boundary"]:
                     bucket = sum(1 for boundary in slot["boundary"] if boundary <= value)
                 else:
                     bucket = math.floor(math.log2(1 + abs(value))) * (-1 if value < 0 else 1)
                 return [base | bucket] if raw else [sign(str(bucket))]
-            if raw:
-                id = natural_of(value)
-                return None if id is None or id >= ID_MASK else [base | id]
-            return [sign(text_of(value))]
-        text = get(slot["column"])
+            signs = [raw_id(value) if raw else sign(text_of(value))]
+            return None if None in signs else signs
+        text = get(text_from(slot["column"]))
         if is_missing(text):
             return missing
-        if slot["kind"] == "ID":
-            return None if raw and not is_id(text) else [sign(text)]
-        parts = [part for part in text.split(slot["separator"]) if not is_missing(part)]
-        if raw and not all(map(is_id, parts)):
+        parts = [text]
+        if slot["kind"] == "LIST":
+            parts = [part for part in text.split(text_from(slot["separator"])) if not is_missing(part)]
+        signs = [raw_id(number_of(part)) if raw else sign(part) for part in parts]
+        if None in signs:
             return None
-        return [sign(part) for part in parts[:slot["values_max"]]] or missing
+        return signs[:slot.get("values_max")] or missing
 
     def dense(self, feature, get):
-        value = self.evaluate(feature["value"], get)
-        value = NAN if value is None else float(value)
+        value = real(self.evaluate(feature["value"], get))
         if feature["transform"] == "LOG1P":
             value = math.copysign(math.log1p(abs(value)), value)
         elif feature["transform"] == "STANDARD":
@@ -455,7 +506,7 @@ class Scorer:
             known = not log["known_task"] or task["name"] in log["known_task"]
             value = self.evaluate(task["label"], get) if known else None
             known = value is not None and (not task["mask"] or truth(self.evaluate(task["mask"], get)))
-            labels.append(int(value != 0) if known else None)
+            labels.append(int(truth(value)) if known else None)
         return labels
 
     def log(self, name):
@@ -481,7 +532,8 @@ def check(scorer, log, bound):
     golden = [json.loads(line) for line in (scorer.bundle / "golden.jsonl").read_text().splitlines()]
     worst, faults = {"input": 0.0, "p": 0.0}, 0
     for i, line in enumerate(golden):
-        prepared = scorer.prepare(line["raw"], log)
+        raw = dict(line["raw"], **{text_from(column): text_from(text) for column, text in line.get("raw_bytes", [])})
+        prepared = scorer.prepare(raw, log)
         if prepared is None or prepared[0] != line["signs"]:
             faults += 1
             print(f"golden record {i}: raw -> signs differs: {prepared and prepared[0]} != {line['signs']}", file=sys.stderr)
@@ -501,21 +553,23 @@ def score(scorer, log, paths, predictions):
     tasks = scorer.features["tasks"]
     inputs, places, all_labels, rejected = [], [], [], 0
     for path in paths:
-        columns, header, fragments = list(log["column"]), None, 0
-        records = list(records_of(path, log["delimiter"], log["multiline_records"]))
+        columns, delimiter = list(map(text_from, log["column"])), text_from(log["delimiter"])
+        in_header, header, fragments = log["header"], None, 0
+        records = list(records_of(path, delimiter, log["multiline_records"], scorer.record_bytes_max))
         for i, (offset, text) in enumerate(records):
-            text = text.removeprefix("\ufeff") if i == 0 or text.removeprefix("\ufeff") == header else text
-            fields = fields_of(text, log["delimiter"])
-            if log["header"] and header is None:
-                columns, header = fields, text
+            if text is not None and (offset == 0 or text.removeprefix("\ufeff") == header):
+                text = text.removeprefix("\ufeff")
+            fields = None if text is None or text == header else fields_of(text, delimiter)
+            if in_header:
+                columns, in_header, header = fields, False, text
                 continue
             prepared = raw = None
             if fragments > 0:
                 fragments -= 1
-            elif text == header:
+            elif text in (None, header):
                 pass
             elif fields is None and not log["multiline_records"] and text.count('"') % 2 == 1:
-                fragments = fragments_at(records, i + 1, log["delimiter"])
+                fragments = fragments_at(records, i + 1, delimiter)
             elif fields is not None and len(fields) == len(columns):
                 raw = dict(zip(columns, fields))
                 prepared = scorer.prepare(raw, log)
@@ -528,7 +582,7 @@ def score(scorer, log, paths, predictions):
     batches = [scorer.predict(inputs[i:i + 4096]) for i in range(0, len(inputs), 4096)]
     scores = numpy.concatenate(batches) if batches else numpy.zeros((0, len(tasks)), numpy.float32)
     if predictions:
-        with open(predictions, "w") as out:
+        with open(predictions, "w", encoding="utf-8", errors="surrogateescape") as out:
             out.write("\t".join(["source", "offset"] + [f"{kind}_{task['name']}" for task in tasks for kind in ("label", "p")]) + "\n")
             for (path, offset), row, labels in zip(places, scores, all_labels):
                 cells = [cell for label, p in zip(labels, row) for cell in ("" if label is None else str(label), repr(float(p)))]

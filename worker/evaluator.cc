@@ -19,22 +19,6 @@ namespace {
 constexpr size_t kChunkRecordsMax = 16384;      // in one message
 constexpr int64_t kDiagnosedRecordsMax = 2048;  // one forward and backward over them
 
-absl::Status CheckRecords(const Split& split, const PredictionRows& rows) {
-  if (rows.records() <= split.records_max()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("more than records_max = ", split.records_max(),
-                                                 " records; worker 0 holds all of them in memory to score them, some ",
-                                                 60 + 5 * rows.tasks,
-                                                 " bytes each: raise split.records_max, or name fewer files"));
-}
-
-// As for training records: an evaluation that leaves out too many says nothing.
-absl::Status CheckBudget(const Limits& limits, const PredictionRows& rows) {
-  if (!TooManyBadRecords(limits, rows.rejected, rows.read)) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat(
-      rows.rejected, " of ", rows.read, " records are bad, more than limits.bad_records_max_fraction = ",
-      limits.bad_records_max_fraction(), "; for example ", rows.bad_record, "; correct the log or raise the limit"));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Evaluator>> Evaluator::Open(const EvaluatorOptions& options) {
@@ -66,7 +50,7 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
       continue;
     }
     HEARTH_RETURN_IF_ERROR(Annotate(Gather(split, step, &*rows), where));
-    HEARTH_RETURN_IF_ERROR(Annotate(CheckBudget(options_.job.limits(), *rows), where));
+    HEARTH_RETURN_IF_ERROR(Annotate(CheckRejected(options_.job.limits(), *rows), where));
     HEARTH_RETURN_IF_ERROR(SortPredictions(&*rows));
     evaluations.push_back(ScorePredictions(*rows, tasks, config.name(), step));
     if (split == 0) {
@@ -147,7 +131,7 @@ absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, u
     HEARTH_RETURN_IF_ERROR(PullRows(step, batch.get()));
     HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, trainer->Predict(*batch));
     rows.Append(batch.get(), logits);
-    HEARTH_RETURN_IF_ERROR(CheckRecords(options_.job.split(split), rows));
+    HEARTH_RETURN_IF_ERROR(CheckRecordCount(options_.job.split(split).records_max(), rows));
   }
   if (rows.rejected > 0) {
     spdlog::warn("split={} bad_records={} first=\"{}\" (left out of the evaluation)", options_.job.split(split).name(),
@@ -225,7 +209,7 @@ absl::Status Evaluator::Gather(int split, uint64_t step, PredictionRows* rows) {
           absl::StrCat("evaluation results of worker ", header.lane, " are of ", more.tasks, " tasks"));
     }
     rows->Append(more);
-    HEARTH_RETURN_IF_ERROR(CheckRecords(options_.job.split(split), *rows));
+    HEARTH_RETURN_IF_ERROR(CheckRecordCount(options_.job.split(split).records_max(), *rows));
   }
   early_.insert(early_.end(), std::make_move_iterator(waiting.begin()), std::make_move_iterator(waiting.end()));
   return absl::OkStatus();

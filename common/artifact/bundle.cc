@@ -60,6 +60,19 @@ absl::StatusOr<std::vector<std::string>> FilesUnder(const std::string& folder) {
   return paths;
 }
 
+// Every folder's list of names, the deepest first. The files themselves are synced where they are described.
+absl::Status SyncFolders(const std::string& folder) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(folder, name);
+    std::error_code error;
+    if (std::filesystem::is_directory(std::filesystem::symlink_status(path, error))) {
+      HEARTH_RETURN_IF_ERROR(SyncFolders(path));
+    }
+  }
+  return FsyncPath(folder);
+}
+
 std::string SumLine(absl::string_view text) {
   Sha256 sum;
   sum.Add(text.data(), text.size());
@@ -168,6 +181,10 @@ absl::Status PublishFolder(const std::string& out, const std::function<absl::Sta
     return absl::FailedPreconditionError(absl::StrCat(out, ": exists and is not empty; give a new folder"));
   }
   const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  std::vector<std::string> made;  // folders above, whose names must last too
+  for (std::filesystem::path at = parent; !PathExists(at.string()); at = at.parent_path()) {
+    made.push_back(at.parent_path().string());
+  }
   HEARTH_RETURN_IF_ERROR(MakeDirectories(parent.string()));
   HEARTH_RETURN_IF_ERROR(RemoveAbandoned(parent.string(), std::filesystem::path(path).filename().string() + kPartial));
   // The same file system as `out`, so that a rename is all that is left to do.
@@ -175,6 +192,10 @@ absl::Status PublishFolder(const std::string& out, const std::function<absl::Sta
   HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
   HEARTH_RETURN_IF_ERROR(MakeDirectories(aside));
   absl::Status status = fill(aside);
+  if (status.ok()) status = SyncFolders(aside);
+  for (const std::string& folder : made) {
+    if (status.ok()) status = FsyncPath(folder);
+  }
   if (status.ok()) status = RenamePath(aside, path);
   if (!status.ok()) static_cast<void>(RemoveTree(aside));  // the first error is the one to tell
   return status;
@@ -184,14 +205,8 @@ absl::Status CopyIntoBundle(const std::string& from, const std::string& to) {
   using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
   HEARTH_RETURN_IF_ERROR(MakeDirectories(std::filesystem::path(to).parent_path().string()));
   const File in(std::fopen(from.c_str(), "rb"), &std::fclose);
-  if (in == nullptr && errno == ENOENT) return absl::NotFoundError(absl::StrCat(from, ": does not exist"));
-  if (in == nullptr) return absl::UnavailableError(absl::StrCat(from, ": cannot be read: ", std::strerror(errno)));
-  const auto unwritten = [&]() -> absl::Status {
-    const int error = errno;
-    const std::string text = absl::StrCat(to, ": cannot be written: ", std::strerror(error));
-    if (error != ENOSPC && error != EDQUOT && error != EFBIG) return absl::UnavailableError(text);
-    return absl::ResourceExhaustedError(absl::StrCat(text, "; free some space and start again"));
-  };
+  if (in == nullptr) return ErrorOf(errno, "cannot open", from);
+  const auto unwritten = [&] { return ErrorOf(errno, "cannot write", to); };
   File out(std::fopen(to.c_str(), "wb"), &std::fclose);
   if (out == nullptr) return unwritten();
   const auto chunk = std::make_unique<char[]>(kChunkBytes);

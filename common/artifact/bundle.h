@@ -43,9 +43,9 @@ absl::Status CheckBundleFile(const std::string& folder, const BundleFile& file);
 // Writes manifest.json and its sum.
 absl::Status WriteBundleManifest(const std::string& folder, const std::string& text);
 
-// Makes the folder `out` by one rename of what `fill` wrote into a folder beside it, `out`.partial-<pid>; on an error
-// nothing stays. What an earlier process that was killed has left of the same `out` is removed. FailedPrecondition
-// where `out` exists and is not empty.
+// Makes the folder `out` by one rename of what `fill` wrote into a folder beside it, `out`.partial-<pid>, all of whose
+// folders are synced before (its files by DescribeBundle); on an error nothing stays. What an earlier process that was
+// killed has left of the same `out` is removed. FailedPrecondition where `out` exists and is not empty.
 absl::Status PublishFolder(const std::string& out, const std::function<absl::Status(const std::string& folder)>& fill);
 // NotFound, ResourceExhausted (the disk is full) and Unavailable name the file.
 absl::Status CopyIntoBundle(const std::string& from, const std::string& to);

@@ -1,11 +1,10 @@
 #include "common/artifact/bundle_chain.h"
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/artifact/bundle.h"
+#include "common/artifact/numbered_folder.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 
@@ -15,19 +14,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t kSha256Digits = 64;
-
-// Sub-folders whose name is a number, ascending.
-absl::StatusOr<std::vector<uint64_t>> NumbersIn(const std::string& folder) {
-  std::vector<uint64_t> numbers;
-  if (!PathExists(folder)) return numbers;
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
-  for (const std::string& name : names) {
-    uint64_t number = 0;
-    if (absl::SimpleAtoi(name, &number) && absl::StrCat(number) == name) numbers.push_back(number);
-  }
-  std::sort(numbers.begin(), numbers.end());
-  return numbers;
-}
 
 bool TakeNumber(const Json& json, const char* field, uint64_t* number) {
   if (!json.contains(field) || !json[field].is_number_unsigned()) return false;

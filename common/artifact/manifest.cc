@@ -7,14 +7,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <set>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/artifact/numbered_folder.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 
@@ -23,6 +22,9 @@ namespace {
 
 constexpr uint32_t kSchema = 1;
 constexpr uint64_t kManifestBytesMax = uint64_t{1} << 30;
+constexpr uint32_t kLanesMax = 4096;      // as a job may have
+constexpr uint32_t kShardsMax = 1 << 20;  // likewise
+constexpr uint32_t kServersMax = 4096;    // as `hearth` starts
 constexpr char kManifestName[] = "MANIFEST";
 constexpr absl::string_view kChecksumMark = "# xxh3 ";
 
@@ -69,23 +71,12 @@ absl::Status DescribeInto(const std::string& folder, const std::string& name, st
   return absl::OkStatus();
 }
 
-// Steps of the snapshots' folder, newest first. A name that is not a step's plain decimal number is not a snapshot.
-absl::StatusOr<std::vector<uint64_t>> StepsIn(const std::string& folder) {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
-  std::vector<uint64_t> steps;
-  for (const std::string& name : names) {
-    uint64_t step;
-    if (absl::SimpleAtoi(name, &step) && absl::StrCat(step) == name) steps.push_back(step);
-  }
-  std::sort(steps.rbegin(), steps.rend());
-  return steps;
-}
-
 absl::StatusOr<Manifest> ReadAndVerify(const std::string& folder, uint64_t step) {
   HEARTH_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(folder));
   if (manifest.step() != step) {
     return absl::DataLossError(absl::StrCat(folder, "/", kManifestName, ": is of step ", manifest.step()));
   }
+  HEARTH_RETURN_IF_ERROR(CheckCounts(manifest, folder));
   HEARTH_RETURN_IF_ERROR(VerifyFiles(folder, manifest));
   return manifest;
 }
@@ -146,6 +137,32 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
   return manifest;
 }
 
+absl::Status CheckCounts(const Manifest& manifest, const std::string& folder) {
+  const auto lost = [&](const std::string& fault) {
+    return absl::DataLossError(absl::StrCat(JoinPath(folder, kManifestName), ": ", fault, "; use another snapshot"));
+  };
+  const auto in_range = [](uint64_t value, uint64_t most) { return value >= 1 && value <= most; };
+  if (!in_range(manifest.lanes(), kLanesMax)) return lost(absl::StrCat("names ", manifest.lanes(), " lanes"));
+  if (!in_range(manifest.servers(), kServersMax)) return lost(absl::StrCat("names ", manifest.servers(), " servers"));
+  if (!in_range(manifest.shards(), kShardsMax)) return lost(absl::StrCat("names ", manifest.shards(), " shards"));
+  if (manifest.lane_size() != static_cast<int>(manifest.lanes())) {
+    return lost(absl::StrCat("has the state of ", manifest.lane_size(), " lanes of ", manifest.lanes()));
+  }
+  for (int i = 0; i < manifest.log_file_size(); ++i) {
+    if (manifest.log_file(i).number() != static_cast<uint32_t>(i)) {
+      return lost(absl::StrCat("log file ", i, " has the number ", manifest.log_file(i).number()));
+    }
+  }
+  const uint32_t files = std::max(1, manifest.log_file_size());  // a lane may wait for the first one
+  for (const LaneState& lane : manifest.lane()) {
+    if (lane.cursor().file() >= files) {
+      return lost(absl::StrCat("the cursor of lane ", lane.cursor().lane(), " is in file ", lane.cursor().file(),
+                               " of ", manifest.log_file_size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest) {
   for (const FileEntry& file : manifest.file()) {
     const std::string path = JoinPath(folder, file.path());
@@ -180,11 +197,10 @@ absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, 
 
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder) {
   SnapshotChoice choice;
-  if (!PathExists(snapshots_folder)) return choice;
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, StepsIn(snapshots_folder));
-  for (uint64_t step : steps) {
-    const std::string folder = JoinPath(snapshots_folder, absl::StrCat(step));
-    absl::StatusOr<Manifest> manifest = ReadAndVerify(folder, step);
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, NumbersIn(snapshots_folder));
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    const std::string folder = JoinPath(snapshots_folder, absl::StrCat(*step));
+    absl::StatusOr<Manifest> manifest = ReadAndVerify(folder, *step);
     if (manifest.ok()) {
       choice.folder = folder;
       choice.manifest = *std::move(manifest);
@@ -196,16 +212,6 @@ absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_f
     choice.passed_over.push_back(absl::StrCat(folder, ": ", manifest.status().message()));
   }
   return choice;
-}
-
-absl::Status NoSnapshotAt(const std::string& folder, const std::string& path) {
-  uint64_t step = 0;
-  if (absl::SimpleAtoi(std::filesystem::path(folder).filename().string(), &step)) {
-    return absl::DataLossError(
-        absl::StrCat(JoinPath(folder, "MANIFEST"), ": is missing: this snapshot was never committed, or lost it"));
-  }
-  return absl::NotFoundError(
-      absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
 }
 
 absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest) {

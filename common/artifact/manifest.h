@@ -19,6 +19,8 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::strin
 // Reads and checks folder/MANIFEST, and that each listed file exists with its length (under a second). DataLoss names
 // the file.
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
+// That its counts are ones that a run can have: whoever starts from it, or allocates by it, asks first. DataLoss.
+absl::Status CheckCounts(const Manifest& manifest, const std::string& folder);
 // Every listed file's checksum too.
 absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest);
 // Writes folder/MANIFEST: one rename commits the snapshot.
@@ -31,10 +33,9 @@ struct SnapshotChoice {
   Manifest manifest;
   std::vector<std::string> passed_over;  // one line for each newer folder that does not verify, and why
 };
-// The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum.
+// The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum. For the run itself; who
+// reads beside it takes HoldNewestSnapshot (snapshot_hold.h).
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder);
-// Why `folder`, which a person gave as `path`, means no snapshot: DataLoss where it lacks its MANIFEST, else NotFound.
-absl::Status NoSnapshotAt(const std::string& folder, const std::string& path);
 
 // The end that `job` sets, in epochs and steps, is not before what the snapshot has trained. FailedPrecondition.
 absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -26,6 +27,18 @@ bool SizeOf(const std::vector<int64_t>& shape, int64_t width, int64_t* bytes) {
     if (extent < 0 || __builtin_mul_overflow(*bytes, extent, bytes)) return false;
   }
   return true;
+}
+
+absl::Status Lost(const std::string& name, absl::string_view fault) {
+  return absl::DataLossError(
+      absl::StrCat(name, ": not a sound safetensors file: ", fault, "; take another snapshot or copy it again"));
+}
+
+// What is wrong with the file's first number, the length of its header; empty: nothing.
+std::string HeaderFault(bool has_length, uint64_t length, uint64_t file_bytes) {
+  if (!has_length) return "shorter than its header";
+  if (length <= kHeaderBytesMax && length <= file_bytes - sizeof(length)) return "";
+  return absl::StrCat("a header of ", length, " bytes in a file of ", file_bytes);
 }
 
 bool ByName(const NamedTensor& a, const NamedTensor& b) { return a.name < b.name; }
@@ -146,23 +159,26 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<NamedTensor> 
 }
 
 absl::StatusOr<SafetensorsFile> ReadSafetensors(const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(std::string bytes, ReadFile(path));
+  // As long as the file is, but not before its beginning says that it may be one: ReadFile's own bound is for other
+  // files, and a model may be larger.
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t file_bytes, FileBytes(path));
+  uint64_t length = 0;
+  std::ifstream beginning(path, std::ios::binary);
+  const bool has_length = static_cast<bool>(beginning.read(reinterpret_cast<char*>(&length), sizeof(length)));
+  if (beginning.bad()) return absl::UnavailableError(absl::StrCat(path, ": cannot be read"));
+  if (const std::string fault = HeaderFault(has_length, length, file_bytes); !fault.empty()) return Lost(path, fault);
+  HEARTH_ASSIGN_OR_RETURN(std::string bytes, ReadFile(path, file_bytes));
   return ParseSafetensors(std::move(bytes), path);
 }
 
 absl::StatusOr<SafetensorsFile> ParseSafetensors(std::string bytes, const std::string& name_for_errors) {
-  const auto lost = [&](absl::string_view fault) {
-    return absl::DataLossError(absl::StrCat(name_for_errors, ": not a sound safetensors file: ", fault,
-                                            "; take another snapshot or copy it again"));
-  };
+  const auto lost = [&](absl::string_view fault) { return Lost(name_for_errors, fault); };
   SafetensorsFile file;
   file.bytes = std::move(bytes);
   uint64_t length = 0;
-  if (file.bytes.size() < sizeof(length)) return lost("shorter than its header");
-  std::memcpy(&length, file.bytes.data(), sizeof(length));
-  if (length > kHeaderBytesMax || length > file.bytes.size() - sizeof(length)) {
-    return lost(absl::StrCat("a header of ", length, " bytes in a file of ", file.bytes.size()));
-  }
+  const bool has_length = file.bytes.size() >= sizeof(length);
+  if (has_length) std::memcpy(&length, file.bytes.data(), sizeof(length));
+  if (const std::string why = HeaderFault(has_length, length, file.bytes.size()); !why.empty()) return lost(why);
   const char* text = file.bytes.data() + sizeof(length);
   const nlohmann::json header = nlohmann::json::parse(text, text + length, nullptr, /*allow_exceptions=*/false);
   if (!header.is_object()) return lost("the header is no JSON object");

@@ -17,9 +17,6 @@
 #include "common/base/status.h"
 
 namespace hearth {
-namespace {
-
-constexpr size_t kChunkBytes = size_t{1} << 20;
 
 absl::Status ErrorOf(int error, absl::string_view what, const std::string& path) {
   const std::string text = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
@@ -34,6 +31,10 @@ absl::Status ErrorOf(int error, absl::string_view what, const std::string& path)
       return absl::UnavailableError(text);
   }
 }
+
+namespace {
+
+constexpr size_t kChunkBytes = size_t{1} << 20;
 
 // Closes what it owns; Close() reports what the kernel says.
 class Descriptor {

@@ -19,6 +19,9 @@ absl::Status MakeDirectories(const std::string& path);                          
 absl::Status RemoveTree(const std::string& path);                                 // like rm -rf; fine if absent
 absl::Status RenamePath(const std::string& from, const std::string& to);          // and fsyncs the folder of `to`
 absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path);  // names, sorted
+// A failed system call as a status, from its errno: NotFound (it does not exist), ResourceExhausted (the disk is full,
+// or a quota or a file's length is reached), else Unavailable. "path: what: strerror".
+absl::Status ErrorOf(int error, absl::string_view what, const std::string& path);
 bool PathExists(const std::string& path);
 absl::StatusOr<uint64_t> FileBytes(const std::string& path);
 absl::StatusOr<uint64_t> HashFile(const std::string& path);                      // XXH3-64 of the whole file

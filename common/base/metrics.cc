@@ -1,11 +1,13 @@
 #include "common/base/metrics.h"
 
 #include <netdb.h>
+#include <poll.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +18,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "common/base/env.h"
@@ -25,11 +28,16 @@ namespace hearth {
 namespace {
 
 constexpr int kBacklogMax = 16;
+constexpr size_t kClientsMax = 16;
 constexpr size_t kRequestBytesMax = 8192;
-constexpr int64_t kClientSeconds = 2;  // for each piece of a request or an answer
+constexpr int64_t kClientUs = 5'000'000;  // for a request and its answer, however slowly their bytes come
+constexpr int64_t kNoDescriptorUs = 100'000;
 
-// Answers GET /metrics on a thread of its own, a connection at a time. Not prometheus-cpp's own server: its threads
-// have stacks of 100 kB, less than Torch's thread-local data alone, so that a worker could start none.
+// Answers GET /metrics on a thread of its own. Not prometheus-cpp's own server: its threads have stacks of 100 kB, less
+// than Torch's thread-local data alone, so that a worker could start none.
+//
+// No client can hold it up: each has its time, kClientsMax are served side by side, and one more closes the one that is
+// there longest. It ends at once, whoever is connected.
 class Page {
  public:
   static absl::StatusOr<std::unique_ptr<Page>> Open(const std::string& address, uint32_t port,
@@ -42,63 +50,112 @@ class Page {
       return absl::InvalidArgumentError(
           absl::StrCat("metrics.prometheus_address: ", address, " is no numeric address; give one like 127.0.0.1"));
     }
-    const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     const int one = 1;
     const bool listens = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0 &&
                          bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, kBacklogMax) == 0;
+    const int end = listens ? eventfd(0, EFD_CLOEXEC) : -1;
     const int error = errno;
     freeaddrinfo(found);
-    if (listens) return std::unique_ptr<Page>(new Page(fd, std::move(text)));
+    if (end >= 0) return std::unique_ptr<Page>(new Page(fd, end, std::move(text)));
     if (fd >= 0) close(fd);
     return absl::UnavailableError(std::strerror(error));
   }
   ~Page() {
-    shutdown(fd_, SHUT_RDWR);  // ends accept
+    const uint64_t one = 1;
+    HEARTH_CHECK(write(end_, &one, sizeof(one)) == sizeof(one), "the page's thread cannot be woken");
     thread_.reset();
-    close(fd_);
+    close(end_);
+    close(listener_);
   }
 
  private:
-  Page(int fd, std::function<std::string()> text)
-      : fd_(fd), text_(std::move(text)), thread_(Env::Real()->StartThread("metrics", [this] { Run(); })) {}
+  struct Client {
+    int fd;
+    int64_t until_us;
+    std::string request;
+    std::string answer;  // once the request is whole
+    size_t sent = 0;
+  };
+
+  Page(int listener, int end, std::function<std::string()> text)
+      : listener_(listener),
+        end_(end),
+        text_(std::move(text)),
+        thread_(Env::Real()->StartThread("metrics", [this] { Run(); })) {}
 
   void Run() {
+    std::vector<Client> clients;  // the one that is there longest first
+    int64_t accept_from_us = 0;
     while (true) {
-      const int client = accept4(fd_, nullptr, nullptr, SOCK_CLOEXEC);
-      if (client >= 0) {
-        Answer(client);
-        close(client);
-      } else if (errno != EINTR && errno != ECONNABORTED) {
-        return;
+      const int64_t now_us = Env::Real()->NowUs();
+      const bool accepts = now_us >= accept_from_us;
+      std::vector<pollfd> waits = {{end_, POLLIN, 0}, {listener_, static_cast<short>(accepts ? POLLIN : 0), 0}};
+      int64_t next_us = accepts ? kNever : accept_from_us;
+      for (const Client& client : clients) {
+        waits.push_back({client.fd, static_cast<short>(client.answer.empty() ? POLLIN : POLLOUT), 0});
+        next_us = std::min(next_us, client.until_us);
       }
+      const int wait_ms = next_us == kNever ? -1 : static_cast<int>(std::max<int64_t>(0, next_us - now_us) / 1000 + 1);
+      if (poll(waits.data(), waits.size(), wait_ms) < 0 && errno != EINTR) break;
+      if (waits[0].revents != 0) break;
+      const int64_t woken_us = Env::Real()->NowUs();
+      size_t kept = 0;
+      for (size_t i = 0; i < clients.size(); ++i) {
+        const bool stays = woken_us < clients[i].until_us && (waits[i + 2].revents == 0 || GoOn(&clients[i]));
+        if (!stays) {
+          close(clients[i].fd);
+        } else {
+          if (kept != i) clients[kept] = std::move(clients[i]);
+          ++kept;
+        }
+      }
+      clients.resize(kept);
+      if (waits[1].revents != 0 && !Accept(woken_us, &clients)) accept_from_us = woken_us + kNoDescriptorUs;
     }
+    for (const Client& client : clients) close(client.fd);
   }
 
-  void Answer(int client) const {
-    const timeval patience = {kClientSeconds, 0};
-    setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-    setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    std::string request;
-    char piece[1024];
-    while (!absl::StrContains(request, "\r\n\r\n")) {
-      const ssize_t got = recv(client, piece, sizeof(piece), 0);
-      if (got <= 0 || request.size() > kRequestBytesMax) return;
-      request.append(piece, static_cast<size_t>(got));
+  // False: the process has no descriptor for it. The one that waits is taken later.
+  bool Accept(int64_t now_us, std::vector<Client>* clients) const {
+    const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) return errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM;
+    if (clients->size() == kClientsMax) {
+      close(clients->front().fd);
+      clients->erase(clients->begin());
     }
+    clients->push_back({fd, now_us + kClientUs, "", "", 0});
+    return true;
+  }
+
+  // Takes in or sends what goes without waiting. False: done with it.
+  bool GoOn(Client* client) const {
+    if (client->answer.empty()) {
+      char piece[1024];
+      const ssize_t got = recv(client->fd, piece, sizeof(piece), 0);
+      if (got < 0) return errno == EAGAIN || errno == EINTR;
+      if (got == 0 || client->request.size() > kRequestBytesMax) return false;
+      client->request.append(piece, static_cast<size_t>(got));
+      if (absl::StrContains(client->request, "\r\n\r\n")) client->answer = AnswerTo(client->request);
+      return true;
+    }
+    const ssize_t sent =
+        send(client->fd, client->answer.data() + client->sent, client->answer.size() - client->sent, MSG_NOSIGNAL);
+    if (sent < 0) return errno == EAGAIN || errno == EINTR;
+    client->sent += static_cast<size_t>(sent);
+    return client->sent < client->answer.size();
+  }
+
+  std::string AnswerTo(const std::string& request) const {
     const bool known = absl::StartsWith(request, "GET /metrics ") || absl::StartsWith(request, "GET /metrics?");
     const std::string body = known ? text_() : "only /metrics is here\n";
-    const std::string answer =
-        absl::StrCat("HTTP/1.1 ", known ? "200 OK" : "404 Not Found",
-                     "\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: ", body.size(),
-                     "\r\nConnection: close\r\n\r\n", body);
-    for (size_t sent = 0; sent < answer.size();) {
-      const ssize_t more = send(client, answer.data() + sent, answer.size() - sent, MSG_NOSIGNAL);
-      if (more <= 0) return;
-      sent += static_cast<size_t>(more);
-    }
+    return absl::StrCat("HTTP/1.1 ", known ? "200 OK" : "404 Not Found",
+                        "\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: ", body.size(),
+                        "\r\nConnection: close\r\n\r\n", body);
   }
 
-  const int fd_;
+  const int listener_;
+  const int end_;  // readable: the page ends
   const std::function<std::string()> text_;
   std::unique_ptr<Thread> thread_;
 };
@@ -124,13 +181,16 @@ class PrometheusCounter : public Counter {
   prometheus::Counter* const counter_;
 };
 
+// Is on the page from its first value on: a 0 that nobody measured would be taken for a figure.
 class PrometheusGauge : public Gauge {
  public:
-  explicit PrometheusGauge(prometheus::Gauge* gauge) : gauge_(gauge) {}
-  void Set(double value) override { gauge_->Set(value); }
+  PrometheusGauge(prometheus::Family<prometheus::Gauge>* family, prometheus::Labels labels)
+      : family_(family), labels_(std::move(labels)) {}
+  void Set(double value) override { family_->Add(labels_).Set(value); }  // Add finds what has these labels
 
  private:
-  prometheus::Gauge* const gauge_;
+  prometheus::Family<prometheus::Gauge>* const family_;
+  const prometheus::Labels labels_;
 };
 
 class PrometheusHistogram : public Histogram {
@@ -200,7 +260,9 @@ Gauge* MetricRegistry::NewGauge(const MetricSpec& spec, const MetricLabels& labe
   const std::string name = state_->Declare(spec, labels, spec.unit, "");
   auto& family =
       prometheus::BuildGauge().Name(name).Help(spec.meaning).Labels(state_->constant).Register(*state_->registry);
-  return state_->Keep<Gauge, prometheus::Family<prometheus::Gauge>, PrometheusGauge>(&state_->gauges, &family, labels);
+  const prometheus::Labels own(labels.begin(), labels.end());
+  state_->gauges.push_back(std::make_unique<PrometheusGauge>(&family, own));
+  return state_->gauges.back().get();
 }
 
 Histogram* MetricRegistry::NewHistogram(const MetricSpec& spec, const MetricLabels& labels) {

@@ -21,6 +21,7 @@ class Counter {
   virtual void Add(double amount) = 0;     // REQUIRES: amount >= 0
   virtual void RaiseTo(double total) = 0;  // adds what is missing of a total kept elsewhere. One thread a counter
 };
+// Is on the page from its first Set on.
 class Gauge {
  public:
   virtual ~Gauge() = default;

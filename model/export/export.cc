@@ -2,14 +2,14 @@
 
 #include <filesystem>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "common/artifact/manifest.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "embedding/snapshot_reader.h"
 #include "model/batch/batch.h"
 #ifdef HEARTH_ONNX
 #include "model/export/export_onnx.h"
@@ -85,28 +85,16 @@ absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text) {
   return formats;
 }
 
-absl::StatusOr<std::string> FindExportSnapshot(const std::string& path) {
-  const std::string folder = std::filesystem::path(path).lexically_normal().string();
-  if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
-  const std::string snapshots = JoinPath(folder, "snapshots");
-  if (PathExists(snapshots)) {
-    HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
-    if (!choice.folder.empty()) return choice.folder;
-    if (!choice.passed_over.empty()) return absl::DataLossError(choice.passed_over[0]);
-  }
-  if (!PathExists(folder))
-    return absl::NotFoundError(absl::StrCat(path, ": does not exist; give a snapshot's or a run's folder"));
-  return NoSnapshotAt(folder, path);
-}
-
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir) {
+  HEARTH_ASSIGN_OR_RETURN(HeldSnapshot held, HoldNewestSnapshot(snapshot, SnapshotCheck::kChecksums));
   ExportSource source;
-  source.folder = snapshot;
-  HEARTH_ASSIGN_OR_RETURN(source.manifest, ReadManifest(snapshot));
-  HEARTH_RETURN_IF_ERROR(VerifyFiles(snapshot, source.manifest));
-  HEARTH_ASSIGN_OR_RETURN(source.job, ParseJob(source.manifest.job(), JoinPath(snapshot, "MANIFEST")));
+  source.folder = std::move(held.folder);
+  source.manifest = std::move(held.manifest);
+  source.hold = std::move(held.hold);
+  HEARTH_ASSIGN_OR_RETURN(source.job, ParseJob(source.manifest.job(), JoinPath(source.folder, "MANIFEST")));
+  HEARTH_RETURN_IF_ERROR(CheckTables(source.folder, source.job));
   if (!data_dir.empty()) source.job.set_data_dir(std::filesystem::absolute(data_dir).string());
-  HEARTH_ASSIGN_OR_RETURN(source.dense, ReadSafetensors(JoinPath(snapshot, "dense.safetensors")));
+  HEARTH_ASSIGN_OR_RETURN(source.dense, ReadSafetensors(JoinPath(source.folder, "dense.safetensors")));
   std::vector<NamedTensor> weights;
   for (NamedTensor& tensor : source.dense.tensors) {
     if (tensor.name.rfind("optimizer.", 0) != 0) weights.push_back(std::move(tensor));
@@ -119,6 +107,11 @@ std::string ExportModelName(const Job& job) {
   std::string name;
   for (const char c : job.name()) name += IsPlain(c) ? c : '_';
   return name.empty() ? "hearth" : name;
+}
+
+std::string OnnxPath(const ExportSource& source, const std::string& folder) {
+  return JoinPath(folder,
+                  absl::StrCat("triton/", ExportModelName(source.job), "/", source.manifest.step(), "/model.onnx"));
 }
 
 std::string ExportTableFolder(const std::string& table) {
@@ -145,11 +138,11 @@ absl::Status ExportDense(const ExportSource& source, const ExportFormats& format
   }
 #ifdef HEARTH_ONNX
   if (formats.onnx) {
-    const std::string model = JoinPath(folder, "triton/" + ExportModelName(source.job));
-    const std::string version = JoinPath(model, absl::StrCat(source.manifest.step()));
+    const std::filesystem::path path = OnnxPath(source, folder);
+    const std::string model = path.parent_path().parent_path().string();
     HEARTH_ASSIGN_OR_RETURN(const std::string graph, MakeOnnxModel(source.job, source.dense, metadata));
-    HEARTH_RETURN_IF_ERROR(MakeDirectories(version));
-    HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(version, "model.onnx"), graph));
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(path.parent_path().string()));
+    HEARTH_RETURN_IF_ERROR(WriteFileAtomically(path.string(), graph));
     if (formats.triton) {
       HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(model, "config.pbtxt"), TritonConfig(source.job)));
     }

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/artifact/safetensors.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 
@@ -28,21 +29,22 @@ struct ExportFormats {
 // cannot write.
 absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text);
 
-// `path` itself where it is a snapshot's folder, the newest valid snapshot where it is a run's. NotFound, DataLoss.
-absl::StatusOr<std::string> FindExportSnapshot(const std::string& path);
-
 // A snapshot the checksum of whose every file was verified; its rows are when they are read (ExportTables).
 struct ExportSource {
   std::string folder;
   Manifest manifest;
   Job job;
   SafetensorsFile dense;  // without the optimizer's state
+  SnapshotHold hold;      // so that a run that goes on does not remove it meanwhile
 };
-// data_dir: instead of the job's, where its files moved; empty: the job's.
+// `snapshot`: its folder, or a run's, whose newest whole one it is. data_dir: instead of the job's, where its files
+// moved; empty: the job's. NotFound, DataLoss.
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir);
 
 // The job's name as Triton and file systems take it.
 std::string ExportModelName(const Job& job);
+// Where ExportDense writes the graph in a bundle's folder.
+std::string OnnxPath(const ExportSource& source, const std::string& folder);
 // A table's folder under embeddings/.
 std::string ExportTableFolder(const std::string& table);
 

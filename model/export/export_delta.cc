@@ -358,6 +358,7 @@ absl::StatusOr<std::string> FillApplied(const std::vector<BundleLink>& chain, co
   json["base_version"] = nullptr;
   json["applied"] = {{"base", last.base}, {"seq", last.seq}, {"sha256", last.sha256}};
   json["parity"] = nullptr;
+  json["graph_parity"] = nullptr;
   HEARTH_RETURN_IF_ERROR(FinishExport(std::move(json), folder).status());
   return absl::StrCat("step ", last.step, ", ", rows, " rows, from ", chain.size() - 1, " deltas on step ",
                       chain[0].step, "\n");
@@ -373,17 +374,18 @@ absl::StatusOr<std::string> ExportDelta(const DeltaOptions& options) {
     return absl::FailedPreconditionError(
         absl::StrCat(chain[0].folder, ": holds no rows, so nothing can change in them; export it with hps or npy"));
   }
-  HEARTH_ASSIGN_OR_RETURN(const std::string snapshot, FindExportSnapshot(options.snapshot));
-  HEARTH_ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(snapshot, options.data_dir));
+  HEARTH_ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.snapshot, options.data_dir));
   if (source.manifest.step() <= options.since) {
-    return absl::FailedPreconditionError(absl::StrCat(snapshot, ": is of step ", source.manifest.step(),
+    return absl::FailedPreconditionError(absl::StrCat(source.folder, ": is of step ", source.manifest.step(),
                                                       ", which is not after --since ", options.since));
   }
   HEARTH_RETURN_IF_ERROR(CheckSameJob(chain[0].folder, source.job));
   const std::string out = JoinPath(DeltasFolder(options.out, chain[0].base), absl::StrCat(chain.back().seq + 1));
   std::string report;
   HEARTH_RETURN_IF_ERROR(PublishFolder(out, [&](const std::string& folder) -> absl::Status {
-    HEARTH_ASSIGN_OR_RETURN(report, FillDelta(source, formats, chain, folder));
+    absl::StatusOr<std::string> filled = FillDelta(source, formats, chain, folder);
+    if (!filled.ok()) return source.hold.Judge(filled.status());
+    report = *std::move(filled);
     return absl::OkStatus();
   }));
   return absl::StrCat(out, ": ", report);

@@ -10,6 +10,7 @@
 #include "embedding/sign.h"
 #include "model/batch/batch.h"
 #include "model/export/export.h"
+#include "model/export/export_manifest.h"
 
 namespace hearth {
 namespace {
@@ -20,6 +21,12 @@ template <typename Repeated>
 Json ListOf(const Repeated& values) {
   Json list = Json::array();
   for (const auto& value : values) list.push_back(value);
+  return list;
+}
+
+Json TextsOf(const google::protobuf::RepeatedPtrField<std::string>& texts) {
+  Json list = Json::array();
+  for (const std::string& text : texts) list.push_back(TextJson(text));
   return list;
 }
 
@@ -39,17 +46,17 @@ Json SlotJson(const Job& job, const FeatureLayout& layout, int index) {
   json["pooling"] = slot.pooling() == Slot::MEAN ? "mean" : "sum";
   json["kind"] = Slot::Kind_Name(slot.kind());
   if (slot.value().empty()) {
-    json["column"] = slot.column().empty() ? slot.name() : slot.column();
+    json["column"] = TextJson(slot.column().empty() ? slot.name() : slot.column());
   } else {
-    json["value"] = slot.value();
+    json["value"] = TextJson(slot.value());
   }
   json["hash"] = Slot::Hash_Name(slot.hash());
   if (slot.hash() != Slot::RAW) json["seed"] = salt;
   json["missing"] = Slot::Missing_Name(slot.missing());
   json["missing_sign"] = MakeSign(table, slot.hash() == Slot::RAW ? kIdMask : HashId("", salt));
-  json["missing_value"] = ListOf(slot.missing_value());
+  json["missing_value"] = TextsOf(slot.missing_value());
   if (slot.kind() == Slot::LIST) {
-    json["separator"] = slot.separator().empty() ? "," : slot.separator().substr(0, 1);
+    json["separator"] = TextJson(slot.separator().empty() ? "," : slot.separator().substr(0, 1));
     json["values_max"] = slot.values_max();
   }
   if (slot.kind() == Slot::BUCKET) json["boundary"] = ListOf(slot.boundary());
@@ -60,7 +67,7 @@ Json DenseJson(const DenseFeature& dense, int offset) {
   return {{"name", dense.name()},
           {"offset", offset},
           {"dim", 1},
-          {"value", dense.value().empty() ? absl::StrCat("`", dense.name(), "`") : dense.value()},
+          {"value", TextJson(dense.value().empty() ? absl::StrCat("`", dense.name(), "`") : dense.value())},
           {"transform", DenseFeature::Transform_Name(dense.transform())},
           {"mean", dense.mean()},
           {"deviation", dense.deviation()},
@@ -70,14 +77,14 @@ Json DenseJson(const DenseFeature& dense, int offset) {
 Json LogJson(const Log& log, const std::string& name, const std::string& use) {
   return {{"name", name},
           {"use", use},
-          {"delimiter", log.delimiter() == "\\t" ? "\t" : log.delimiter()},
+          {"delimiter", TextJson(log.delimiter() == "\\t" ? "\t" : log.delimiter())},
           {"header", log.header()},
-          {"column", ListOf(log.column())},
+          {"column", TextsOf(log.column())},
           {"multiline_records", log.multiline_records()},
           {"join", ListOf(log.join())},
-          {"where", log.where()},
+          {"where", TextJson(log.where())},
           {"known_task", ListOf(log.known_task())},
-          {"absent_column", ListOf(log.absent_column())}};
+          {"absent_column", TextsOf(log.absent_column())}};
 }
 
 // The rules that the fields do not say by themselves; the words are those of job.proto and docs/FORMATS.md.
@@ -89,15 +96,27 @@ Json Rules() {
        "table does not hold reads as zeros."},
       {"SALTED", "id = XXH3-64(text, seed) & (2^52 - 1); seed = XXH3-64(slot name, seed 0), given in the slot"},
       {"HASHED", "id = XXH3-64(text, seed 0) & (2^52 - 1)"},
+      {"text",
+       "a string; {\"base64\": …} where its bytes are no UTF-8. Texts are compared, hashed and split as bytes."},
+      {"record",
+       "ends at a newline, or at a carriage return and a newline; an empty one is none. With multiline_records a "
+       "newline "
+       "inside quotes belongs to it. More than record_bytes_max bytes, a quote that nobody closes, text behind a "
+       "closing "
+       "quote, or another number of fields than the header: rejected. A quote counts at a field's start alone; inside, "
+       "two are one. A byte order mark before the first record is no part of it; the header once more is rejected."},
       {"number",
-       "a text as Python's float() reads it, ASCII white space around it left out: sign, digits, point, exponent; "
-       "digits "
-       "alone are an exact integer from -2^63 to 2^64 - 1, anything else a double. Missing: no text, nan, what is no "
-       "number, what is not finite."},
-      {"RAW", "id = the number, whole, 0 to 2^52 - 2; a record with another text there is rejected"},
+       "what Python's float reads, and no more: white space around it, a sign, digits, a point, an exponent; too small "
+       "for "
+       "a double is 0. Digits alone are an integer, exact from -2^63 to 2^64 - 1. Anything else is missing: empty, "
+       "nan, "
+       "inf, what is too large for a double, 1_0, other texts. docs/EXPRESSIONS.md has the rules whole."},
+      {"RAW",
+       "id = the whole number, however it is written (7, 7.0), 0 to 2^52 - 2; a record with another text there is "
+       "rejected"},
       {"missing",
        "a column is missing where it is empty, absent, of a side table without the key, or equal to one of "
-       "missing_value; a number also where it is not finite or no number. OWN_ROW: the one sign missing_sign. "
+       "missing_value; a number also where it is none or not finite. OWN_ROW: the one sign missing_sign. "
        "ZEROS: no sign."},
       {"LIST",
        "the text split at separator; missing parts are dropped; the first values_max others count; none left: missing"},
@@ -106,8 +125,9 @@ Json Rules() {
        "bucket's "
        "decimal text is hashed; with RAW the bucket is the id."},
       {"value",
-       "an expression; as an id (kind ID) its text is the integer that it is; of a double without a point where |x| < "
-       "2^53 and x is whole, else the shortest text that reads back as the double (std::to_chars)"},
+       "an expression; as an id (kind ID) an integer is its decimal digits, a whole real below 2^53 too, another real "
+       "the "
+       "shortest text that reads back as the double (std::to_chars)"},
       {"pooling",
        "columns offset to offset + dim - 1: the sum (mean: divided by their number) of the rows of the slot's signs; "
        "zeros without signs"},
@@ -124,9 +144,9 @@ Json Rules() {
        "or := and (|| and)*; and := comparison (&& comparison)*; comparison := sum [(== != < <= > >=) sum]; sum := "
        "product ((+ -) product)*; product := unary ((* / %) unary)*; unary := (! -) unary | atom; atom: number, "
        "'string', column or `column`, (…), min max abs log1p floor if(c,a,b) missing(column). A column is text "
-       "beside a string, else a number, or missing. What is computed from or compared with missing is missing; && "
-       "and || where neither side decides alone; if takes c where a is missing. + - * % of integers, and / without "
-       "rest, are exact integers, beyond 64 bits the nearest double; comparisons are exact."}};
+       "beside a string, else a number. Integers stay integers under + - * % and a / that leaves nothing over; "
+       "comparisons are exact. What is computed from or compared with what is missing is missing; && and || where "
+       "neither side decides alone; as a condition missing is false."}};
 }
 
 }  // namespace
@@ -139,6 +159,7 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
   json["model"] = ExportModelName(job);
   json["train_step"] = source.manifest.step();
   json["width"] = layout.width;
+  json["record_bytes_max"] = job.limits().record_bytes_max();
   json["slots"] = Json::array();
   for (int i = 0; i < job.slot_size(); ++i) json["slots"].push_back(SlotJson(job, layout, i));
   json["dense"] = Json::array();
@@ -147,8 +168,10 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
   }
   json["tasks"] = Json::array();
   for (const Task& task : job.task()) {
-    json["tasks"].push_back(
-        {{"name", task.name()}, {"output", "p_" + task.name()}, {"label", task.label()}, {"mask", task.mask()}});
+    json["tasks"].push_back({{"name", task.name()},
+                             {"output", "p_" + task.name()},
+                             {"label", TextJson(task.label())},
+                             {"mask", TextJson(task.mask())}});
   }
   json["tables"] = Json::array();
   for (int i = 0; i < job.table_size(); ++i) {
@@ -167,13 +190,13 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
     json["side_tables"].push_back({{"name", table.name()},
                                    {"file", file},
                                    {"path", table.path()},
-                                   {"key", table.key()},
-                                   {"log_key", table.log_key().empty() ? table.key() : table.log_key()},
-                                   {"delimiter", table.delimiter() == "\\t" ? "\t" : table.delimiter()}});
+                                   {"key", TextJson(table.key())},
+                                   {"log_key", TextJson(table.log_key().empty() ? table.key() : table.log_key())},
+                                   {"delimiter", TextJson(table.delimiter() == "\\t" ? "\t" : table.delimiter())}});
   }
   json["rules"] = Rules();
   HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "job.txtpb"), PrintJob(job)));
-  return WriteFileAtomically(JoinPath(folder, "features.json"), json.dump(1) + "\n");
+  return WriteFileAtomically(JoinPath(folder, "features.json"), DumpJson(json) + "\n");
 }
 
 absl::Status ExportSideTables(const ExportSource& source, const std::string& folder) {

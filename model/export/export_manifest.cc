@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/artifact/bundle.h"
@@ -27,6 +28,17 @@ Json FormatNames(const ExportFormats& formats) {
 }
 
 }  // namespace
+
+Json TextJson(absl::string_view text) {
+  const Json json = std::string(text);
+  const std::string written = json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+  if (Json::parse(written, nullptr, /*allow_exceptions=*/false) == json) return json;
+  return {{"base64", absl::Base64Escape(text)}};
+}
+
+std::string DumpJson(const Json& json) {
+  return json.dump(1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
 
 Json ExportManifest(const ExportSource& source, const ExportFormats& formats,
                     const std::vector<ExportedTable>& tables) {
@@ -110,7 +122,7 @@ absl::StatusOr<size_t> FinishExport(Json manifest, const std::string& folder) {
   for (const BundleFile& file : files) {
     manifest["files"].push_back({{"path", file.path}, {"bytes", file.bytes}, {"sha256", file.sha256}});
   }
-  HEARTH_RETURN_IF_ERROR(WriteBundleManifest(folder, manifest.dump(1) + "\n"));
+  HEARTH_RETURN_IF_ERROR(WriteBundleManifest(folder, DumpJson(manifest) + "\n"));
   HEARTH_RETURN_IF_ERROR(VerifyBundle(folder).status());
   return files.size();
 }

@@ -6,9 +6,15 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/export/export.h"
 
 namespace hearth {
+
+// A text as JSON has it: a string, or {"base64": …} where its bytes are no UTF-8, which no JSON string can hold.
+nlohmann::ordered_json TextJson(absl::string_view text);
+// The document, 1 space a level. What is no UTF-8 and is for people alone (a name, a path) becomes U+FFFD.
+std::string DumpJson(const nlohmann::ordered_json& json);
 
 // What a snapshot and its exported tables say. Without "parity", "files", and what makes it a delta.
 nlohmann::ordered_json ExportManifest(const ExportSource& source, const ExportFormats& formats,

@@ -52,13 +52,7 @@ absl::Status OutFile::Close() {
   return FsyncPath(path_);
 }
 
-absl::Status OutFile::Error(int error) const {
-  const std::string text = absl::StrCat(path_, ": cannot be written: ", std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
-    return absl::ResourceExhaustedError(absl::StrCat(text, "; free some space and start again"));
-  }
-  return absl::UnavailableError(text);
-}
+absl::Status OutFile::Error(int error) const { return ErrorOf(error, "cannot write", path_); }
 
 InFile::~InFile() {
   if (file_ != nullptr) std::fclose(file_);

@@ -1,12 +1,9 @@
 #include "scripts/hearth/inspect.h"
 
-#include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -154,28 +151,6 @@ std::string AsText(const std::string& folder, const Manifest& manifest, const st
   return text;
 }
 
-// The snapshots that `path` means: the one in it, or a run's, newest first; at least one. Committed, not checked.
-absl::StatusOr<std::vector<std::string>> SnapshotFolders(const std::string& path) {
-  std::error_code error;
-  const std::string folder = std::filesystem::canonical(path, error).string();
-  if (error)
-    return absl::NotFoundError(absl::StrCat(path, ": ", error.message(), "; give a snapshot's or a run's folder"));
-  if (PathExists(JoinPath(folder, "MANIFEST"))) return std::vector<std::string>{folder};
-  const std::string snapshots = PathExists(JoinPath(folder, "snapshots")) ? JoinPath(folder, "snapshots") : folder;
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(snapshots));
-  std::vector<uint64_t> steps;
-  for (const std::string& name : names) {
-    uint64_t step = 0;
-    if (absl::SimpleAtoi(name, &step) && PathExists(JoinPath(JoinPath(snapshots, name), "MANIFEST")))
-      steps.push_back(step);
-  }
-  std::sort(steps.rbegin(), steps.rend());
-  std::vector<std::string> folders;
-  for (const uint64_t step : steps) folders.push_back(JoinPath(snapshots, absl::StrCat(step)));
-  if (!folders.empty()) return folders;
-  return NoSnapshotAt(folder, path);
-}
-
 absl::Status Differs(const std::string& path, const char* hash, uint64_t is, uint64_t manifest) {
   return absl::DataLossError(
       absl::StrFormat("%s: its %s is %016x, MANIFEST says %016x; use an older snapshot", path, hash, is, manifest));
@@ -200,40 +175,38 @@ absl::StatusOr<std::string> VerifyFolder(const std::string& folder) {
 
 }  // namespace
 
-absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> folders, SnapshotFolders(path));
-  absl::Status newest;
-  for (const std::string& folder : folders) {
-    const absl::Status status = ReadManifest(folder).status();
-    if (status.ok()) return folder;
-    if (newest.ok()) newest = status;
-    if (folders.size() > 1) Say(absl::StrCat("passed over: ", std::string(status.message())));
-  }
-  return newest;
+absl::StatusOr<HeldSnapshot> HoldSnapshotAt(const std::string& path) {
+  HEARTH_ASSIGN_OR_RETURN(HeldSnapshot held, HoldNewestSnapshot(path, SnapshotCheck::kLengths));
+  for (const std::string& line : held.passed_over) Say(absl::StrCat("passed over: ", line));
+  return held;
 }
 
 absl::StatusOr<std::string> InspectSnapshot(const std::string& path, bool json) {
-  HEARTH_ASSIGN_OR_RETURN(const std::string folder, FindSnapshotFolder(path));
-  HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
-  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
-  if (json) return AsJson(folder, manifest, job.name()).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
-  return AsText(folder, manifest, job.name());
+  HEARTH_ASSIGN_OR_RETURN(const HeldSnapshot held, HoldSnapshotAt(path));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(held.manifest.job(), JoinPath(held.folder, "MANIFEST")));
+  if (!json) return AsText(held.folder, held.manifest, job.name());
+  return AsJson(held.folder, held.manifest, job.name()).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 absl::StatusOr<std::string> VerifySnapshotAt(const std::string& path) {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> folders, SnapshotFolders(path));
-  absl::Status newest;
-  std::vector<std::string> lines;
-  for (const std::string& folder : folders) {
-    const absl::StatusOr<std::string> whole = VerifyFolder(folder);
-    if (whole.ok() && newest.ok()) return whole;
-    if (newest.ok()) newest = whole.status();
-    lines.push_back(whole.ok()
-                        ? absl::StrCat("the newest that is whole is ", absl::StripTrailingAsciiWhitespace(*whole))
-                        : std::string(whole.status().message()));
-    if (whole.ok()) break;
-  }
-  return absl::Status(newest.code(), absl::StrJoin(lines, "\n"));
+  return AgainIfRemoved([&]() -> absl::StatusOr<std::string> {
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> folders, SnapshotsAt(path));
+    absl::Status newest;
+    std::vector<std::string> lines;
+    for (const std::string& folder : folders) {
+      HEARTH_ASSIGN_OR_RETURN(const SnapshotHold hold, SnapshotHold::Take(folder));
+      const absl::StatusOr<std::string> whole = VerifyFolder(folder);
+      if (whole.ok() && newest.ok()) return whole;
+      const absl::Status status = hold.Judge(whole.status());
+      if (IsRemoved(status)) return status;
+      if (newest.ok()) newest = status;
+      lines.push_back(whole.ok()
+                          ? absl::StrCat("the newest that is whole is ", absl::StripTrailingAsciiWhitespace(*whole))
+                          : std::string(status.message()));
+      if (whole.ok()) break;
+    }
+    return absl::Status(newest.code(), absl::StrJoin(lines, "\n"));
+  });
 }
 
 }  // namespace hearth

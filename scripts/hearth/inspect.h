@@ -4,14 +4,13 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "common/proto/control.pb.h"
+#include "common/artifact/snapshot_hold.h"
 
 namespace hearth {
 
-// The snapshot's folder that `path` means: itself, or for a run's folder (or its `snapshots`) the newest with a
-// MANIFEST that reads well; newer ones are told on stderr. NotFound where there is none; DataLoss where `path` looks
-// like a snapshot and has no valid MANIFEST.
-absl::StatusOr<std::string> FindSnapshotFolder(const std::string& path);
+// The snapshot that `path` means, held: itself, or for a run's folder (or its `snapshots`) the newest whose MANIFEST
+// reads well; newer ones are told on stderr. Errors as HoldNewestSnapshot.
+absl::StatusOr<HeldSnapshot> HoldSnapshotAt(const std::string& path);
 
 // Reads the MANIFEST alone: step, job, lanes, tables, cursors, ledger, evaluations, hash. For people, or as JSON.
 absl::StatusOr<std::string> InspectSnapshot(const std::string& path, bool json);

@@ -195,15 +195,9 @@ absl::Status DeliverPredictions(const std::string& folder, const std::string& to
   return RenamePath(to + ".tmp", to);
 }
 
-absl::StatusOr<Job> PrepareEval(const EvalOptions& options, const std::string& snapshot, const std::string& folder) {
+absl::StatusOr<Job> PrepareEval(const EvalOptions& options, const HeldSnapshot& snapshot, const std::string& folder) {
   HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
-  HEARTH_ASSIGN_OR_RETURN(SnapshotChoice choice, ([&]() -> absl::StatusOr<SnapshotChoice> {
-                            SnapshotChoice one;
-                            one.folder = snapshot;
-                            HEARTH_ASSIGN_OR_RETURN(one.manifest, ReadManifest(snapshot));
-                            return one;
-                          }()));
-  HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot(choice, &job));
+  HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot({snapshot.folder, snapshot.manifest, {}}, &job));
   HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, true));
   job = WithEvalSplit(options, job);
   HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job));
@@ -313,7 +307,8 @@ int Train(const TrainOptions& options) {
 }
 
 int Evaluate(const EvalOptions& options) {
-  const absl::StatusOr<std::string> snapshot = FindSnapshotFolder(options.snapshot);
+  // Held until the last rank has gone: servers and workers read it too.
+  const absl::StatusOr<HeldSnapshot> snapshot = HoldSnapshotAt(options.snapshot);
   if (!snapshot.ok()) return Complain(snapshot.status());
   if (const absl::Status status = CheckPredictionsTarget(options.predictions); !status.ok()) return Complain(status);
   if (const absl::Status status = CheckPrograms(Job(), options.programs.folder); !status.ok()) {
@@ -328,7 +323,7 @@ int Evaluate(const EvalOptions& options) {
 
   const RoleCounts counts = {options.servers, options.workers};
   const absl::StatusOr<Supervisor::End> end =
-      supervisor.Run(MpirunCommand(options.programs, counts, "", {"--evaluate", *snapshot}, *job, path));
+      supervisor.Run(MpirunCommand(options.programs, counts, "", {"--evaluate", snapshot->folder}, *job, path));
   if (!end.ok()) return Complain(absl::FailedPreconditionError(end.status().message()));
   supervisor.EndRolesOf(path);
   if (supervisor.stop_signal() != 0) return 128 + supervisor.stop_signal();

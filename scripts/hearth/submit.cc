@@ -14,6 +14,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/artifact/numbered_folder.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
@@ -146,16 +148,10 @@ absl::Status WriteRequeues(const std::string& folder, const Requeues& requeues) 
 
 // The newest step with a MANIFEST; -1 where there is none.
 int64_t NewestStep(const std::string& folder) {
-  const std::string snapshots = JoinPath(folder, "snapshots");
-  const absl::StatusOr<std::vector<std::string>> names = ListDirectory(snapshots);
-  int64_t newest = -1;
-  if (!names.ok()) return newest;
-  for (const std::string& name : *names) {
-    int64_t step = 0;
-    if (absl::SimpleAtoi(name, &step) && PathExists(JoinPath(JoinPath(snapshots, name), "MANIFEST")))
-      newest = std::max(newest, step);
-  }
-  return newest;
+  const absl::StatusOr<std::vector<std::string>> snapshots = SnapshotsAt(JoinPath(folder, "snapshots"));
+  if (!snapshots.ok()) return -1;
+  const auto step = NumberOfName(std::filesystem::path(snapshots->front()).filename().string());
+  return step.has_value() ? static_cast<int64_t>(*step) : -1;
 }
 
 Json ReadRunJson(const std::string& folder) {

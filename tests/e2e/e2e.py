@@ -379,7 +379,7 @@ def every_rank_serves_its_figures(bench):
     bench.generate()
     first = free_port_block(8)
     process = bench.start("run", ps=1, worker=2, sets=[f"metrics.prometheus_port={first}", "training.epochs=1000"])
-    awaited = {0: "hearth_records_total", 1: 'kind="push"', 2: 'fate="trained"', 3: 'fate="trained"'}  # above 0, by rank
+    awaited = {0: "hearth_job_records_total", 1: 'kind="push"', 2: 'fate="trained"', 3: 'fate="trained"'}  # above 0, by rank
     deadline = time.monotonic() + DEADLINE_S
     while awaited:
         check(process.poll() is None and time.monotonic() < deadline, f"no figures of ranks {sorted(awaited)}\n{bench.logs()}")

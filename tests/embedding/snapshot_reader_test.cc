@@ -197,5 +197,26 @@ TEST_F(SnapshotReaderTest, NoticesAFlippedByteOfAnyFileAndNamesIt) {
   EXPECT_TRUE(VerifySnapshot(folder_).ok());
 }
 
+TEST_F(SnapshotReaderTest, AManifestWhoseJobOrCountsNoRunHasIsRefusedAndNothingIsAllocatedByIt) {
+  uint64_t hash = 0;
+  const auto pass = [](Sign, const RowMeta&, absl::Span<const float>) { return absl::OkStatus(); };
+  for (const uint32_t dim : {0u, 4097u, 4'000'000'000u}) {
+    Job job = job_;
+    job.mutable_table(0)->set_dim(dim);
+    EXPECT_EQ(VisitRows(folder_, manifest_, job, 1, pass, &hash).code(), absl::StatusCode::kDataLoss) << dim;
+    Manifest manifest = manifest_;
+    manifest.set_job(PrintJob(job));
+    ASSERT_TRUE(CommitManifest(folder_, manifest).ok());
+    const absl::Status status = VerifySnapshot(folder_);
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << dim;
+    EXPECT_NE(status.message().find(absl::StrCat("of dim ", dim)), absl::string_view::npos) << status;
+  }
+  for (const uint32_t servers : {0u, 4'000'000'000u}) {
+    Manifest manifest = manifest_;
+    manifest.set_servers(servers);
+    EXPECT_EQ(VisitRows(folder_, manifest, job_, 1, pass, &hash).code(), absl::StatusCode::kDataLoss) << servers;
+  }
+}
+
 }  // namespace
 }  // namespace hearth

@@ -148,6 +148,7 @@ TEST(GoldenRun, SavedAndResumedOnOtherNumbersEqualsTheRunThatNeverStopped) {
   int exit_code = -1;
   auto manifest = RunInProcess(run, &exit_code);
   ASSERT_TRUE(manifest.ok()) << manifest.status();
+  ASSERT_EQ(exit_code, 75) << "it was asked to stop early, and nothing would be resumed";
   for (int attempt = 0; exit_code == 75 && attempt < 50; ++attempt) {
     run.servers = 1 + attempt % 3;
     run.workers = 1 + (attempt + 2) % 4;

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,7 @@
 #include <onnx/onnx_pb.h>
 
 #include "model/export/export_onnx.h"
+#include "model/export/onnx_run.h"
 #endif
 
 namespace hearth {
@@ -176,6 +178,9 @@ TEST(ExportOnnx, EveryModelsGraphComputesTheModelsProbabilities) {
       const Tensor v = 2 * Noise(torch::empty({9, 11}), 5);
       const Tensor expected = torch::sigmoid(model->Forward(v, Phase::kEvaluate, nullptr));
       const auto values = Interpret(proto.graph(), v);
+      const auto own = RunOnnxModel(*text, {v.data_ptr<float>(), static_cast<size_t>(v.numel())}, 9);
+      ASSERT_TRUE(own.ok()) << own.status();
+      ASSERT_EQ(own->size(), static_cast<size_t>(job.task_size()));
       ASSERT_EQ(proto.graph().output_size(), job.task_size());
       for (int t = 0; t < job.task_size(); ++t) {
         const std::string name = "p_" + job.task(t).name();
@@ -183,11 +188,37 @@ TEST(ExportOnnx, EveryModelsGraphComputesTheModelsProbabilities) {
         const Tensor p = values.at(name);
         ASSERT_EQ(p.sizes(), (std::vector<int64_t>{9, 1}));
         EXPECT_LT((p - expected.narrow(1, t, 1)).abs().max().item<double>(), 2e-6) << Model::Kind_Name(kind) << few;
+        ASSERT_EQ(own->at(name).size(), 9u);
+        for (int64_t i = 0; i < 9; ++i) {
+          EXPECT_NEAR(own->at(name)[i], p[i][0].item<float>(), 2e-6) << Model::Kind_Name(kind) << few;
+        }
       }
       EXPECT_GT((expected.amax(0) - expected.amin(0)).min().item<double>(), 1e-4)
           << "all the same: the test is too easy";
     }
   }
+}
+
+TEST(ExportOnnx, AGraphThatTheExporterCannotRunIsRefused) {
+  const Job job = SmallJob(Model::SHARED_BOTTOM, false, 1);
+  const auto model = MakeModel(MakeModelSpec(job, {0.4, 0.1, 0.2}));
+  const std::string good = MakeOnnxModel(job, WeightsOf(model.get()), {}).value();
+  const std::vector<float> features(22, 0.5f);
+  ASSERT_TRUE(RunOnnxModel(good, features, 2).ok());
+  const auto expect_refused = [&](const std::function<void(onnx::GraphProto*)>& change, const char* why) {
+    onnx::ModelProto proto;
+    ASSERT_TRUE(proto.ParseFromString(good));
+    change(proto.mutable_graph());
+    const absl::Status status = RunOnnxModel(proto.SerializeAsString(), features, 2).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << why;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+  };
+  expect_refused([](onnx::GraphProto* graph) { graph->mutable_node(0)->set_op_type("Conv"); }, "no such operator");
+  expect_refused([](onnx::GraphProto* graph) { graph->mutable_node(0)->mutable_attribute(0)->set_i(0); }, "attributes");
+  expect_refused([](onnx::GraphProto* graph) { graph->mutable_node(0)->set_input(0, "nowhere"); }, "nowhere");
+  expect_refused([](onnx::GraphProto* graph) { graph->mutable_initializer(0)->set_dims(0, 1); }, "initializer");
+  EXPECT_EQ(RunOnnxModel(good, {features.data(), 20}, 2).status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(RunOnnxModel("no model", features, 2).status().code(), absl::StatusCode::kInternal);
 }
 
 TEST(ExportOnnx, WeightsOfAnotherModelAreRefusedByName) {

@@ -23,17 +23,42 @@ TEST(Crc32c, GivesThePublishedAnswers) {
   EXPECT_EQ(Crc32c(std::string(32, '\xff')), 0x62a8ab43u);
 }
 
+TensorBoardEvent Version(double wall_seconds) {
+  TensorBoardEvent event;
+  event.set_wall_time(wall_seconds);
+  event.set_file_version("brain.Event:2");
+  return event;
+}
+TensorBoardEvent Start(double wall_seconds, int64_t step) {
+  TensorBoardEvent event;
+  event.set_wall_time(wall_seconds);
+  event.set_step(step);
+  event.mutable_session_log()->set_status(TensorBoardEvent::SessionLog::START);
+  return event;
+}
+TensorBoardEvent Scalars(double wall_seconds, int64_t step, const std::vector<Scalar>& scalars) {
+  TensorBoardEvent event;
+  event.set_wall_time(wall_seconds);
+  event.set_step(step);
+  for (const Scalar& scalar : scalars) {
+    TensorBoardEvent::Summary::Value* value = event.mutable_summary()->add_value();
+    value->set_tag(scalar.tag);
+    value->set_simple_value(scalar.value);
+  }
+  return event;
+}
+
 TEST(EventFile, RecordsHaveTheGoldenBytes) {
-  EXPECT_EQ(Hex(EncodeVersionRecord(1.0)),
+  EXPECT_EQ(Hex(EncodeRecord(Version(1.0))),
             "1800000000000000a37f4b2209000000000000f03f1a0d627261696e2e4576656e743a3286bf577a");
-  EXPECT_EQ(Hex(EncodeScalarsRecord(2.0, 100, {{"auc/click", 0.75f}})),
+  EXPECT_EQ(Hex(EncodeRecord(Scalars(2.0, 100, {{"auc/click", 0.75f}}))),
             "1f00000000000000514b441809000000000000004010642a120a100a096175632f636c69636b150000403f30ef7f7a");
 }
 
-TEST(EventFile, HoldsTheVersionAndThenWhatWasWritten) {
+TEST(EventFile, HoldsTheVersionTheFirstStepAndThenWhatWasWritten) {
   const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("event_file_test-", getpid()));
   ASSERT_TRUE(RemoveTree(folder).ok());
-  auto events = EventFile::Create(folder, 1'000'000);
+  auto events = EventFile::Create(folder, 1'000'000, 41);
   ASSERT_TRUE(events.ok()) << events.status();
   const std::vector<Scalar> scalars = {{"train/loss", 0.5f}, {"auc/click", std::nanf("")}, {"x", 3.0f}};
   ASSERT_TRUE((*events)->Write(2'000'000, 100, {{"auc/click", 0.75f}}).ok());
@@ -41,9 +66,10 @@ TEST(EventFile, HoldsTheVersionAndThenWhatWasWritten) {
   ASSERT_TRUE((*events)->Write(3'000'000, 300, {{"y", std::numeric_limits<float>::infinity()}}).ok());
   // Readable while the file is still open: TensorBoard looks at it during the run.
   EXPECT_EQ(Hex(ReadFile((*events)->path()).value()),
-            Hex(EncodeVersionRecord(1.0) + EncodeScalarsRecord(2.0, 100, {{"auc/click", 0.75f}}) +
-                EncodeScalarsRecord(3.0, 300, {{"train/loss", 0.5f}, {"x", 3.0f}})));
-  auto second = EventFile::Create(folder, 1'000'000);
+            Hex(EncodeRecord(Version(1.0)) + EncodeRecord(Start(1.0, 41)) +
+                EncodeRecord(Scalars(2.0, 100, {{"auc/click", 0.75f}})) +
+                EncodeRecord(Scalars(3.0, 300, {{"train/loss", 0.5f}, {"x", 3.0f}}))));
+  auto second = EventFile::Create(folder, 1'000'000, 41);
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_NE((*second)->path(), (*events)->path()) << "a second start within the second has a file of its own";
   const std::vector<std::string> names = ListDirectory(folder).value();

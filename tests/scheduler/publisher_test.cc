@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 
 #include "common/artifact/bundle.h"
 #include "common/base/status.h"
@@ -46,7 +47,11 @@ class PublisherTest : public testing::Test {
   // Until the child in work has ended.
   void Settle(Publisher* publisher) {
     publisher->Poll();
-    while (publisher->working()) publisher->Poll();
+    while (publisher->working()) {
+      siginfo_t ended = {};
+      ASSERT_EQ(waitid(P_ALL, 0, &ended, WEXITED | WNOWAIT), 0);  // asleep; Poll takes the child's end
+      publisher->Poll();
+    }
   }
   // Until nothing waits, or nothing more is tried; time passes between tries.
   void Drain(Publisher* publisher) {

@@ -8,14 +8,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "common/artifact/bundle_chain.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/job/config.h"
 #include "common/net/wire.h"
+#include "common/proto/event.pb.h"
 #include "tests/scheduler/scheduler_testing.h"
 
 namespace hearth {
@@ -350,6 +354,40 @@ TEST_F(SchedulerTest, KeepsOnlyTheNewestSnapshots) {
   EXPECT_EQ(RunJson()["snapshots"], 6);
 }
 
+TEST_F(SchedulerTest, KeepsWhatIsReadBesideItUntilTheReaderIsDoneAndNoMoreThanAFew) {
+  options_.job.mutable_snapshot()->set_keep(1);
+  options_.job.mutable_training()->set_epochs(2);
+  std::vector<SnapshotHold> holds;
+  Cluster cluster(options_);
+  cluster.StartAll();
+  FolderWatch run(dir_);  // run.json is renamed into place after a commit and what it removed
+  const auto commit = [&](uint64_t step) {
+    cluster.CutOf(step, 4);
+    run.Until([&] { return RunJson()["steps"] == step; });
+  };
+  const auto hold = [&](uint64_t step) { holds.push_back(SnapshotHold::Take(SnapshotFolder(step)).value()); };
+  commit(2);
+  hold(2);
+  commit(4);
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"2", "4"}));
+  holds.clear();
+  commit(6);
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"6"}));
+  static_assert(kHeldSnapshotsMax == 4);
+  for (const uint64_t step : {6, 8, 10, 12, 14}) {
+    hold(step);
+    commit(step + 2);
+  }
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"10", "12", "14", "16", "8"}));
+  EXPECT_TRUE(IsRemoved(holds[0].Judge(absl::DataLossError("gone")))) << "the oldest reader is told";
+  EXPECT_FALSE(IsRemoved(holds[1].Judge(absl::DataLossError("damaged"))));
+  FolderWatch snapshots(JoinPath(dir_, "snapshots"));
+  holds.clear();
+  snapshots.Until([&] { return Snapshots() == std::vector<std::string>{"16"}; });  // without another commit
+  cluster.Finish(20, 4);
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"20"}));
+}
+
 TEST_F(SchedulerTest, KeepsWhatIsStillToBePublishedAndLeavesOnceItIs) {
   options_.job.mutable_snapshot()->set_keep(1);
   options_.job.mutable_export_()->set_delta_every_steps(4);
@@ -366,8 +404,8 @@ TEST_F(SchedulerTest, KeepsWhatIsStillToBePublishedAndLeavesOnceItIs) {
   cluster.CutOf(11, 4, last);
   for (const Split& split : options_.job.split()) cluster.EvaluationOf(split.name(), 11, 0.75);
   const std::vector<std::string> waiting = {"11", "4", "8"};
-  while (Snapshots() != waiting || !PathExists(SnapshotFolder(11) + "/MANIFEST")) {
-  }
+  // run.json is renamed into place after the commit and what it removed.
+  FolderWatch(dir_).Until([&] { return Snapshots() == waiting && PathExists(SnapshotFolder(11) + "/MANIFEST"); });
   EXPECT_FALSE(cluster.HasMessage(cluster.Worker(0))) << "it left before its publications";
   ASSERT_TRUE(RemoveTree(hold).ok());
   cluster.ExpectGoodbye(0);
@@ -814,6 +852,52 @@ TEST_F(SchedulerTest, WritesCurvesOfTrainingAndOfEachEvaluation) {
   cluster.StartAll();
   cluster.Finish(12, 4);
   EXPECT_FALSE(PathExists(tb));
+}
+
+// TensorBoard hides what files before this one hold of START's step and later.
+TEST_F(SchedulerTest, AResumeVoidsTheCurvesBeyondItsSnapshotAndDrawsNothingAtAnOlderStep) {
+  const std::string tb = JoinPath(dir_, "tb");
+  const auto events_of = [&](const std::string& name) {
+    std::vector<TensorBoardEvent> events;
+    const std::string bytes = ReadFile(JoinPath(tb, name)).value();
+    for (size_t at = 0; at + 16 <= bytes.size();) {  // length 8, its checksum 4, data, its checksum 4
+      uint64_t length = 0;
+      std::memcpy(&length, bytes.data() + at, sizeof(length));
+      EXPECT_TRUE(events.emplace_back().ParseFromString(bytes.substr(at + 12, length)));
+      at += 16 + length;
+    }
+    return events;
+  };
+  const auto start_of = [](const std::vector<TensorBoardEvent>& events) {
+    EXPECT_GE(events.size(), 3u);
+    EXPECT_EQ(events[0].file_version(), "brain.Event:2");
+    EXPECT_EQ(events[1].session_log().status(), TensorBoardEvent::SessionLog::START);
+    return events[1].step();
+  };
+  options_.job.mutable_training()->set_epochs(2);
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    cluster.CutOf(5, 4);
+    Cluster::CutFlags stopping;
+    stopping.stopping = true;
+    cluster.CutOf(9, 4, stopping);
+    EXPECT_EQ(*cluster.Join(), kExitSaved);
+  }
+  const std::vector<std::string> first = ListDirectory(tb).value();
+  ASSERT_EQ(first.size(), 1u);
+  EXPECT_EQ(start_of(events_of(first[0])), 0);
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    cluster.Finish(12, 4);
+  }
+  std::vector<std::string> second = ListDirectory(tb).value();
+  second.erase(std::remove(second.begin(), second.end(), first[0]), second.end());
+  ASSERT_EQ(second.size(), 1u);
+  const std::vector<TensorBoardEvent> events = events_of(second[0]);
+  EXPECT_EQ(start_of(events), 10);
+  for (size_t i = 2; i < events.size(); ++i) EXPECT_GE(events[i].step(), 10);
 }
 
 TEST_F(SchedulerTest, IgnoresMessagesThatComeTwice) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +25,33 @@ inline std::string MakeTestFolder() {
   HEARTH_CHECK(RemoveTree(folder).ok() && MakeDirectories(folder).ok());
   return folder;
 }
+
+// Waits for what another thread does in a folder, asleep until something there has another name.
+class FolderWatch {
+ public:
+  explicit FolderWatch(const std::string& folder) : events_(inotify_init1(IN_CLOEXEC | IN_NONBLOCK)) {
+    HEARTH_CHECK(events_ >= 0 && inotify_add_watch(events_, folder.c_str(), IN_CREATE | IN_MOVE | IN_DELETE) >= 0);
+  }
+  ~FolderWatch() { close(events_); }
+  // `done` is asked at once and after each change. Gives up, and fails the test, after a minute without one.
+  template <typename Predicate>
+  void Until(const Predicate& done) {
+    constexpr int kPatienceMs = 60'000;
+    while (!done()) {
+      pollfd changed = {events_, POLLIN, 0};
+      if (poll(&changed, 1, kPatienceMs) != 1) {
+        ADD_FAILURE() << "nothing happened for a minute";
+        return;
+      }
+      char events[4096];
+      while (read(events_, events, sizeof(events)) > 0) {
+      }
+    }
+  }
+
+ private:
+  const int events_;
+};
 
 // An exporter of our own making, DIR/hearth-export and DIR/hearth-delta: makes folders with the manifests of a chain.
 // hearth-export SNAPSHOT --out OUT/STEP … | hearth-delta SNAPSHOT --out OUT --since STEP. $DIR/fail: ends with the

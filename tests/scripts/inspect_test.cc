@@ -19,6 +19,7 @@
 namespace hearth {
 namespace {
 
+using testing::EndsWith;
 using testing::HasSubstr;
 
 std::string NewRun(const std::string& name) {
@@ -79,6 +80,8 @@ void CommitWhole(const std::string& run, uint64_t step) {
   manifest.set_schema(1);
   manifest.set_step(step);
   manifest.set_job("name: 'small'");
+  manifest.set_lanes(1);
+  manifest.add_lane();
   manifest.set_servers(1);
   manifest.set_shards(1);
   manifest.set_dense_hash(HashTensors(tensors));
@@ -115,17 +118,17 @@ TEST(Inspect, TakesTheNewestOfARunWhoseManifestReadsWell) {
   const std::string run = NewRun("newest");
   for (const uint64_t step : {9, 10, 100}) Commit(run, step);
   ASSERT_TRUE(MakeDirectories(run + "/snapshots/200").ok());  // never committed
-  EXPECT_THAT(*FindSnapshotFolder(run), HasSubstr("/snapshots/100"));
+  EXPECT_THAT(HoldSnapshotAt(run)->folder, EndsWith("/snapshots/100"));
   ASSERT_TRUE(WriteFileAtomically(run + "/snapshots/100/MANIFEST", "schema: 1\n").ok());
-  EXPECT_THAT(*FindSnapshotFolder(run), HasSubstr("/snapshots/10"));
+  EXPECT_THAT(HoldSnapshotAt(run)->folder, EndsWith("/snapshots/10"));
 }
 
 TEST(Inspect, TellsMissingFromCorrupt) {
   const std::string run = NewRun("wrong");
-  EXPECT_EQ(ExitCodeOf(FindSnapshotFolder(run).status()), kExitNoInput);
+  EXPECT_EQ(ExitCodeOf(HoldSnapshotAt(run).status()), kExitNoInput);
   ASSERT_TRUE(MakeDirectories(run + "/snapshots/3").ok());
-  EXPECT_EQ(ExitCodeOf(FindSnapshotFolder(run).status()), kExitNoInput);
-  const absl::Status uncommitted = FindSnapshotFolder(run + "/snapshots/3").status();
+  EXPECT_EQ(ExitCodeOf(HoldSnapshotAt(run).status()), kExitNoInput);
+  const absl::Status uncommitted = HoldSnapshotAt(run + "/snapshots/3").status();
   EXPECT_EQ(ExitCodeOf(uncommitted), kExitBadData);
   EXPECT_THAT(std::string(uncommitted.message()), HasSubstr("MANIFEST"));
   Commit(run, 4);

@@ -78,6 +78,8 @@ class LaunchTest : public testing::Test {
     manifest.set_step(step);
     manifest.set_job(PrintJob(job));
     manifest.set_lanes(lanes);
+    manifest.set_shards(1);
+    manifest.set_servers(1);
     for (uint32_t l = 0; l < lanes; ++l) manifest.add_lane()->mutable_cursor()->set_epoch(epoch);
     const std::string folder = absl::StrCat(options_.out, "/snapshots/", step);
     ASSERT_TRUE(MakeDirectories(folder).ok());

@@ -23,6 +23,9 @@
 #include "worker/dense/trainer.h"
 #include "worker/log/delimited.h"
 #include "worker/log/log_reader.h"
+#ifdef HEARTH_ONNX
+#include "model/export/onnx_run.h"
+#endif
 
 namespace hearth {
 namespace {
@@ -31,6 +34,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kSampledRecordsMax = 200'000;  // the head of the log that golden records and int8's AUC come from
 constexpr double kParityMax = 1e-6;               // of a probability, bundle against snapshot
+constexpr double kGraphParityMax = 1e-5;          // likewise, the graph: BatchNorm is folded, sums have another order
+constexpr size_t kGraphRowsMax = 256;             // run at once
 
 // One golden record on its way to a line.
 struct Sample {
@@ -38,7 +43,7 @@ struct Sample {
   uint64_t offset = 0;
   std::vector<std::vector<uint64_t>> signs;  // by slot
   std::vector<float> dense, labels, mask;
-  Json raw = Json::object();
+  std::vector<std::pair<std::string, std::string>> raw;  // column and text
 };
 
 Sample TakeSample(const Batch& batch, int64_t record, const Job& job, const FeatureLayout& layout) {
@@ -66,17 +71,18 @@ absl::StatusOr<std::vector<Sample>> SampleRecords(const Job& job, const ScoredLo
   const FeatureLayout layout = MakeFeatureLayout(job);
   std::map<uint64_t, Sample> chosen;
   uint64_t seen = 0;
-  const auto rejected = VisitBatches(job, scored, /*keep_user_text=*/false, [&](Batch* batch) -> absl::StatusOr<bool> {
-    for (int64_t record = 0; record < batch->records; ++record) {
-      const uint64_t key = Mix64(Mix64(batch->file_of[record]) ^ batch->offset[record]);
-      if (chosen.size() == count && key >= chosen.rbegin()->first) continue;
-      chosen.emplace(key, TakeSample(*batch, record, job, layout));
-      if (chosen.size() > count) chosen.erase(std::prev(chosen.end()));
-    }
-    seen += static_cast<uint64_t>(batch->records);
-    return seen < kSampledRecordsMax;
-  });
-  HEARTH_RETURN_IF_ERROR(rejected.status());
+  const absl::Status visited =
+      VisitBatches(job, scored, /*keep_user_text=*/false, [&](Batch* batch) -> absl::StatusOr<bool> {
+        for (int64_t record = 0; record < batch->records; ++record) {
+          const uint64_t key = Mix64(Mix64(batch->file_of[record]) ^ batch->offset[record]);
+          if (chosen.size() == count && key >= chosen.rbegin()->first) continue;
+          chosen.emplace(key, TakeSample(*batch, record, job, layout));
+          if (chosen.size() > count) chosen.erase(std::prev(chosen.end()));
+        }
+        seen += static_cast<uint64_t>(batch->records);
+        return seen < kSampledRecordsMax;
+      });
+  HEARTH_RETURN_IF_ERROR(visited);
   std::vector<Sample> samples;
   for (auto& [key, sample] : chosen) samples.push_back(std::move(sample));
   std::sort(samples.begin(), samples.end(), [](const Sample& a, const Sample& b) {
@@ -103,7 +109,8 @@ absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, ab
     HEARTH_ASSIGN_OR_RETURN(const bool more, splitter.Next(&text, &record));
     if (!more) return absl::DataLossError(absl::StrCat(path, ": changed while it was read"));
     if (!in_header && record.offset != samples[next]->offset) continue;
-    SplitFields(in_header ? StripByteOrderMark(text) : absl::string_view(text), options.delimiter, &fields, &scratch);
+    SplitFields(record.offset == 0 ? StripByteOrderMark(text) : absl::string_view(text), options.delimiter, &fields,
+                &scratch);
     if (in_header) {
       columns.clear();
       for (const absl::string_view field : fields) columns.emplace_back(field);
@@ -111,7 +118,7 @@ absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, ab
       continue;
     }
     for (size_t i = 0; i < columns.size() && i < fields.size(); ++i) {
-      samples[next]->raw[columns[i]] = std::string(fields[i]);
+      samples[next]->raw.emplace_back(columns[i], fields[i]);
     }
     ++next;
   }
@@ -186,7 +193,12 @@ absl::Status WriteGolden(const std::string& path, const Job& job, const std::vec
   std::string lines;
   for (size_t i = 0; i < samples.size(); ++i) {
     Json line;
-    line["raw"] = samples[i].raw;
+    line["raw"] = Json::object();
+    for (const auto& [column, text] : samples[i].raw) {
+      line["raw"][column] = text;
+      const Json exact = {TextJson(column), TextJson(text)};
+      if (!exact[0].is_string() || !exact[1].is_string()) line["raw_bytes"].push_back(exact);
+    }
     line["signs"] = Json::object();
     for (int slot = 0; slot < job.slot_size(); ++slot) line["signs"][job.slot(slot).name()] = samples[i].signs[slot];
     line["input"] = InputOf(job, layout, samples[i], rows);
@@ -194,7 +206,7 @@ absl::Status WriteGolden(const std::string& path, const Job& job, const std::vec
     for (int t = 0; t < job.task_size(); ++t) {
       line["p"][job.task(t).name()] = Probability(logits[i * job.task_size() + t]);
     }
-    // A byte that is no UTF-8 becomes U+FFFD: JSON has no other way.
+    // In `raw` a byte that is no UTF-8 becomes U+FFFD, for people; `raw_bytes` has it as it is.
     absl::StrAppend(&lines, line.dump(-1, ' ', false, Json::error_handler_t::replace), "\n");
   }
   return WriteFileAtomically(path, lines);
@@ -218,6 +230,43 @@ absl::StatusOr<Json> CompareWithBundle(const std::string& folder, const Job& job
   }
   return Json{{"records", samples.size()}, {"difference_max", difference_max}, {"bound", kParityMax}};
 }
+
+#ifdef HEARTH_ONNX
+// The graph's probabilities, run from the file that will be served, against the trainer's.
+absl::StatusOr<Json> CompareWithGraph(const std::string& path, const Job& job, const std::vector<Sample>& samples,
+                                      const ExportedRows& rows, const std::vector<float>& logits) {
+  HEARTH_ASSIGN_OR_RETURN(const std::string graph, ReadFile(path));
+  const FeatureLayout layout = MakeFeatureLayout(job);
+  double difference_max = 0;
+  for (size_t begin = 0; begin < samples.size(); begin += kGraphRowsMax) {
+    const size_t count = std::min(kGraphRowsMax, samples.size() - begin);
+    std::vector<float> features;
+    for (size_t i = begin; i < begin + count; ++i) {
+      const std::vector<float> input = InputOf(job, layout, samples[i], rows);
+      features.insert(features.end(), input.begin(), input.end());
+    }
+    HEARTH_ASSIGN_OR_RETURN(const auto outputs, RunOnnxModel(graph, features, static_cast<int64_t>(count)));
+    for (int t = 0; t < job.task_size(); ++t) {
+      const auto found = outputs.find("p_" + job.task(t).name());
+      if (found == outputs.end()) {
+        return absl::InternalError(absl::StrCat("the graph has no output for task ", job.task(t).name()));
+      }
+      for (size_t i = 0; i < count; ++i) {
+        const double own =
+            Probability(logits[(begin + i) * static_cast<size_t>(job.task_size()) + static_cast<size_t>(t)]);
+        const double difference = std::fabs(own - static_cast<double>(found->second[i]));
+        if (!(difference <= kGraphParityMax)) {
+          return absl::InternalError(absl::StrCat("the graph computes ", found->second[i], " for task ",
+                                                  job.task(t).name(), " of golden record ", begin + i,
+                                                  " where the trainer predicts ", own, "; nothing was exported"));
+        }
+        difference_max = std::max(difference_max, difference);
+      }
+    }
+  }
+  return Json{{"records", samples.size()}, {"difference_max", difference_max}, {"bound", kGraphParityMax}};
+}
+#endif
 
 // AUC by task with float rows and with int8 rows, over the log's head.
 absl::StatusOr<Json> MeasureInt8(const std::string& folder, const ScoredLog& scored) {
@@ -278,9 +327,16 @@ absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions
 
   Json json = ExportManifest(source, options.formats, tables);
   json["parity"] = nullptr;
+  json["graph_parity"] = nullptr;
   if (!samples.empty()) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, PredictFromSnapshot(source, samples, rows));
     HEARTH_RETURN_IF_ERROR(WriteGolden(JoinPath(folder, "golden.jsonl"), job, samples, rows, logits));
+#ifdef HEARTH_ONNX
+    if (options.formats.onnx) {
+      HEARTH_ASSIGN_OR_RETURN(json["graph_parity"],
+                              CompareWithGraph(OnnxPath(source, folder), job, samples, rows, logits));
+    }
+#endif
     const bool whole = options.formats.safetensors && (options.formats.hps || options.formats.npy);
     if (whole) {
       HEARTH_ASSIGN_OR_RETURN(json["parity"], CompareWithBundle(folder, job, samples, logits));
@@ -299,11 +355,17 @@ absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions
 }  // namespace
 
 absl::StatusOr<std::string> ExportBundle(const ExportOptions& options) {
-  HEARTH_ASSIGN_OR_RETURN(const std::string snapshot, FindExportSnapshot(options.snapshot));
-  HEARTH_ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(snapshot, options.data_dir));
+  HEARTH_ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.snapshot, options.data_dir));
+  if (const absl::Status valid = ValidateJob(source.job); !valid.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(JoinPath(source.folder, "MANIFEST"), ": this build refuses its job: ", valid.message(),
+                     "; export it with the Hearth that wrote it, commit ", source.manifest.commit()));
+  }
   std::string report;
   HEARTH_RETURN_IF_ERROR(PublishFolder(options.out, [&](const std::string& folder) -> absl::Status {
-    HEARTH_ASSIGN_OR_RETURN(report, Fill(source, options, folder));
+    absl::StatusOr<std::string> filled = Fill(source, options, folder);
+    if (!filled.ok()) return source.hold.Judge(filled.status());
+    report = *std::move(filled);
     return absl::OkStatus();
   }));
   return absl::StrCat(options.out, ": ", report);

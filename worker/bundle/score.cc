@@ -183,14 +183,14 @@ absl::StatusOr<std::vector<float>> BundleScorer::Predict(Batch* batch) {
 absl::StatusOr<ScoredLog> ChooseLog(const Job& job, const std::string& name, const std::vector<std::string>& files) {
   ScoredLog chosen;
   bool found = false;
-  const auto consider = [&](const Log& log, const std::string& its_name, const std::string& user) {
+  const auto consider = [&](const Log& log, const std::string& its_name, const Split& split) {
     const bool fits = name.empty() ? log.path_size() > 0 || !files.empty() : its_name == name;
     if (found || !fits) return;
-    chosen = {log, its_name, user};
+    chosen = {log, its_name, split.user(), split.records_max()};
     found = true;
   };
-  for (const Split& split : job.split()) consider(split.log(), split.name(), split.user());
-  for (const Log& log : job.log()) consider(log, log.name(), "");
+  for (const Split& split : job.split()) consider(split.log(), split.name(), split);
+  for (const Log& log : job.log()) consider(log, log.name(), Split());
   if (!found) {
     return absl::NotFoundError(
         absl::StrCat("the job has no split or log ", name.empty() ? "with files" : name, "; name one of the job's"));
@@ -203,8 +203,7 @@ absl::StatusOr<ScoredLog> ChooseLog(const Job& job, const std::string& name, con
   return chosen;
 }
 
-absl::StatusOr<uint64_t> VisitBatches(const Job& job, const ScoredLog& scored, bool keep_user_text,
-                                      const BatchVisitor& visit) {
+absl::Status VisitBatches(const Job& job, const ScoredLog& scored, bool keep_user_text, const BatchVisitor& visit) {
   const std::vector<Log> logs = {scored.log};
   LaneReaderOptions reading;
   HEARTH_ASSIGN_OR_RETURN(reading.schema, LogSchema::Open(job, logs, {scored.user}));
@@ -219,14 +218,11 @@ absl::StatusOr<uint64_t> VisitBatches(const Job& job, const ScoredLog& scored, b
   reading.keep_user_text = keep_user_text && !scored.user.empty();
   reading.user_column = scored.user;
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader, LaneReader::Open(reading));
-  uint64_t rejected = 0;
   while (true) {
     HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> batch, reader->Next());
-    if (batch == nullptr) return rejected;
-    rejected += batch->delta.rejected();
-    if (batch->records == 0) continue;
+    if (batch == nullptr) return absl::OkStatus();
     HEARTH_ASSIGN_OR_RETURN(const bool more, visit(batch.get()));
-    if (!more) return rejected;
+    if (!more) return absl::OkStatus();
   }
 }
 
@@ -235,10 +231,13 @@ absl::StatusOr<PredictionRows> ScoreLog(BundleScorer* scorer, const ScoredLog& s
   PredictionRows rows;
   rows.tasks = static_cast<uint32_t>(scorer->job().task_size());
   HEARTH_RETURN_IF_ERROR(VisitBatches(scorer->job(), scored, keep_user_text, [&](Batch* batch) -> absl::StatusOr<bool> {
-                           HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, scorer->Predict(batch));
-                           rows.Append(batch, logits);
-                           return rows.records() < records_max;
-                         }).status());
+    std::vector<float> logits;
+    if (batch->records > 0) {
+      HEARTH_ASSIGN_OR_RETURN(logits, scorer->Predict(batch));
+    }
+    rows.Append(batch, logits);  // its counts too
+    return rows.records() < records_max;
+  }));
   return rows;
 }
 

@@ -38,18 +38,19 @@ class BundleScorer {
 struct ScoredLog {
   Log log;
   std::string name;
-  std::string user;  // column of GAUC's user; empty: none
+  std::string user;                              // column of GAUC's user; empty: none
+  uint64_t records_max = Split().records_max();  // more are refused
 };
 // The split or training log of this name; empty: the first split, or without splits the first log that has files.
 // NotFound: none. `files`, unless empty, replace its paths.
 absl::StatusOr<ScoredLog> ChooseLog(const Job& job, const std::string& name, const std::vector<std::string>& files);
 
-// Visits the log's batches in file order until `visit` returns false or the log ends. Returns the records rejected.
+// Visits the log's batches in file order until `visit` returns false or the log ends. A batch without records carries
+// the counts of what was rejected and filtered behind the last one.
 using BatchVisitor = std::function<absl::StatusOr<bool>(Batch* batch)>;
-absl::StatusOr<uint64_t> VisitBatches(const Job& job, const ScoredLog& scored, bool keep_user_text,
-                                      const BatchVisitor& visit);
+absl::Status VisitBatches(const Job& job, const ScoredLog& scored, bool keep_user_text, const BatchVisitor& visit);
 
-// Predictions for up to records_max records, in file order.
+// Predictions for up to records_max records, in file order, and how many of those read were rejected.
 absl::StatusOr<PredictionRows> ScoreLog(BundleScorer* scorer, const ScoredLog& scored, bool keep_user_text,
                                         uint64_t records_max);
 

@@ -1,7 +1,6 @@
 // hearth-score BUNDLE --logs FILE…: scores raw logs from an export bundle alone. Started by `hearth score`.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <limits>
 #include <string>
 
 #include "absl/strings/str_format.h"
@@ -37,8 +36,10 @@ absl::StatusOr<std::string> Score(const Arguments& arguments) {
   HEARTH_ASSIGN_OR_RETURN(const auto scorer, BundleScorer::Open(arguments.bundle, form));
   HEARTH_ASSIGN_OR_RETURN(const ScoredLog scored, ChooseLog(scorer->job(), arguments.log, arguments.logs));
   const int64_t start_us = Env::Real()->NowUs();
-  HEARTH_ASSIGN_OR_RETURN(PredictionRows rows, ScoreLog(scorer.get(), scored, !arguments.predictions.empty(),
-                                                        std::numeric_limits<uint64_t>::max()));
+  HEARTH_ASSIGN_OR_RETURN(PredictionRows rows,
+                          ScoreLog(scorer.get(), scored, !arguments.predictions.empty(), scored.records_max + 1));
+  HEARTH_RETURN_IF_ERROR(CheckRecordCount(scored.records_max, rows));
+  HEARTH_RETURN_IF_ERROR(CheckRejected(scorer->job().limits(), rows));
   const double seconds = static_cast<double>(Env::Real()->NowUs() - start_us) / 1e6;
   std::vector<std::string> tasks;
   for (const Task& task : scorer->job().task()) tasks.push_back(task.name());
@@ -47,9 +48,12 @@ absl::StatusOr<std::string> Score(const Arguments& arguments) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<LogFile> files, ListLogFiles(scorer->job(), {scored.log}));
     HEARTH_RETURN_IF_ERROR(WritePredictions(arguments.predictions, rows, tasks, files));
   }
-  std::string text = absl::StrFormat("%d records, %.0f records/s\n%-20s %10s %10s %10s %10s\n", rows.records(),
-                                     static_cast<double>(rows.records()) / std::max(seconds, 1e-6), "task", "samples",
-                                     "positives", "AUC", "GAUC");
+  std::string text =
+      absl::StrFormat("%d records, %.0f records/s\nread %d = scored %d + rejected %d + filtered %d\n", rows.records(),
+                      static_cast<double>(rows.records()) / std::max(seconds, 1e-6), rows.read, rows.records(),
+                      rows.rejected, rows.read - rows.rejected - rows.records());
+  if (rows.rejected > 0) absl::StrAppend(&text, "rejected, for example: ", rows.bad_record, "\n");
+  absl::StrAppendFormat(&text, "%-20s %10s %10s %10s %10s\n", "task", "samples", "positives", "AUC", "GAUC");
   for (const Evaluation::Task& task : evaluation.task()) {
     absl::StrAppendFormat(&text, "%-20s %10d %10d %10s %10s\n", task.name(), task.samples(), task.positives(),
                           Figure(task.has_auc(), task.auc()), Figure(task.has_gauc(), task.gauc()));

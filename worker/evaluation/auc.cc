@@ -137,31 +137,4 @@ void AddPrediction(TaskMetric* metric, float logit, bool positive, double loss) 
   metric->set_loss_sum(metric->loss_sum() + loss);
 }
 
-void MergeMetric(const TaskMetric& from, TaskMetric* into) {
-  into->set_labelled(into->labelled() + from.labelled());
-  into->set_loss_sum(into->loss_sum() + from.loss_sum());
-  if (from.positives_size() == 0 && from.negatives_size() == 0) return;
-  HEARTH_CHECK(from.positives_size() == kAucBuckets && from.negatives_size() == kAucBuckets,
-               "a histogram of another number of buckets");
-  SizeHistograms(into);
-  for (int bucket = 0; bucket < kAucBuckets; ++bucket) {
-    into->set_positives(bucket, into->positives(bucket) + from.positives(bucket));
-    into->set_negatives(bucket, into->negatives(bucket) + from.negatives(bucket));
-  }
-}
-
-std::optional<double> BucketedAuc(const TaskMetric& metric) {
-  HEARTH_CHECK(metric.positives_size() == metric.negatives_size());
-  uint64_t positives = 0;
-  uint64_t negatives = 0;
-  unsigned __int128 won_twice = 0;
-  for (int bucket = 0; bucket < metric.positives_size(); ++bucket) {
-    won_twice += static_cast<unsigned __int128>(metric.positives(bucket)) * (2 * negatives + metric.negatives(bucket));
-    positives += metric.positives(bucket);
-    negatives += metric.negatives(bucket);
-  }
-  if (positives == 0 || negatives == 0) return std::nullopt;
-  return static_cast<double>(won_twice) / (2.0 * static_cast<double>(positives) * static_cast<double>(negatives));
-}
-
 }  // namespace hearth

@@ -34,10 +34,9 @@ Evaluation::Task Evaluate(const std::string& name, const TaskScores& scores);
 // Binary cross-entropy of a logit, without overflow.
 double LogLoss(double logit, bool positive);
 
-// Streaming histograms of predictions, TaskMetric's buckets (256): added, subtracted and merged exactly.
+// Streaming histograms of predictions, TaskMetric's buckets (256). The scheduler adds them up and reads an AUC off them
+// (scheduler/progress.h, StreamingAuc).
 constexpr int kAucBuckets = 256;
 void AddPrediction(TaskMetric* metric, float logit, bool positive, double loss);
-void MergeMetric(const TaskMetric& from, TaskMetric* into);
-std::optional<double> BucketedAuc(const TaskMetric& metric);
 
 }  // namespace hearth

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/job/config.h"
 #include "worker/evaluation/auc.h"
 
 namespace hearth {
@@ -213,6 +214,20 @@ absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message)
   }
   if (!taker.TakeText(chunk[0].bad_record_bytes, &rows.bad_record) || !taker.empty()) return lost();
   return rows;
+}
+
+absl::Status CheckRecordCount(uint64_t records_max, const PredictionRows& rows) {
+  if (rows.records() <= records_max) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "more than records_max = ", records_max, " records; one process holds all of them in memory to score them, some ",
+      60 + 5 * rows.tasks, " bytes each: raise split.records_max, or name fewer files"));
+}
+
+absl::Status CheckRejected(const Limits& limits, const PredictionRows& rows) {
+  if (!TooManyBadRecords(limits, rows.rejected, rows.read)) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(
+      rows.rejected, " of ", rows.read, " records are bad, more than limits.bad_records_max_fraction = ",
+      limits.bad_records_max_fraction(), "; for example ", rows.bad_record, "; correct the log or raise the limit"));
 }
 
 absl::Status SortPredictions(PredictionRows* rows) {

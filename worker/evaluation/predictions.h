@@ -10,6 +10,7 @@
 #include "common/base/bytes.h"
 #include "common/net/wire.h"
 #include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
 #include "model/batch/batch.h"
 
 namespace hearth {
@@ -42,6 +43,11 @@ struct PredictionRows {
 Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, Header header);
 // DataLoss when sizes do not add up.
 absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message);
+
+// InvalidArgument past split.records_max: all of them are in memory.
+absl::Status CheckRecordCount(uint64_t records_max, const PredictionRows& rows);
+// DataLoss past the budget of bad records, as for training: an evaluation that leaves out too many says nothing.
+absl::Status CheckRejected(const Limits& limits, const PredictionRows& rows);
 
 // Into (file, offset) order. DataLoss when a record is there twice.
 absl::Status SortPredictions(PredictionRows* rows);

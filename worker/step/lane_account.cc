@@ -12,17 +12,6 @@
 #include "common/base/status.h"
 
 namespace hearth {
-namespace {
-
-absl::Status IoError(const std::string& path, const char* what) {
-  const int error = errno;
-  const std::string message = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT)
-    return absl::ResourceExhaustedError(absl::StrCat(message, "; free some space"));
-  return absl::UnavailableError(message);
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<LaneAccount>> LaneAccount::Open(const std::string& folder, const LaneState& state) {
   std::string path = JoinPath(folder, absl::StrCat("lane-", state.cursor().lane(), ".tsv"));
@@ -35,7 +24,7 @@ absl::StatusOr<std::unique_ptr<LaneAccount>> LaneAccount::Open(const std::string
     return absl::DataLossError(absl::StrCat(path, ": ", there, " bytes, the snapshot counts ", kept,
                                             "; put the file back, or start with --fresh in another folder"));
   }
-  if (there > kept && truncate(path.c_str(), static_cast<off_t>(kept)) != 0) return IoError(path, "truncate");
+  if (there > kept && truncate(path.c_str(), static_cast<off_t>(kept)) != 0) return ErrorOf(errno, "truncate", path);
   return std::unique_ptr<LaneAccount>(new LaneAccount(std::move(path), state));
 }
 
@@ -95,9 +84,9 @@ absl::Status LaneAccount::Append(const std::string& lines) {
   if (file_ == nullptr) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(path_.substr(0, path_.rfind('/'))));
     file_ = std::fopen(path_.c_str(), "ab");
-    if (file_ == nullptr) return IoError(path_, "open");
+    if (file_ == nullptr) return ErrorOf(errno, "open", path_);
   }
-  if (std::fwrite(lines.data(), 1, lines.size(), file_) != lines.size()) return IoError(path_, "write");
+  if (std::fwrite(lines.data(), 1, lines.size(), file_) != lines.size()) return ErrorOf(errno, "write", path_);
   state_.set_dead_letter_bytes(state_.dead_letter_bytes() + lines.size());
   dead_letter_ = lines.substr(0, lines.find('\n'));
   return absl::OkStatus();
@@ -107,7 +96,7 @@ absl::Status LaneAccount::Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row) 
   state_.set_epoch_ends_at(epoch_ends_at);
   state_.set_skipped_in_row(skipped_in_row);
   if (file_ == nullptr) return absl::OkStatus();
-  if (std::fflush(file_) != 0 || fsync(fileno(file_)) != 0) return IoError(path_, "fsync");
+  if (std::fflush(file_) != 0 || fsync(fileno(file_)) != 0) return ErrorOf(errno, "fsync", path_);
   if (name_is_durable_) return absl::OkStatus();
   const std::string folder = path_.substr(0, path_.rfind('/'));
   HEARTH_RETURN_IF_ERROR(FsyncPath(folder));

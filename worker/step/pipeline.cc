@@ -27,9 +27,11 @@ void ListTables(Batch* batch, RowsOf rows, std::vector<TableRows>* tables) {
       values = group.gradients.data();
     }
     for (size_t begin = 0; begin < count;) {
+      // Each sign is asked for its table. The first sign of the next table bounds nothing: behind the last table there
+      // is none, for 2^64 is no Sign.
       const TableNumber table = TableOf(group.unique[begin]);
-      const auto next = std::lower_bound(group.unique.begin() + static_cast<ptrdiff_t>(begin), group.unique.end(),
-                                         MakeSign(table + 1, 0));
+      const auto next = std::partition_point(group.unique.begin() + static_cast<ptrdiff_t>(begin), group.unique.end(),
+                                             [table](Sign sign) { return TableOf(sign) == table; });
       const size_t end = static_cast<size_t>(next - group.unique.begin());
       TableRows part;
       part.table = table;

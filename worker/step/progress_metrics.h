@@ -27,6 +27,7 @@ class ProgressMetrics {
   Histogram* pull_;
   std::map<std::string, Counter*> records_;  // by fate
   std::map<std::string, Counter*> seconds_;  // by phase
+  Counter* training_;
 };
 
 }  // namespace hearth

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <functional>
+
 #include "common/base/file.h"
 #include "common/base/status.h"
 
@@ -37,6 +39,10 @@ class ManifestTest : public testing::Test {
     manifest.set_step(step);
     manifest.set_job("name: \"a\"\n# xxh3 not a checksum\n");
     manifest.set_rows_hash(7);
+    manifest.set_lanes(1);
+    manifest.set_shards(1);
+    manifest.set_servers(1);
+    manifest.add_lane();
     const std::vector<FileEntry> files = DescribeFiles(folder, {"dense.safetensors", "ps-0"}).value();
     manifest.mutable_file()->Assign(files.begin(), files.end());
     EXPECT_TRUE(CommitManifest(folder, manifest).ok());
@@ -162,6 +168,30 @@ TEST(ModelHash, GivesTheDocumentedKnownAnswers) {
   EXPECT_EQ(ModelHash(0, 0), 0xd0a66a65c7528968ull);
   EXPECT_EQ(ModelHash(1, 2), 0x07ee86c281446befull);
   EXPECT_NE(ModelHash(2, 1), ModelHash(1, 2));
+}
+
+TEST_F(ManifestTest, CountsThatNoRunHasAreDataLossAndPassedOver) {
+  Commit(1);
+  const Manifest good = Commit(2);
+  ASSERT_TRUE(CheckCounts(good, Folder(2)).ok());
+  const auto expect_lost = [&](const std::function<void(Manifest*)>& change, const char* why) {
+    Manifest bad = good;
+    change(&bad);
+    const absl::Status status = CheckCounts(bad, Folder(2));
+    EXPECT_EQ(ExitCodeOf(status), kExitBadData) << why;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+    ASSERT_TRUE(CommitManifest(Folder(2), bad).ok());
+    EXPECT_EQ(Find().folder, Folder(1)) << why;
+  };
+  expect_lost([](Manifest* m) { m->set_lanes(0); }, "0 lanes");
+  expect_lost([](Manifest* m) { m->set_lanes(4097); }, "4097 lanes");
+  expect_lost([](Manifest* m) { m->set_lanes(2); }, "1 lanes of 2");
+  expect_lost([](Manifest* m) { m->set_servers(0); }, "0 servers");
+  expect_lost([](Manifest* m) { m->set_servers(4'000'000'000u); }, "4000000000 servers");
+  expect_lost([](Manifest* m) { m->set_shards(0); }, "0 shards");
+  expect_lost([](Manifest* m) { m->set_shards((1 << 20) + 1); }, "1048577 shards");
+  expect_lost([](Manifest* m) { m->add_log_file()->set_number(1); }, "log file 0 has the number 1");
+  expect_lost([](Manifest* m) { m->mutable_lane(0)->mutable_cursor()->set_file(1); }, "is in file 1 of 0");
 }
 
 }  // namespace

@@ -130,5 +130,18 @@ TEST(Safetensors, SurvivesAnyFlippedByteOfItsHeader) {
   EXPECT_GT(refused, 30);
 }
 
+// 5 GiB that take no room on the disk. A length alone refuses nothing, and what is none is not read into memory.
+TEST(Safetensors, AFileOfMoreThanFourGibIsJudgedByItsBytesAndNotByItsLength) {
+  const std::string path = JoinPath(Folder(), "long.safetensors");
+  ASSERT_TRUE(WriteFileAtomically(path, std::string(8, '\xff')).ok());
+  ASSERT_EQ(truncate(path.c_str(), off_t{5} << 30), 0);
+  const absl::Status status = ReadSafetensors(path).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_NE(status.message().find("a header of 18446744073709551615 bytes in a file of 5368709120"),
+            absl::string_view::npos)
+      << status;
+  ASSERT_TRUE(RemoveTree(path).ok());
+}
+
 }  // namespace
 }  // namespace hearth

@@ -2,6 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+
+#include <memory>
+#include <vector>
 
 #include "common/base/status.h"
 #include "tests/common/loopback.h"
@@ -11,6 +15,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(Metrics, SayNameUnitMeaningAndLabels) {
   MetricRegistry metrics("worker", 3);
@@ -63,6 +68,58 @@ TEST(Metrics, AreServedAsText) {
                                                HasSubstr("hearth_rows{rank=\"1\",role=\"ps\"} 7")));
   EXPECT_THAT(HttpGet(port, "/"), HasSubstr("404"));
   EXPECT_THAT(HttpGet(port, "/metrics?a=b"), HasSubstr("hearth_rows"));
+}
+
+TEST(Metrics, AGaugeIsNotThereBeforeItsFirstValue) {
+  MetricRegistry metrics("scheduler", 0);
+  Gauge* const loss = metrics.NewGauge({"loss", "", "Mean loss."});
+  EXPECT_THAT(metrics.Text(), Not(HasSubstr("hearth_loss{"))) << "0 would be a loss that nobody measured";
+  loss->Set(0);
+  EXPECT_THAT(metrics.Text(), HasSubstr("hearth_loss{rank=\"0\",role=\"scheduler\"} 0"));
+  loss->Set(0.5);
+  EXPECT_THAT(metrics.Text(), HasSubstr("hearth_loss{rank=\"0\",role=\"scheduler\"} 0.5"));
+}
+
+// Clients that say little and stay: others are served beside them, and the page ends without them.
+TEST(Metrics, ClientsThatSayNothingHoldUpNobody) {
+  auto metrics = std::make_unique<MetricRegistry>("ps", 0);
+  metrics->NewGauge({"rows", "", "Live rows."})->Set(7);
+  uint16_t port;
+  { port = TakenPort().port(); }
+  ASSERT_TRUE(metrics->Serve("127.0.0.1", port).ok());
+  std::vector<int> silent;
+  const sockaddr_in address = Loopback(port);
+  for (int i = 0; i < 40; ++i) {
+    silent.push_back(socket(AF_INET, SOCK_STREAM, 0));
+    ASSERT_EQ(connect(silent.back(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    ASSERT_EQ(write(silent.back(), "G", 1), 1);
+  }
+  EXPECT_THAT(HttpGet(port, "/metrics"), HasSubstr("hearth_rows"));
+  metrics.reset();  // with the old page: never, as long as one of them says a byte now and then
+  for (const int fd : silent) close(fd);
+}
+
+TEST(Metrics, ThePageOutlivesAMomentWithoutDescriptors) {
+  MetricRegistry metrics("ps", 0);
+  metrics.NewGauge({"rows", "", "Live rows."})->Set(7);
+  uint16_t port;
+  { port = TakenPort().port(); }
+  ASSERT_TRUE(metrics.Serve("127.0.0.1", port).ok());
+  const int client = socket(AF_INET, SOCK_STREAM, 0);
+  std::vector<int> all;
+  for (int fd; (fd = dup(client)) >= 0;) all.push_back(fd);
+  const sockaddr_in address = Loopback(port);
+  ASSERT_EQ(connect(client, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  const std::string request = "GET /metrics HTTP/1.0\r\n\r\n";
+  ASSERT_EQ(write(client, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+  pollfd answered = {client, POLLIN, 0};
+  EXPECT_EQ(poll(&answered, 1, 300), 0) << "nothing can be accepted now";
+  for (const int fd : all) close(fd);
+  std::string answer;
+  char chunk[4096];
+  for (ssize_t got; (got = read(client, chunk, sizeof(chunk))) > 0;) answer.append(chunk, static_cast<size_t>(got));
+  EXPECT_THAT(answer, HasSubstr("hearth_rows"));
+  close(client);
 }
 
 TEST(Metrics, PortZeroIsOff) {

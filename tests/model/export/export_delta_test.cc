@@ -82,6 +82,8 @@ class ExportDeltaTest : public testing::Test {
     manifest.set_schema(1);
     manifest.set_step(step);
     manifest.set_job(PrintJob(job_));
+    manifest.set_lanes(1);
+    manifest.add_lane();
     manifest.set_shards(kShards);
     manifest.set_servers(servers);
     manifest.set_model_hash(step * 17);

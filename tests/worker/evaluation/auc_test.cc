@@ -1,5 +1,6 @@
 #include "worker/evaluation/auc.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -140,50 +141,27 @@ TEST(Evaluate, StaysFiniteAtExtremeLogits) {
   EXPECT_EQ(task.auc(), 0.0);
 }
 
-// The bucketed AUC is the exact one of the scores rounded down to their buckets.
-TEST(BucketedAuc, EqualsTheExactAucOfTheBuckets) {
+TEST(AddPrediction, CountsEachProbabilityInItsBucket) {
   Random random(3);
   TaskMetric metric;
-  std::vector<float> buckets;
-  std::vector<float> labels;
+  std::vector<uint64_t> positives(kAucBuckets, 0), negatives(kAucBuckets, 0);
   double loss = 0;
-  for (int i = 0; i < 3000; ++i) {
-    const float logit = static_cast<float>(8 * random.Uniform() - 4);
-    const bool positive = random.Uniform() < 1 / (1 + std::exp(-logit));
+  const auto add = [&](float logit, bool positive) {
     AddPrediction(&metric, logit, positive, 0.25);
     loss += 0.25;
-    buckets.push_back(static_cast<float>(std::floor(256 / (1 + std::exp(-static_cast<double>(logit))))));
-    labels.push_back(positive ? 1.0f : 0.0f);
-  }
-  EXPECT_EQ(metric.labelled(), 3000u);
-  EXPECT_EQ(metric.loss_sum(), loss);
-  EXPECT_EQ(BucketedAuc(metric), Auc(buckets, labels));
-}
-
-TEST(BucketedAuc, HoldsTheEndsAndIsUndefinedWithOneClass) {
-  TaskMetric metric;
-  EXPECT_FALSE(BucketedAuc(metric).has_value());
-  AddPrediction(&metric, 1000.0f, true, 0);
-  AddPrediction(&metric, -1000.0f, true, 0);
-  EXPECT_EQ(metric.positives(255), 1u);
-  EXPECT_EQ(metric.positives(0), 1u);
-  EXPECT_FALSE(BucketedAuc(metric).has_value());
-}
-
-TEST(MergeMetric, AddsPartsToTheWholeInAnyGrouping) {
-  Random random(9);
-  TaskMetric whole;
-  TaskMetric parts[3];
-  for (int i = 0; i < 500; ++i) {
+    const double bucket = std::floor(256 / (1 + std::exp(-static_cast<double>(logit))));
+    ++(positive ? positives : negatives)[static_cast<size_t>(std::min(bucket, 255.0))];
+  };
+  for (int i = 0; i < 3000; ++i) {
     const float logit = static_cast<float>(8 * random.Uniform() - 4);
-    const bool positive = random.Below(3) == 0;
-    AddPrediction(&whole, logit, positive, 0.5);
-    AddPrediction(&parts[random.Below(3)], logit, positive, 0.5);
+    add(logit, random.Uniform() < 1 / (1 + std::exp(-logit)));
   }
-  TaskMetric merged;
-  MergeMetric(TaskMetric(), &merged);
-  for (const TaskMetric& part : parts) MergeMetric(part, &merged);
-  EXPECT_EQ(merged.SerializeAsString(), whole.SerializeAsString());
+  add(1000.0f, true);  // both ends have a bucket
+  add(-1000.0f, true);
+  EXPECT_EQ(metric.labelled(), 3002u);
+  EXPECT_EQ(metric.loss_sum(), loss);
+  EXPECT_EQ(std::vector<uint64_t>(metric.positives().begin(), metric.positives().end()), positives);
+  EXPECT_EQ(std::vector<uint64_t>(metric.negatives().begin(), metric.negatives().end()), negatives);
 }
 
 }  // namespace

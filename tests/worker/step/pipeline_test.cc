@@ -636,6 +636,32 @@ TEST_P(PipelineAtStaleness, MakesNoStepWhileNoLaneHasARecord) {
 
 INSTANTIATE_TEST_SUITE_P(Staleness, PipelineAtStaleness, testing::Values(0u, 1u, 2u, 3u));
 
+// A table's signs end where the next table's begin; behind the last table, 4095, nothing begins.
+TEST(ListTables, CutsABatchAtEachTableUpToTheLast) {
+  for (TableNumber power = 1; power <= kTablesMax + 1; power *= 2) {
+    for (const TableNumber table : {power - 1, power, power + 1}) {
+      if (table < 1 || table > kTablesMax) continue;
+      std::vector<Sign> signs;
+      const std::set<TableNumber> numbers = {1, table, kTablesMax};
+      for (const TableNumber number : numbers) {
+        for (const uint64_t id : {uint64_t{0}, uint64_t{1}, kIdMask}) signs.push_back(MakeSign(number, id));
+      }
+      const std::unique_ptr<Batch> batch = MakeBatch(0, 0, signs);
+      std::vector<TableRows> parts;
+      ListTables(batch.get(), RowsOf::kPull, &parts);
+      ASSERT_EQ(parts.size(), numbers.size()) << table;
+      size_t part = 0;
+      for (const TableNumber number : numbers) {
+        EXPECT_EQ(parts[part].table, number);
+        EXPECT_EQ(std::vector<Sign>(parts[part].signs.begin(), parts[part].signs.end()),
+                  std::vector<Sign>(signs.begin() + 3 * part, signs.begin() + 3 * part + 3));
+        EXPECT_EQ(parts[part].rows.data(), batch->groups[0].rows.data() + 3 * part);
+        ++part;
+      }
+    }
+  }
+}
+
 TEST(Pipeline, HintsASignForTheStepThatPullsItInEveryEpoch) {
   Plan plan;
   plan.epochs = 4;
