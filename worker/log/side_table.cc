@@ -14,10 +14,11 @@ namespace {
 constexpr size_t kTextBytes = 1 << 20;  // of one block of owned text
 }
 
-absl::StatusOr<std::unique_ptr<const AttributeTable>> AttributeTable::Load(const Job& job, const SideTable& table) {
+absl::StatusOr<std::unique_ptr<const AttributeTable>> AttributeTable::Load(const Job& job, const SideTable& table,
+                                                                           Rows rows) {
   auto loaded = std::make_unique<AttributeTable>();
   loaded->name_ = table.name();
-  HEARTH_RETURN_IF_ERROR(loaded->Read(job, table));
+  HEARTH_RETURN_IF_ERROR(loaded->Read(job, table, rows));
   return std::unique_ptr<const AttributeTable>(std::move(loaded));
 }
 
@@ -28,7 +29,7 @@ int AttributeTable::ColumnOf(absl::string_view column) const {
   return -1;
 }
 
-absl::Status AttributeTable::Read(const Job& job, const SideTable& table) {
+absl::Status AttributeTable::Read(const Job& job, const SideTable& table, Rows rows) {
   const std::string path = ResolvePath(job, table.path());
   const std::string where = absl::StrCat("side_table \"", name_, "\"");
   RecordSplitter::Options options;
@@ -65,6 +66,7 @@ absl::Status AttributeTable::Read(const Job& job, const SideTable& table) {
         return absl::InvalidArgumentError(absl::StrCat(where, ".key: ", path, " has no column \"", table.key(),
                                                        "\"; it has ", absl::StrJoin(columns_, ", ")));
       }
+      if (rows == Rows::kNone) break;
       continue;
     }
     if (rows_.size() >= table.rows_max()) {

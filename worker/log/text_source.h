@@ -11,6 +11,7 @@
 namespace hearth {
 
 enum class Compression { kNone, kGzip, kZstd };
+// DataLoss, naming what it is, where the first bytes are those of another format (an archive, Parquet, UTF-16, …).
 absl::StatusOr<Compression> CompressionOf(const std::string& path);
 
 // One thread. Offsets are of the text, after decompression.
