@@ -36,6 +36,9 @@ std::string PrintJob(const Job& job);
 uint64_t JobHash(const Job& job);
 // Fields, of those that JobHash covers, in which the two differ, as paths "training.batch_size: 512 != 1024".
 std::vector<std::string> JobDifferences(const Job& a, const Job& b);
+// Those of them that decide what rows and dense parameters mean: where they agree, a snapshot of one may be evaluated
+// by the other. How logs and side tables are read, and what counts as a positive, is free.
+std::vector<std::string> ModelDifferences(const Job& a, const Job& b);
 
 // path inside the job, resolved against job.data_dir.
 std::string ResolvePath(const Job& job, const std::string& path);
