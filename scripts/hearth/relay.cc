@@ -24,15 +24,19 @@ void AppendBounded(absl::string_view text, size_t bytes_max, std::string* to) {
   if (to->size() < bytes_max) to->append(text.data(), std::min(text.size(), bytes_max - to->size()));
 }
 
-// Its lines in one, up to the first empty one behind some. What ends in a colon goes on behind that, unless a list of
+// Its first paragraphs, in one line. What ends in a colon goes on behind that, unless a list of
 // guesses follows.
-void AppendParagraph(absl::string_view text, std::string* line) {
+void AppendParagraphs(absl::string_view text, int paragraphs_max, std::string* line) {
   std::string introduction;
   bool began = false;
   for (absl::string_view one : absl::StrSplit(text, '\n')) {
     one = absl::StripAsciiWhitespace(one);
-    if (one.empty() && began && introduction.empty()) return;
-    if (one.empty()) continue;
+    if (one.empty()) {
+      if (began && introduction.empty() && --paragraphs_max == 0) return;
+      began = false;
+      continue;
+    }
+    if (absl::StartsWith(one, "[")) continue;  // says where, not why
     if (!introduction.empty() && (one[0] == '*' || one[0] == '-')) return;
     began = true;
     const std::string words = absl::StrCat(introduction, introduction.empty() ? "" : " ", one);
@@ -46,10 +50,11 @@ bool IsRule(absl::string_view line) {
   const auto all = [line](char c) { return line.find_first_not_of(c) == absl::string_view::npos; };
   return line.size() >= 40 && (all('-') || all('*'));
 }
-// "[host:123] 1 more process has sent help message …", and what to set to see it.
-bool IsAggregate(absl::string_view line) {
+// "[host:123] *** An error occurred in …", "[host:123] 1 more process has sent help message …", and how to see it.
+bool IsOfMpi(absl::string_view line) {
   return absl::StartsWith(line, "[") &&
-         (absl::StrContains(line, "has sent help message") || absl::StrContains(line, "orte_base_help_aggregate"));
+         (absl::StrContains(line, "] *** ") || absl::StrContains(line, "sent help message") ||
+          absl::StrContains(line, "orte_base_help_aggregate"));
 }
 
 }  // namespace
@@ -62,7 +67,9 @@ void MpirunFilter::EndLine(std::string* passed) {
   } else if (message_lines_ > 0) {
     AppendBounded(line_, kKeptBytesMax, &messages_);
     if (++message_lines_ > kMessageLinesMax) message_lines_ = 0;  // those dashes were nobody's frame
-  } else if (!IsAggregate(line_)) {
+  } else if (IsOfMpi(line_)) {
+    AppendBounded(line_, kKeptBytesMax, &messages_);
+  } else {
     passed->append(line_);
     AppendBounded(line_, kLineBytesMax, &others_);
   }
@@ -141,8 +148,8 @@ void Relay::Write() {
 
 std::string RefusalOf(const MpirunFilter& filter) {
   std::string line;
-  AppendParagraph(filter.others(), &line);
-  AppendParagraph(filter.messages(), &line);
+  AppendParagraphs(filter.others(), 1, &line);
+  AppendParagraphs(filter.messages(), 3, &line);
   return line;
 }
 

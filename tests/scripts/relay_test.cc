@@ -37,7 +37,8 @@ TEST(MpirunFilter, KeepsMpirunsMessagesBackAndLetsTheRest) {
     filter.Finish(&passed);
     ASSERT_EQ(passed, expected);
     EXPECT_THAT(filter.messages(), HasSubstr("No nodes are available.\n"));
-    EXPECT_EQ(RefusalOf(filter), "ssh: no such host - a list [vm:1] odd step 1\rstep 2 No nodes are available.");
+    EXPECT_EQ(RefusalOf(filter),
+              "ssh: no such host - a list step 1\rstep 2 No nodes are available. This is usually caused by: More.");
   }
 }
 
@@ -49,7 +50,7 @@ TEST(MpirunFilter, AReasonThatGoesOnBehindAColonIsToldAndAListOfGuessesIsNot) {
     return RefusalOf(filter);
   };
   EXPECT_EQ(refusal("None of the networks\ncould be found:\n\n  Value given: nope0\n\nPlease revise it.\n"),
-            "None of the networks could be found: Value given: nope0");
+            "None of the networks could be found: Value given: nope0 Please revise it.");
   EXPECT_EQ(refusal("Unable to start.\nThis usually is caused by:\n\n* not finding it\n"), "Unable to start.");
   EXPECT_EQ(refusal(""), "");
 }
@@ -65,10 +66,12 @@ TEST(MpirunFilter, SaysNotThatMoreOfTheSameWasHeldBack) {
   MpirunFilter filter;
   std::string passed;
   filter.Take(
-      "[vm:12] 3 more processes have has sent help message help-mpi-api.txt / mpi-abort\n"
+      "[vm:12] 3 more processes have sent help message help-mpi-api.txt / mpi-abort\n"
       "[vm:12] Set MCA parameter \"orte_base_help_aggregate\" to 0 to see all help / error messages\n",
       &passed);
+  filter.Take("[vm:12] *** An error occurred in MPI_Init_thread\n[vm:12] *** Unknown error\n", &passed);
   EXPECT_EQ(passed, "");
+  EXPECT_THAT(filter.messages(), HasSubstr("MPI_Init_thread"));
 }
 
 TEST(MpirunFilter, ALineOfDashesThatNobodyClosesSwallowsLittle) {
