@@ -32,6 +32,7 @@ namespace {
 constexpr int64_t kKillAfterUs = 20 * 1000000;   // mpirun itself gives its ranks a few seconds
 constexpr int64_t kOrphanTermUs = 2 * 1000000;   // between SIGTERM and SIGKILL
 constexpr int64_t kOrphanKillUs = 10 * 1000000;  // until we say that it does not work
+constexpr int64_t kLastWordsUs = 2 * 1000000;    // for what an ended child wrote, where we are told to stop
 constexpr uint64_t kCommandLineBytesMax = 1 << 22;
 
 // The strings of a file of /proc; at least one. Nothing of a process that is gone meanwhile, or a zombie.
@@ -176,14 +177,20 @@ absl::StatusOr<Supervisor::End> Supervisor::Run(const Command& command) {
   close(report.read);
   int64_t kill_at_us = kNever;
   std::optional<int> ended_with;
-  // Until the child has ended, and what it wrote has gone on, unless whoever reads that keeps us waiting and we are
+  int64_t ended_us = 0;
+  // Until the child has ended, and what it wrote has gone on; who reads that may keep us waiting, but not once we are
   // told to stop.
-  while (!ended_with || ((out.writes() >= 0 || err.writes() >= 0) && stop_signal_ == 0)) {
+  const auto waits_for_reader = [&] {
+    return (out.writes() >= 0 || err.writes() >= 0) &&
+           (stop_signal_ == 0 || Env::Real()->NowUs() < ended_us + kLastWordsUs);
+  };
+  while (!ended_with || waits_for_reader()) {
     int wait_status = 0;
     for (pid_t ended; !ended_with && (ended = waitpid(-1, &wait_status, WNOHANG)) > 0;) {  // adopted orphans, too
       if (ended != child) continue;
       if (failed) return absl::NotFoundError(absl::StrCat(command.argv[0], ": ", std::strerror(error)));
       ended_with = wait_status;
+      ended_us = Env::Real()->NowUs();
     }
     if (ended_with) {  // what is still in the pipes; an orphan may hold them open
       for (Relay* relay : {&out, &err}) {

@@ -187,8 +187,9 @@ TEST_F(LaunchTest, ReturnsSavedWhereARankDiesWhileASaveIsAskedFor) {
 }
 
 TEST_F(LaunchTest, ForwardsSigtermAndDoesNotRestart) {
-  WriteMpirun("trap 'exit 1' TERM; kill -TERM $PPID; while :; do sleep 0.01; done");
+  WriteMpirun("trap 'echo last words >&2; exit 1' TERM; kill -TERM $PPID; while :; do sleep 0.01; done");
   EXPECT_EQ(TrainSaying(&said_), 128 + SIGTERM);
+  EXPECT_THAT(said_, HasSubstr("last words"));
   EXPECT_EQ(Calls().size(), 1u);
   EXPECT_EQ(RunJson()["status"], "failed");
 }

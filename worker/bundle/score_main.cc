@@ -74,7 +74,9 @@ int Main(int argc, char** argv) {
     return ExitOfParse(app, error);
   }
   const absl::StatusOr<std::string> report = Score(arguments);
-  return Finish("hearth score", report);
+  const int code = Finish("hearth score", report);
+  if (code == kExitOk) SayNext("hearth train with more data or epochs, then hearth export RUN --since STEP --out OUT");
+  return code;
 }
 
 }  // namespace
