@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/command_line.h"
 #include "common/base/env.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
@@ -85,7 +86,7 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return ExitOfParse(app, error);
   }
 
   static_cast<void>(StartLogging("ps", ""));  // stderr alone cannot fail

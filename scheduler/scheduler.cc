@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/numbered_folder.h"
 #include "common/artifact/snapshot_hold.h"
@@ -30,14 +31,6 @@ absl::StatusOr<Control> DecodeControl(const Message& message) {
   std::optional<Control> control = ParseControl(message.payload.span());
   if (!control) return absl::InternalError("a control message does not parse");
   return *std::move(control);
-}
-
-// Decides what a snapshot's rows and dense parameters mean; the rest is no matter when it is only evaluated.
-bool ConcernsModel(const std::string& difference) {
-  for (const char* field : {"task", "slot", "dense", "table", "model", "side_table", "training.shards"}) {
-    if (absl::StartsWith(difference, field)) return true;
-  }
-  return false;
 }
 
 std::vector<std::string> SplitNames(const Job& job) {
@@ -163,12 +156,12 @@ absl::Status Scheduler::ChooseSnapshot() {
 absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
   const std::string path = JoinPath(start_.folder, "MANIFEST");
   HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
-  std::vector<std::string> differences;
-  for (const std::string& difference : JobDifferences(before, options_.job)) {
-    if (options_.evaluate_snapshot.empty() || ConcernsModel(difference)) differences.push_back(difference);
-  }
+  const bool evaluates = !options_.evaluate_snapshot.empty();
+  const std::vector<std::string> differences =
+      evaluates ? ModelDifferences(before, options_.job) : JobDifferences(before, options_.job);
   if (differences.empty()) {
     for (const std::string& difference : BitDifferences(before, options_.job)) {
+      if (evaluates) break;
       spdlog::warn("bits_change {} (snapshot != job): the model's bits are those of a run that changes this here",
                    difference);
     }

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "common/base/command_line.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
@@ -99,7 +100,7 @@ int Main(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   hearth::Arguments arguments;
-  CLI::App app("Hearth's scheduler: rank 0 of a training job");
+  CLI::App app("Hearth's scheduler: rank 0 of a training job", "hearth-scheduler");
   app.set_version_flag("--version", "hearth-scheduler " + hearth::BuildCommit());
   app.add_option("--ps", arguments.servers, "parameter servers in the job")->required()->check(CLI::PositiveNumber);
   app.add_option("--worker", arguments.workers, "workers in the job")->required()->check(CLI::PositiveNumber);
@@ -109,7 +110,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? hearth::kExitOk : hearth::kExitUsage;
+    return hearth::ExitOfParse(app, error);
   }
   return hearth::Main(arguments);
 }

@@ -29,7 +29,7 @@ SPACE = " \t\n\v\f\r"
 DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 FRAGMENTS_MAX = 64
-QUOTE, NEWLINE, RETURN = b'"'[0], b"\n"[0], b"\r"[0]
+QUOTE, NEWLINE = b'"'[0], b"\n"[0]
 
 # A text is a str whose bytes that are no UTF-8 are surrogates ("surrogateescape"), so it goes back to the bytes it was.
 # A number (docs/EXPRESSIONS.md, "Values") is None where it is missing, an int from -2^63 to 2^64 - 1, or a float, never NaN.

@@ -61,8 +61,11 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
       }
     }
     if (config.predictions()) {
-      const std::string path = JoinPath(options_.dir, absl::StrCat("predictions/", config.name(), ".tsv.zst"));
-      HEARTH_RETURN_IF_ERROR(WritePredictions(path, *rows, tasks, files_[static_cast<size_t>(split)]));
+      const std::string folder = JoinPath(options_.dir, "predictions");
+      HEARTH_RETURN_IF_ERROR(MakeDirectories(folder));
+      HEARTH_ASSIGN_OR_RETURN(const auto file, OutputFile::Create(JoinPath(folder, config.name() + ".tsv.zst"),
+                                                                  OutputFile::Links::kReplace));
+      HEARTH_RETURN_IF_ERROR(WritePredictions(file.get(), *rows, tasks, files_[static_cast<size_t>(split)]));
     }
     spdlog::info("evaluated split={} step={} records={} bad_records={}", config.name(), step, rows->records(),
                  rows->rejected);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/command_line.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/process.h"
@@ -114,8 +115,7 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? kExitOk : kExitUsage;
+    return ExitOfParse(app, error);
   }
   std::signal(SIGUSR1, SIG_IGN);  // mpirun forwards it to all ranks; the scheduler acts on it
   absl::StatusOr<std::unique_ptr<MpiRuntime>> runtime = MpiRuntime::Start(Env::Real());

@@ -88,8 +88,12 @@ std::string FolderOf(const std::string& path) {
   return folder.empty() ? "." : folder;
 }
 
+// A new file: what has its name goes first, and what somebody puts there meanwhile, a link say, is never written to.
 absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
-  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644));
+  if (unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {
+    return ErrorOf(errno, "is in the way and cannot be removed", path);
+  }
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0644));
   for (size_t done = 0; done < contents.size();) {
     const ssize_t wrote = write(file.get(), contents.data() + done, contents.size() - done);
     if (wrote < 0 && errno == EINTR) continue;

@@ -12,7 +12,7 @@ namespace hearth {
 
 // NotFound where it does not exist; ResourceExhausted past bytes_max (checked before it is read).
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max = uint64_t{1} << 32);
-// Writes `path`.tmp beside it, fsyncs, renames, fsyncs the folder: the file is the old one or the new one, whole.
+// Writes `path`.tmp beside it, fsyncs, renames, fsyncs the folder: old or new, whole. Follows no link of either name.
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents);
 absl::Status FsyncPath(const std::string& path);                                  // a file or a folder
 absl::Status MakeDirectories(const std::string& path);                            // like mkdir -p

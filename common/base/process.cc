@@ -25,7 +25,7 @@ constexpr int kNiceness = 5;
   signal(SIGUSR1, SIG_IGN);  // mpirun may pass on "save and leave" to everyone it finds
   setpriority(PRIO_PROCESS, 0, kNiceness);
   const int in = open("/dev/null", O_RDONLY);
-  const int out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0644);
+  const int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0644);
   if (in < 0 || out < 0) _exit(127);
   dup2(in, STDIN_FILENO);
   dup2(out, STDOUT_FILENO);

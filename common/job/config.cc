@@ -11,6 +11,7 @@
 #include <set>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -107,7 +108,10 @@ absl::Status SetScalar(ProtoMessage* message, const FieldDescriptor* field, cons
       }
       continue;
     }
-    if (one.empty() || !TextFormat::ParseFieldValueFromString(one, field, message)) {
+    ErrorList quiet("");  // without one libprotobuf writes to stderr by itself
+    TextFormat::Parser parser;
+    parser.RecordErrorsTo(&quiet);
+    if (one.empty() || !parser.ParseFieldValueFromString(one, field, message)) {
       std::string remedy = absl::StrCat("give a ", field->cpp_type_name());
       if (field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
         std::vector<std::string> names;
@@ -364,17 +368,20 @@ void CheckExpression(const std::string& where, const std::string& text, Faults* 
               "shorten it, or put the list that it spells out into a side_table");
 }
 
+void CheckDelimiter(const std::string& text, const std::string& where, Faults* faults) {
+  const std::string delimiter = text == "\\t" ? "\t" : text;
+  if (delimiter.size() == 1 && delimiter != "\"" && delimiter != "\n" && delimiter != "\r") return;
+  faults->Add(where + ".delimiter", absl::StrCat("is \"", absl::CHexEscape(text), "\""),
+              "give one character; \"\\\\t\" for tab");
+}
+
 void CheckLog(const Log& log, const std::string& where, const std::set<std::string>& side_tables,
               const std::set<std::string>& tasks, bool for_split, Faults* faults) {
   if (log.path().empty() == log.directory().empty()) {
     faults->Add(where, log.path().empty() ? "names no file" : "has both path and directory", "give path or directory");
   }
   if (for_split && !log.directory().empty()) faults->Add(where + ".directory", "a split cannot grow", "give path");
-  const std::string delimiter = log.delimiter() == "\\t" ? "\t" : log.delimiter();
-  if (delimiter.size() != 1 || delimiter == "\"" || delimiter == "\n") {
-    faults->Add(where + ".delimiter", absl::StrCat("is \"", log.delimiter(), "\""),
-                "give one character; \"\\\\t\" for tab");
-  }
+  CheckDelimiter(log.delimiter(), where, faults);
   if (!log.header() && log.column().empty())
     faults->Add(where + ".column", "is empty and there is no header", "name the columns");
   for (const std::string& name : log.join()) {
@@ -596,6 +603,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
   for (int i = 0; i < job.side_table_size(); ++i) {
     if (job.side_table(i).path().empty())
       faults.Add(absl::StrCat("side_table[", i, "].path"), "is empty", "name a file");
+    CheckDelimiter(job.side_table(i).delimiter(), absl::StrCat("side_table[", i, "]"), &faults);
     if (job.side_table(i).key().empty())
       faults.Add(absl::StrCat("side_table[", i, "].key"), "is empty", "name a column");
   }
@@ -692,6 +700,21 @@ std::vector<std::string> BitDifferences(const Job& before, const Job& now) {
     return kept;
   };
   return Differences(deciding(before), deciding(now));
+}
+
+std::vector<std::string> ModelDifferences(const Job& a, const Job& b) {
+  std::vector<std::string> differences;
+  for (const std::string& difference : JobDifferences(a, b)) {
+    const absl::string_view field = absl::string_view(difference).substr(0, difference.find(':'));
+    const bool of_model = absl::StartsWith(field, "task") || absl::StartsWith(field, "slot") ||
+                          absl::StartsWith(field, "dense") || absl::StartsWith(field, "table") ||
+                          absl::StartsWith(field, "model") || field == "training.shards";
+    const bool of_reading =
+        absl::StartsWith(field, "task") && (absl::EndsWith(field, ".label") || absl::EndsWith(field, ".mask") ||
+                                            absl::EndsWith(field, ".weight") || absl::EndsWith(field, ".base_rate"));
+    if (of_model && !of_reading) differences.push_back(difference);
+  }
+  return differences;
 }
 
 std::string ResolvePath(const Job& job, const std::string& path) { return JoinPath(job.data_dir(), path); }

@@ -3,10 +3,10 @@
 // publishes. A program of its own because it needs no Torch: it is at work in milliseconds, also where bundles are
 // served.
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <string>
 #include <vector>
 
+#include "common/base/command_line.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
 #include "model/export/export_delta.h"
@@ -37,20 +37,21 @@ int Main(int argc, char** argv) {
     if (!apply && since_option->empty()) throw CLI::RequiredError("--since or --apply");
     if (!apply && folders.size() > 1) throw CLI::ExtrasError({folders.begin() + 1, folders.end()});
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return ExitOfParse(app, error);
   }
   const absl::StatusOr<std::string> report = apply
                                                  ? ApplyDeltas({folders[0], {folders.begin() + 1, folders.end()}, out})
                                                  : ExportDelta({folders[0], out, since, data_dir});
-  if (report.ok()) {
-    std::fputs(report->c_str(), stdout);
-  } else {
-    std::fprintf(stderr, "hearth export: %s\n", std::string(report.status().message()).c_str());
-  }
-  return ExitCodeOf(report.status());
+  const int code = Finish("hearth export", report);
+  if (code == kExitOk)
+    SayNext(apply ? "hearth verify " + out : "hearth export --apply " + out + "/STEP --out BUNDLE, where it is served");
+  return code;
 }
 
 }  // namespace
 }  // namespace hearth
 
-int main(int argc, char** argv) { return hearth::Main(argc, argv); }
+int main(int argc, char** argv) {
+  hearth::HoldStandardDescriptors();
+  return hearth::Main(argc, argv);
+}

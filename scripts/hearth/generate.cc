@@ -17,10 +17,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
+#include "common/base/output_file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "scripts/hearth/hidden_model.h"
-#include "scripts/hearth/output_file.h"
 
 namespace hearth {
 namespace {
@@ -265,7 +265,7 @@ void LogWriter::MakeRecord(uint64_t index) {
 
 absl::Status LogWriter::WriteTables() {
   if (!spec_.side_tables()) return absl::OkStatus();
-  HEARTH_ASSIGN_OR_RETURN(const auto users, OutputFile::Create(JoinPath(out_, "user.csv"), false));
+  HEARTH_ASSIGN_OR_RETURN(const auto users, OutputFile::Create(JoinPath(out_, "user.csv")));
   users->Append(absl::StrCat("user_id,", Names(kUserColumns), "\n"));
   for (uint64_t id = 1; id <= spec_.user().count(); ++id) {
     line_ = absl::StrCat(id, ",");
@@ -274,7 +274,7 @@ absl::Status LogWriter::WriteTables() {
     users->Append(line_);
   }
   HEARTH_RETURN_IF_ERROR(users->Close());
-  HEARTH_ASSIGN_OR_RETURN(const auto videos, OutputFile::Create(JoinPath(out_, "video.csv"), false));
+  HEARTH_ASSIGN_OR_RETURN(const auto videos, OutputFile::Create(JoinPath(out_, "video.csv")));
   videos->Append(absl::StrCat("video_id,", Names(kVideoColumns), "\n"));
   for (uint64_t id = 1; id <= spec_.video().count(); ++id) {
     model_.Video(id, &video_);
@@ -288,8 +288,7 @@ absl::Status LogWriter::WriteTables() {
 
 absl::Status LogWriter::WriteTrain() {
   for (uint64_t part = 0; part < Parts(spec_); ++part) {
-    const bool zstd = spec_.compression() == GeneratorSpec::ZSTD;
-    HEARTH_ASSIGN_OR_RETURN(const auto file, OutputFile::Create(JoinPath(out_, PartName(spec_, part)), zstd));
+    HEARTH_ASSIGN_OR_RETURN(const auto file, OutputFile::Create(JoinPath(out_, PartName(spec_, part))));
     file->Append(Header());
     const uint64_t end = std::min(spec_.records(), (part + 1) * spec_.part_records());
     for (uint64_t index = part * spec_.part_records(); index < end; ++index) {
@@ -303,10 +302,9 @@ absl::Status LogWriter::WriteTrain() {
 }
 
 absl::Status LogWriter::WriteTest() {
-  const bool zstd = spec_.compression() == GeneratorSpec::ZSTD;
   const std::string name = "test" + Extension(spec_);
-  HEARTH_ASSIGN_OR_RETURN(const auto file, OutputFile::Create(JoinPath(out_, name), zstd));
-  HEARTH_ASSIGN_OR_RETURN(const auto bayes, OutputFile::Create(JoinPath(out_, "bayes.tsv.zst"), true));
+  HEARTH_ASSIGN_OR_RETURN(const auto file, OutputFile::Create(JoinPath(out_, name)));
+  HEARTH_ASSIGN_OR_RETURN(const auto bayes, OutputFile::Create(JoinPath(out_, "bayes.tsv.zst")));
   std::string header = "source\toffset\tuser";
   for (const GeneratorTask& task : spec_.task()) absl::StrAppend(&header, "\tlabel_", task.name());
   for (const GeneratorTask& task : spec_.task()) absl::StrAppend(&header, "\tp_", task.name());

@@ -7,12 +7,17 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "common/artifact/bundle.h"
-#include "common/base/logging.h"
+#include "common/base/command_line.h"
+#include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
+#include "scripts/hearth/completion.h"
+#include "scripts/hearth/doctor.h"
 #include "scripts/hearth/generate.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/launch.h"
@@ -31,23 +36,44 @@ std::string Version() {
          " (run on one NVIDIA H200 so far)";
 }
 
-int Finish(const absl::Status& status) {
-  if (!status.ok()) std::fprintf(stderr, "hearth: %s\n", std::string(status.message()).c_str());
-  return ExitCodeOf(status);
-}
+constexpr char kProgram[] = "hearth";
 
-int Finish(const absl::StatusOr<std::string>& text) {
-  if (text.ok()) std::fputs(text->c_str(), stdout);
-  return Finish(text.status());
+// The commands, grouped by use, in the order in which a newcomer meets them; `next`: what is run after it.
+struct CommandName {
+  const char* name;
+  const char* group;
+  const char* what;
+  const char* next;
+};
+constexpr CommandName kCommands[] = {
+    {"doctor", "Begin", "Check this machine: MPI, programs, cores, memory, disk, ports, GPU", "generate, train"},
+    {"generate", "Begin", "Generate a synthetic log, its true probabilities, and a job that trains on it", "train"},
+    {"train", "Train", "Train a job, or go on with it from its newest snapshot", "inspect, eval, export"},
+    {"submit", "Train", "Submit a job to Slurm: saves before its time limit, requeues, resumes", "inspect"},
+    {"inspect", "Look at what was trained", "Show what a snapshot holds", "verify, eval, export"},
+    {"verify", "Look at what was trained", "Check every checksum of a snapshot or an export bundle", "export, score"},
+    {"eval", "Look at what was trained", "Evaluate a snapshot on other logs, through servers, read only", "export"},
+    {"export", "Serve", "Export a snapshot as a bundle for serving, or a delta on one, or merge them", "score, verify"},
+    {"score", "Serve", "Score raw logs from an export bundle alone", "export --since, after more training"},
+    {"completion", "Shell", "Print what makes a shell complete these commands", "source it"},
+};
+
+CLI::App* AddCommand(CLI::App* app, const std::string& name) {
+  for (const CommandName& command : kCommands) {
+    if (name != command.name) continue;
+    return app->add_subcommand(name, absl::StrCat(command.what, ". Next: ", command.next))->group(command.group);
+  }
+  HEARTH_CHECK(false, "no command ", name);
+  return nullptr;
 }
 
 // Becomes hearth-<name>, which lies beside this program, with all of the arguments behind the name.
 int Become(const std::string& name, char** argv) {
   const std::string program = ProgramsBesideThis().folder + "/hearth-" + name;
   execv(program.c_str(), argv + 1);
-  std::fprintf(stderr, "hearth: %s: %s; build all of Hearth, with LibTorch: scripts/build\n", program.c_str(),
-               std::strerror(errno));
-  return kExitConfig;
+  const std::string cause = std::strerror(errno);
+  return Finish(kProgram, absl::FailedPreconditionError(absl::StrCat(
+                              program, ": ", cause, "; build all of Hearth, with LibTorch: scripts/build")));
 }
 
 void AddRanks(CLI::App* command, int* servers, int* workers) {
@@ -67,8 +93,7 @@ void AddOverrides(CLI::App* command, std::vector<std::string>* overrides) {
 
 void AddSubmit(CLI::App* app, int* code) {
   static SubmitOptions submit;
-  CLI::App* command =
-      app->add_subcommand("submit", "Submit a job to Slurm: saves before its time limit, requeues, resumes");
+  CLI::App* command = AddCommand(app, "submit");
   command->add_option("JOB", submit.job, "The job file, job.txtpb")->required();
   command->add_option("--out", submit.out, "The run's folder, on a file system of all nodes")->required();
   command->add_option("--time", submit.time, "Time limit of one start, as Slurm writes it")->required();
@@ -104,7 +129,7 @@ void AddBatch(CLI::App* app, int* code) {
   CLI::App* command = app->add_subcommand("batch-begin", "")->group("");
   command->add_option("DIR", folder)->required();
   command->add_option("--job", slurm_job)->required();
-  command->callback([code] { *code = Finish(BatchBegin(folder, slurm_job)); });
+  command->callback([code] { *code = Finish(kProgram, BatchBegin(folder, slurm_job)); });
 
   command = app->add_subcommand("batch-end", "")->group("");
   command->add_option("DIR", folder)->required();
@@ -116,23 +141,18 @@ void AddBatch(CLI::App* app, int* code) {
   command->add_flag("--requeued", outcome.requeued);
   command->callback([code] {
     const absl::StatusOr<BatchVerdict> verdict = BatchEnd(folder, slurm_job, outcome);
-    *code = Finish(verdict.status());
+    *code = Finish(kProgram, verdict.status());
     if (!verdict.ok()) return;
     std::fprintf(stderr, "hearth: %s\n", verdict->reason.c_str());
-    std::printf("%s %d\n", verdict->requeue ? "requeue" : "end", verdict->code);
+    *code = Finish(kProgram,
+                   WriteStandardOutput(absl::StrCat(verdict->requeue ? "requeue " : "end ", verdict->code, "\n")));
   });
 }
 
-int Main(int argc, char** argv) {
-  CLI::App app("Hearth: trains multi-task ranking models against sharded parameter servers.", "hearth");
-  app.set_version_flag("--version", Version());
-  app.footer("Exit codes, signals, folders: docs/OPERATIONS.md.");
-  app.require_subcommand(1);
-  int code = 0;
-
-  TrainOptions train;
-  bool print_job = false;
-  CLI::App* command = app.add_subcommand("train", "Train a job, or go on with it from its newest snapshot");
+void AddTrain(CLI::App* app, int* code) {
+  static TrainOptions train;
+  static bool print_job = false;
+  CLI::App* command = AddCommand(app, "train");
   command->add_option("JOB", train.job, "The job file, job.txtpb")->required();
   command->add_option("--out", train.out, "The run's folder; needed, but for --print-job");
   AddOverrides(command, &train.overrides);
@@ -143,75 +163,132 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   command->add_flag("--fresh", train.fresh, "Start anew; --out must be empty");
   command->add_flag("--print-job", print_job, "Print the effective job and stop");
-  command->callback([&] {
+  command->callback([code] {
     train.programs = ProgramsBesideThis();
     if (print_job) {
       std::string text;
       const absl::Status status = PrintEffectiveJob(train, &text);
-      code = status.ok() ? Finish(absl::StatusOr<std::string>(text)) : Finish(status);
+      *code = Finish(kProgram, status.ok() ? absl::StatusOr<std::string>(text) : status);
       return;
     }
     if (train.out.empty()) throw CLI::RequiredError("--out");
-    code = Train(train);
+    *code = Train(train);
   });
+}
 
-  AddSubmit(&app, &code);
-  AddBatch(&app, &code);
-
-  EvalOptions eval;
-  command = app.add_subcommand("eval", "Evaluate a snapshot on other logs, through servers, read only");
+void AddEval(CLI::App* app, int* code) {
+  static EvalOptions eval;
+  CLI::App* command = AddCommand(app, "eval");
   command->add_option("JOB", eval.job, "The job file")->required();
   command->add_option("--snapshot", eval.snapshot, "A snapshot's folder, or a run's (its newest)")->required();
   command->add_option("--logs", eval.logs, "Log files")->required();
   command->add_option("--predictions", eval.predictions, "Write predictions there; zstd where the name ends in .zst");
   AddOverrides(command, &eval.overrides);
   AddRanks(command, &eval.servers, &eval.workers);
-  command->callback([&] {
+  command->callback([code] {
     eval.programs = ProgramsBesideThis();
-    code = Evaluate(eval);
+    *code = Evaluate(eval);
   });
+}
 
-  GenerateOptions generate;
-  command =
-      app.add_subcommand("generate", "Generate a synthetic log, its true probabilities, and a job that trains on it");
+void AddGenerate(CLI::App* app, int* code) {
+  static GenerateOptions generate;
+  CLI::App* command = AddCommand(app, "generate");
   command->add_option("SPEC", generate.spec_path, "The spec, e.g. scripts/jobs/synthetic-log.txtpb")->required();
   command->add_option("--out", generate.out, "Its folder: new, empty, or an earlier log of this command, which goes")
       ->required();
   command->add_option("--records", generate.records, "Records of the training log; the test log scales with it");
   command->add_option("--seed", generate.seed, "Overrides the spec's");
-  command->callback([&] {
+  command->callback([code] {
     std::string report;
     const absl::Status status = Generate(generate, &report);
-    if (status.ok()) std::fputs(report.c_str(), stdout);
-    code = Finish(status);
+    *code = Finish(kProgram, status.ok() ? absl::StatusOr<std::string>(report) : status);
+    if (*code == kExitOk) SayNext(absl::StrCat("hearth train ", JoinPath(generate.out, "job.txtpb"), " --out DIR"));
+  });
+}
+
+void AddLooks(CLI::App* app, int* code) {
+  static std::string path;
+  static bool json = false;
+  CLI::App* command = AddCommand(app, "inspect");
+  command->add_option("SNAPSHOT", path, "A snapshot's folder, or a run's (its newest)")->required();
+  command->add_flag("--json", json, "As JSON");
+  command->callback([code] {
+    *code = Finish(kProgram, InspectSnapshot(path, json));
+    if (*code == kExitOk && !json)
+      SayNext(absl::StrCat("hearth verify ", path, ", or hearth export ", path, " --out BUNDLE"));
   });
 
-  std::string snapshot;
-  bool json = false;
-  command = app.add_subcommand("inspect", "Show what a snapshot holds");
-  command->add_option("SNAPSHOT", snapshot, "A snapshot's folder, or a run's (its newest)")->required();
-  command->add_flag("--json", json, "As JSON");
-  command->callback([&] { code = Finish(InspectSnapshot(snapshot, json)); });
+  command = AddCommand(app, "verify");
+  command->add_option("SNAPSHOT", path, "A snapshot's folder, a run's (its newest), or a bundle's")->required();
+  command->callback([code] {
+    const bool bundle = IsBundle(path);
+    *code = Finish(kProgram, bundle ? VerifyBundle(path) : VerifySnapshotAt(path));
+    if (*code == kExitOk)
+      SayNext(bundle ? absl::StrCat("hearth score ", path, " --logs FILE")
+                     : absl::StrCat("hearth export ", path, " --out BUNDLE"));
+  });
+}
 
-  command = app.add_subcommand("verify", "Check every checksum of a snapshot or an export bundle");
-  command->add_option("SNAPSHOT", snapshot, "A snapshot's folder, a run's (its newest), or a bundle's")->required();
-  command->callback([&] { code = Finish(IsBundle(snapshot) ? VerifyBundle(snapshot) : VerifySnapshotAt(snapshot)); });
+void AddDoctor(CLI::App* app, int* code) {
+  static DoctorOptions doctor;
+  CLI::App* command = AddCommand(app, "doctor");
+  command->add_option("--out", doctor.out, "A folder in which runs are to lie")->capture_default_str();
+  command->add_option("--hostfile", doctor.hostfile, "Hosts for mpirun: the two ranks of the ping are on them");
+  command->add_option("--prometheus-port", doctor.prometheus_port, "Also look at the ports from this one on")
+      ->check(CLI::Range(1, 65535));
+  command->callback([code] {
+    doctor.programs = ProgramsBesideThis();
+    doctor.built_for_gpus = *HEARTH_CUDA_VERSION != 0;
+    const std::vector<Finding> findings = Diagnose(doctor);
+    *code = Finish(kProgram, WriteStandardOutput(DescribeFindings(findings)));
+    if (*code != kExitOk) return;
+    if (!AllFine(findings)) *code = kExitConfig;
+    SayNext(*code == kExitOk
+                ? "hearth generate scripts/jobs/synthetic-log.txtpb --out LOG, or hearth train JOB --out DIR"
+                : "mend what is marked FAULT, and hearth doctor again");
+  });
+}
 
-  for (const auto& [name, what] :
-       {std::make_pair("export", "Export a snapshot as a bundle for serving, or a delta on one, or merge them"),
-        std::make_pair("score", "Score raw logs from an export bundle alone")}) {
-    app.add_subcommand(name, what);  // for the list of commands; never parsed here
+void AddCompletion(CLI::App* app, int* code) {
+  static std::string shell;
+  CLI::App* command = AddCommand(app, "completion");
+  command->add_option("SHELL", shell, "bash or zsh; e.g. source <(hearth completion bash)")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh"}));
+  command->callback([code] {
+    std::string names;
+    for (const CommandName& one : kCommands) absl::StrAppend(&names, names.empty() ? "" : " ", one.name);
+    *code = Finish(kProgram, WriteStandardOutput(CompletionScript(shell, names)));
+  });
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Hearth: trains multi-task ranking models against sharded parameter servers.", kProgram);
+  app.set_version_flag("--version", Version());
+  app.footer("hearth COMMAND --help tells a command's options. Exit codes, signals, folders: docs/OPERATIONS.md.");
+  app.require_subcommand(1);
+  int code = 0;
+  AddDoctor(&app, &code);
+  AddGenerate(&app, &code);
+  AddTrain(&app, &code);
+  AddSubmit(&app, &code);
+  AddBatch(&app, &code);
+  AddLooks(&app, &code);
+  AddEval(&app, &code);
+  for (const char* name : {"export", "score"}) {
+    AddCommand(&app, name);  // for the list of commands; never parsed here
     if (argc < 2 || std::strcmp(argv[1], name) != 0) continue;
     const bool delta = std::any_of(argv + 2, argv + argc, [](absl::string_view argument) {
       return argument == "--apply" || argument == "--since" || absl::StartsWith(argument, "--since=");
     });
     return Become(delta && argv[1][0] == 'e' ? "delta" : name, argv);
   }
-
+  AddCompletion(&app, &code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return ExitOfParse(app, error);
   }
   return code;
 }
@@ -219,4 +296,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace hearth
 
-int main(int argc, char** argv) { return hearth::Main(argc, argv); }
+int main(int argc, char** argv) {
+  hearth::HoldStandardDescriptors();
+  return hearth::Main(argc, argv);
+}

@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "absl/strings/match.h"
@@ -19,19 +18,18 @@
 #include "absl/strings/str_join.h"
 #include "common/artifact/manifest.h"
 #include "common/base/file.h"
+#include "common/base/output_file.h"
+#include "common/base/report.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "scripts/hearth/inspect.h"
-#include "scripts/hearth/output_file.h"
 #include "scripts/hearth/prepare.h"
+#include "scripts/hearth/run_json.h"
 #include "scripts/hearth/supervise.h"
 
 namespace hearth {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-constexpr uint64_t kRunJsonBytesMax = 64u << 20;
 constexpr int kBackOffMost = 30;  // times the first one
 
 // --- running ---
@@ -45,6 +43,8 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
   if (isatty(STDERR_FILENO) == 1 && ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0) {
     command.environment.push_back({"HEARTH_TERMINAL_COLUMNS", absl::StrCat(window.ws_col)});
   }
+  command.environment.push_back({kRunFolderVariable, folder});
+  command.mpirun = true;
   std::vector<std::string> exported;
   if (!hostfile.empty()) {
     for (const auto& [name, value] : command.environment) exported.insert(exported.end(), {"-x", name});
@@ -62,12 +62,6 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
   return command;
 }
 
-Json ReadRunJson(const std::string& out) {
-  const absl::StatusOr<std::string> text = ReadFile(JoinPath(out, "run.json"), kRunJsonBytesMax);
-  const Json run = text.ok() ? Json::parse(*text, nullptr, false) : Json();
-  return run.is_object() ? run : Json::object();
-}
-
 // When it was written; none: it is not there.
 std::optional<std::filesystem::file_time_type> RunJsonTime(const std::string& out) {
   std::error_code error;
@@ -79,26 +73,51 @@ std::optional<std::filesystem::file_time_type> RunJsonTime(const std::string& ou
 // then run.json tells of an earlier attempt, if it is not `fresh`. A job given up after restarts has both reasons.
 absl::Status TellRunJson(const std::string& out, const std::string& job_name, bool fresh, int code,
                          std::string reason) {
-  const Json run = ReadRunJson(out);
-  const Json status = run.value("status", Json("running"));
-  const Json exit = run.value("exit", Json::object());
-  const bool told = fresh && status != "running" && exit.is_object() && exit.value("code", Json()) == code;
+  const RunState run = ReadRunState(out);
+  const bool told = fresh && !run.status.empty() && run.status != "running" && run.ended && run.code == code;
   if (told && IsFinalExit(code)) return absl::OkStatus();
-  if (told && exit.value("reason", Json()).is_string())
-    reason = absl::StrCat(exit["reason"].get<std::string>(), "; ", reason);
+  if (told && !run.reason.empty()) reason = absl::StrCat(run.reason, "; ", reason);
   return WriteRunEnd(out, job_name, code == kExitSaved ? "saved" : "failed", code, reason);
 }
 
+// How much the scheduler has written: it says its first word when all ranks have found each other.
+uint64_t SchedulerLogBytes(const std::string& folder) {
+  return FileBytes(JoinPath(folder, "logs/scheduler-0.log")).value_or(0);
+}
+
+// Whether mpirun itself ended, with a code that no role of ours has, and why: hosts that it does not know, an interface
+// that is not there, libraries that do not fit. A rank that a signal ended is none of that.
+bool IsRefusal(const Supervisor::End& end) {
+  return !end.signaled && !IsFinalExit(end.code) && end.code != kExitInternal && !end.refusal.empty() &&
+         !absl::StrContains(end.messages, "exited on signal");
+}
+
+std::string RefusalReason(const Supervisor::End& end) {
+  return absl::StrCat("mpirun could not start the ranks: ", end.refusal, " (exit code ", end.code,
+                      "); correct the hostfile or MPI's settings: hearth doctor says what works");
+}
+
+// For whoever looks into a cluster's troubles.
+void KeepMessages(const std::string& folder, const std::string& messages) {
+  if (messages.empty()) return;
+  const std::string path = JoinPath(folder, "logs/mpirun.log");
+  const absl::Status status = WriteFileAtomically(path, messages);
+  if (!status.ok()) Say(std::string(status.message()));
+}
+
 // Runs the roles until the job has an exit code that stands. `reason` says why, for run.json.
+// `output`: whether the last start's standard output arrived.
 int RunToEnd(const TrainOptions& options, const Job& job, const std::string& folder, Supervisor* supervisor,
-             std::string* reason) {
+             std::string* reason, absl::Status* output) {
   int64_t back_off_us = options.back_off_us;
-  supervisor->Pause(0);  // what was asked while the job was being prepared
+  bool came_together = false;  // in some start
+  supervisor->Pause(0);        // what was asked while the job was being prepared
   if (supervisor->save_asked() && supervisor->stop_signal() == 0) {
     *reason = "asked to save before anything was started; the newest snapshot stands";
     return kExitSaved;
   }
   for (int restarts = 0; supervisor->stop_signal() == 0; ++restarts) {
+    const uint64_t log_bytes = SchedulerLogBytes(folder);
     const RoleCounts counts = {options.servers, options.workers};
     const std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
     const absl::StatusOr<Supervisor::End> end =
@@ -109,13 +128,20 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
     }
     const bool swept = supervisor->EndRolesOf(folder);
     const int code = end->code;
+    came_together |= SchedulerLogBytes(folder) != log_bytes;
     *reason = DescribeEnd(code);
+    *output = end->output;
     if (code == kExitOk || code == kExitSaved) return code;  // whatever signal came after it
+    KeepMessages(folder, end->messages);
     if (supervisor->stop_signal() != 0) {
       *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
       return 128 + supervisor->stop_signal();
     }
     if (IsFinalExit(code)) return code;
+    if (!came_together && IsRefusal(*end)) {
+      *reason = RefusalReason(*end);
+      return kExitConfig;
+    }
     if (supervisor->save_asked()) {
       *reason = absl::StrCat("asked to save; a rank ended before it had (", DescribeEnd(code),
                              "); the newest snapshot stands");
@@ -180,41 +206,36 @@ Job WithEvalSplit(const EvalOptions& options, Job job) {
   return job;
 }
 
-absl::Status CheckEvalInputs(const Job& job) {
+absl::Status CheckEvalInputs(const Job& job, const std::string& job_path) {
   Job needed = job;  // the training logs are not read
   needed.clear_log();
-  return CheckInputs(needed);
+  HEARTH_RETURN_IF_ERROR(CheckInputs(needed));
+  return CheckReading(needed, job_path);
 }
 
-absl::Status DeliverPredictions(const std::string& folder, const std::string& to) {
-  const std::string from = JoinPath(folder, "predictions/eval.tsv.zst");
-  if (!absl::EndsWith(to, ".zst")) return DecompressZstd(from, to);
-  std::error_code error;  // the two may lie on different file systems
-  std::filesystem::copy_file(from, to + ".tmp", std::filesystem::copy_options::overwrite_existing, error);
-  if (error) return absl::ResourceExhaustedError(absl::StrCat(to, ": ", error.message()));
-  return RenamePath(to + ".tmp", to);
+// Where the rows and the dense parameters mean the same, other logs may be read in other ways.
+absl::Status ReconcileForEval(const SnapshotChoice& snapshot, Job* job) {
+  HEARTH_ASSIGN_OR_RETURN(const Job saved, ParseJob(snapshot.manifest.job(), JoinPath(snapshot.folder, "MANIFEST")));
+  job->mutable_training()->set_lanes(snapshot.manifest.lanes());
+  const std::vector<std::string> differences = ModelDifferences(*job, saved);
+  if (differences.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(snapshot.folder, ": is of another model; they differ (this job != the saved one) in\n",
+                   absl::StrJoin(differences, "\n"), "\nset these fields back, or evaluate a snapshot of this job"));
 }
 
 absl::StatusOr<Job> PrepareEval(const EvalOptions& options, const HeldSnapshot& snapshot, const std::string& folder) {
   HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
-  HEARTH_RETURN_IF_ERROR(ReconcileWithSnapshot({snapshot.folder, snapshot.manifest, {}}, &job));
+  HEARTH_RETURN_IF_ERROR(ReconcileForEval({snapshot.folder, snapshot.manifest, {}}, &job));
   HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, true));
   job = WithEvalSplit(options, job);
   HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job));
-  HEARTH_RETURN_IF_ERROR(CheckEvalInputs(job));
+  HEARTH_RETURN_IF_ERROR(CheckEvalInputs(job, options.job));
   for (const char* name : {"logs", "snapshots", "tb", "dead-letter", "predictions", "live"}) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder, name)));
   }
   HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "job.txtpb"), PrintJob(job)));
   return job;
-}
-
-absl::Status CheckPredictionsTarget(const std::string& path) {
-  if (path.empty()) return absl::OkStatus();
-  const std::string folder = std::filesystem::absolute(path).parent_path().string();
-  if (!PathExists(folder))
-    return absl::NotFoundError(absl::StrCat("--predictions ", path, ": there is no folder ", folder));
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -242,7 +263,7 @@ bool IsFinalExit(int code) {
 std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCounts& counts,
                                          const std::string& hostfile, const std::vector<std::string>& scheduler_flags,
                                          const std::string& folder) {
-  std::vector<std::string> argv = {programs.mpirun, "--quiet", "--oversubscribe", "--bind-to", "none"};
+  std::vector<std::string> argv = {programs.mpirun, "--oversubscribe", "--bind-to", "none"};
   if (!hostfile.empty()) argv.insert(argv.end(), {"--hostfile", hostfile});
   const std::vector<std::string> sizes = {"--ps", absl::StrCat(counts.servers), "--worker",
                                           absl::StrCat(counts.workers)};
@@ -259,20 +280,13 @@ std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCou
   return argv;
 }
 
-absl::Status WriteRunEnd(const std::string& out, const std::string& job_name, const std::string& status, int code,
-                         const std::string& reason) {
-  Json run = ReadRunJson(out);
-  if (run.empty()) run = {{"schema", 1}, {"job", job_name}};
-  run["status"] = status;
-  run["exit"] = {{"code", code}, {"reason", reason}};
-  return WriteFileAtomically(JoinPath(out, "run.json"), run.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
-}
-
 absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text) {
   HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
   if (!job.training().has_lanes()) job.mutable_training()->set_lanes(static_cast<uint32_t>(options.workers));
   HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, false));
   HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job));
+  // The files may be elsewhere; those that are here are looked at.
+  HEARTH_RETURN_IF_ERROR(CheckInputs(job).ok() ? CheckReading(job, options.job) : CheckExpressions(job, options.job));
   *text = PrintJob(job);
   return absl::OkStatus();
 }
@@ -282,6 +296,7 @@ int Train(const TrainOptions& options) {
   absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
   if (!job.ok()) return Complain(job.status());
   if (const absl::Status status = CheckInputs(*job); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckReading(*job, options.job); !status.ok()) return Complain(status);
   if (const absl::Status status = CheckPrograms(*job, options.programs.folder); !status.ok()) return Complain(status);
   if (!options.hostfile.empty() && !PathExists(options.hostfile)) {
     return Complain(absl::NotFoundError(absl::StrCat("--hostfile ", options.hostfile, ": no such file")));
@@ -298,8 +313,13 @@ int Train(const TrainOptions& options) {
 
   std::string reason;
   const auto before = RunJsonTime(path);
-  const int code = RunToEnd(options, *job, path, &supervisor, &reason);
-  if (code == kExitOk) return code;
+  absl::Status output;
+  const int code = RunToEnd(options, *job, path, &supervisor, &reason, &output);
+  if (code == kExitOk && !output.ok()) return Complain(Annotate(output, "the job is finished, its table is lost"));
+  if (code == kExitOk) {
+    SayNext(absl::StrCat("hearth inspect ", options.out, ", or hearth export ", options.out, " --out BUNDLE"));
+    return code;
+  }
   Say(absl::StrCat(reason, "; see ", JoinPath(path, "run.json"), " and ", JoinPath(path, "logs")));
   const absl::Status status = TellRunJson(path, job->name(), RunJsonTime(path) != before, code, reason);
   if (!status.ok()) Say(std::string(status.message()));
@@ -310,7 +330,10 @@ int Evaluate(const EvalOptions& options) {
   // Held until the last rank has gone: servers and workers read it too.
   const absl::StatusOr<HeldSnapshot> snapshot = HoldSnapshotAt(options.snapshot);
   if (!snapshot.ok()) return Complain(snapshot.status());
-  if (const absl::Status status = CheckPredictionsTarget(options.predictions); !status.ok()) return Complain(status);
+  if (!options.predictions.empty()) {
+    const absl::Status status = Annotate(OutputFile::Check(options.predictions), "--predictions");
+    if (!status.ok()) return Complain(status);
+  }
   if (const absl::Status status = CheckPrograms(Job(), options.programs.folder); !status.ok()) {
     return Complain(status);
   }
@@ -327,13 +350,20 @@ int Evaluate(const EvalOptions& options) {
   if (!end.ok()) return Complain(absl::FailedPreconditionError(end.status().message()));
   supervisor.EndRolesOf(path);
   if (supervisor.stop_signal() != 0) return 128 + supervisor.stop_signal();
+  if (end->code != 0 && SchedulerLogBytes(path) == 0 && IsRefusal(*end)) {
+    return Complain(absl::FailedPreconditionError(RefusalReason(*end)));
+  }
   if (end->code != 0) {
     Say(absl::StrCat("evaluation ended with ", DescribeEnd(end->code)));
     return end->code;
   }
-  if (options.predictions.empty()) return kExitOk;
-  const absl::Status status = DeliverPredictions(path, options.predictions);
-  return status.ok() ? kExitOk : Complain(status);
+  absl::Status status = end->output;
+  if (!options.predictions.empty()) {
+    status.Update(CopyZstdTo(JoinPath(path, "predictions/eval.tsv.zst"), options.predictions));
+  }
+  if (!status.ok()) return Complain(status);
+  SayNext(absl::StrCat("hearth export ", options.snapshot, " --out BUNDLE"));
+  return kExitOk;
 }
 
 }  // namespace hearth

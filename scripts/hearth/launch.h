@@ -35,7 +35,8 @@ absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text);
 
 // Trains `job` in the folder `out`, from its newest snapshot where it has one. Returns the exit code; what went wrong
 // is told on stderr. Codes 64, 65, 66, 74 and 78 are final; after anything else that is not 0 or 75 the roles are
-// started again from the newest snapshot, at most restarts_max times.
+// started again from the newest snapshot, at most restarts_max times. Where mpirun never got the ranks together it
+// would refuse again: 78, with its reason.
 int Train(const TrainOptions& options);
 
 struct EvalOptions {
@@ -44,12 +45,12 @@ struct EvalOptions {
   std::vector<std::string> overrides;
   std::string snapshot;  // a snapshot's folder, or a run's (its newest)
   std::vector<std::string> logs;
-  std::string predictions;  // empty: none; zstd where the name ends in .zst
+  std::string predictions;  // an OutputFile; empty: none
   int servers = 1;
   int workers = 1;
 };
 // Evaluates a snapshot on other logs through servers of its own, in a folder of its own: the run's is only read. Prints
-// a table on stdout.
+// a table on stdout. How the logs and side tables are read is the job's affair, not the snapshot's (ModelDifferences).
 int Evaluate(const EvalOptions& options);
 
 // What `Train` runs. For tests.
@@ -63,9 +64,5 @@ std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCou
 
 // Whether a job that ended so would end so again.
 bool IsFinalExit(int code);
-
-// Sets status, exit code and reason in `out`/run.json, keeping the rest; makes one where there is none.
-absl::Status WriteRunEnd(const std::string& out, const std::string& job_name, const std::string& status, int code,
-                         const std::string& reason);
 
 }  // namespace hearth

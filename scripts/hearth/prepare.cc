@@ -16,6 +16,8 @@
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/pieces.h"
+#include "worker/log/log_reader.h"
+#include "worker/log/record_plan.h"
 
 namespace hearth {
 namespace {
@@ -49,6 +51,16 @@ absl::Status RefuseIfAllCorrupt(const std::string& snapshots, const SnapshotChoi
                                             "\nbring one back from a copy, or train into another --out"));
   }
   return absl::OkStatus();
+}
+
+// The logs that a run of the job reads, and each one's column of GAUC's user.
+void LogsOf(const Job& job, std::vector<Log>* logs, std::vector<std::string>* users) {
+  logs->assign(job.log().begin(), job.log().end());
+  users->resize(logs->size());
+  for (const Split& split : job.split()) {
+    logs->push_back(split.log());
+    users->push_back(split.user());
+  }
 }
 
 }  // namespace
@@ -102,6 +114,22 @@ absl::Status CheckRegular(const Job& job) {
   return faults.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(faults, "\n"));
 }
 
+absl::Status CheckReading(const Job& job, const std::string& job_path) {
+  std::vector<Log> logs;
+  std::vector<std::string> users;
+  LogsOf(job, &logs, &users);
+  return Annotate(LogSchema::Check(job, logs, users), job_path);
+}
+
+absl::Status CheckExpressions(const Job& job, const std::string& job_path) {
+  std::vector<Log> logs;
+  std::vector<std::string> users;
+  LogsOf(job, &logs, &users);
+  const std::vector<std::string> faults = FaultsOfExpressions(job, logs);
+  if (faults.empty()) return absl::OkStatus();
+  return Annotate(absl::InvalidArgumentError(absl::StrJoin(faults, "\n")), job_path);
+}
+
 absl::Status CheckPrograms(const Job& job, const std::string& folder) {
   std::vector<const char*> names = {"hearth-scheduler", "hearth-ps", "hearth-worker"};
   if (job.export_().delta_every_steps() > 0) names.insert(names.end(), {"hearth-export", "hearth-delta"});
@@ -127,7 +155,7 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const std::string& pa
   const std::string canonical = std::filesystem::canonical(path, error).string();
   if (error) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.message()));
   const std::string lock_path = JoinPath(canonical, "lock");
-  const int lock = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  const int lock = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (lock < 0) return absl::UnavailableError(absl::StrCat(lock_path, ": ", std::strerror(errno)));
   std::unique_ptr<RunFolder> folder(new RunFolder(canonical, lock));
   if (flock(lock, LOCK_EX | LOCK_NB) != 0) {

@@ -21,8 +21,13 @@ int Complain(const absl::Status& status);
 
 absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides);
 
-// The files that the job names, all missing ones at once. Columns are checked by those who read.
+// The files that the job names, all missing ones at once.
 absl::Status CheckInputs(const Job& job);
+// Expressions, columns, delimiters, formats: all that headers of logs and side tables tell, all faults at once. A log
+// with a directory is checked as far as no file of it is needed. REQUIRES: CheckInputs found all.
+absl::Status CheckReading(const Job& job, const std::string& job_path);
+// As much of it as no file tells.
+absl::Status CheckExpressions(const Job& job, const std::string& job_path);
 
 // The programs that a run of the job starts are in `folder`.
 absl::Status CheckPrograms(const Job& job, const std::string& folder);

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -17,18 +17,18 @@
 #include "common/artifact/numbered_folder.h"
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
+#include "common/base/output_file.h"
+#include "common/base/report.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "scripts/hearth/launch.h"
 #include "scripts/hearth/prepare.h"
+#include "scripts/hearth/run_json.h"
 #include "scripts/hearth/supervise.h"
 
 namespace hearth {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-constexpr uint64_t kRunJsonBytesMax = 64u << 20;
 constexpr uint64_t kRequeuesBytesMax = 4096;
 constexpr char kParametersBegin[] = "# >>> parameters\n";
 constexpr char kParametersEnd[] = "# <<< parameters\n";
@@ -56,10 +56,22 @@ absl::Status CheckOptions(const SubmitOptions& options) {
     return absl::FailedPreconditionError(
         absl::StrCat("--nodes ", options.nodes, ": the job has ", ranks, " ranks; give fewer nodes or more workers"));
   }
+  // Slurm's names of partitions, several with commas between them.
+  for (const char c : options.partition) {
+    if (absl::ascii_isalnum(static_cast<unsigned char>(c)) || absl::StrContains("_-.,+", absl::string_view(&c, 1)))
+      continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("--partition \"", absl::CHexEscape(options.partition),
+                     "\": a partition's name has letters, digits and _ - . +; give it, or several with commas"));
+  }
   for (const std::string& option : options.sbatch) {
-    if (absl::StartsWith(option, "-") && !absl::StrContains(option, '\n')) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "--sbatch ", option, ": give an option of sbatch in one word, such as --sbatch=--account=ranking"));
+    if (absl::StartsWith(option, "-") &&
+        std::none_of(option.begin(), option.end(), [](unsigned char c) { return absl::ascii_iscntrl(c); })) {
+      continue;
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat("--sbatch \"", absl::CHexEscape(option),
+                     "\": give an option of sbatch in one word, such as --sbatch=--account=ranking"));
   }
   return absl::OkStatus();
 }
@@ -96,20 +108,23 @@ absl::Status SubmitOrPrint(const SubmitOptions& options) {
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
   HEARTH_RETURN_IF_ERROR(CheckInputs(job));
+  HEARTH_RETURN_IF_ERROR(CheckReading(job, options.job));
   HEARTH_RETURN_IF_ERROR(CheckPrograms(job, options.programs));
   if (options.print) {
     const std::string folder = std::filesystem::weakly_canonical(options.out).string();
     const int cpus = options.cpus_per_task > 0 ? options.cpus_per_task : static_cast<int>(job.training().threads());
     HEARTH_ASSIGN_OR_RETURN(const std::string script, BatchScript(options, folder, cpus, RankEnvironment(job)));
-    std::fputs(script.c_str(), stdout);
-    return absl::OkStatus();
+    return WriteStandardOutput(script);
   }
   HEARTH_RETURN_IF_ERROR(CheckSbatch());
   HEARTH_RETURN_IF_ERROR(CheckName("--out", std::filesystem::weakly_canonical(options.out).string()));
   HEARTH_ASSIGN_OR_RETURN(const std::string script, WriteScript(options, job));
   Supervisor supervisor;
   HEARTH_ASSIGN_OR_RETURN(const Supervisor::End end, supervisor.Run({{"sbatch", script}, {}}));
-  if (end.code == 0) return absl::OkStatus();
+  if (end.code == 0) {
+    SayNext(absl::StrCat("squeue --me, and tail -f ", JoinPath(options.out, "slurm-JOB.out")));
+    return absl::OkStatus();
+  }
   return absl::FailedPreconditionError(absl::StrCat("sbatch refused ", script, " (", DescribeEnd(end.code),
                                                     "); its reason stands above. Nothing was submitted"));
 }
@@ -154,22 +169,13 @@ int64_t NewestStep(const std::string& folder) {
   return step.has_value() ? static_cast<int64_t>(*step) : -1;
 }
 
-Json ReadRunJson(const std::string& folder) {
-  const absl::StatusOr<std::string> text = ReadFile(JoinPath(folder, "run.json"), kRunJsonBytesMax);
-  const Json run = text.ok() ? Json::parse(*text, nullptr, false) : Json();
-  return run.is_object() ? run : Json::object();
-}
-
 // The start's exit code: the scheduler's word where it has written one, else srun's.
 int CodeOfStart(const std::string& folder, const BatchOutcome& outcome) {
-  const Json run = ReadRunJson(folder);
-  const std::string status = run.value("status", "running");
-  if (status == "saved") return kExitSaved;
+  const RunState run = ReadRunState(folder);
+  if (run.status == "saved") return kExitSaved;
   // srun may end with 0 when it could not launch the step at all.
-  if (outcome.code == kExitOk && status != "finished" && status != "failed") return kExitInternal;
-  if (status != "failed" || !run.contains("exit") || !run["exit"].is_object()) return outcome.code;
-  const int code = run["exit"].value("code", 0);
-  return code != 0 ? code : outcome.code;
+  if (outcome.code == kExitOk && run.status != "finished" && run.status != "failed") return kExitInternal;
+  return run.status == "failed" && run.ended && run.code != 0 ? run.code : outcome.code;
 }
 
 absl::Status TellRunJson(const std::string& folder, const std::string& status, int code, const std::string& reason) {
@@ -181,6 +187,7 @@ absl::Status TellRunJson(const std::string& folder, const std::string& status, i
 
 absl::StatusOr<std::string> BatchScript(const SubmitOptions& options, const std::string& folder, int cpus_per_task,
                                         const std::vector<std::pair<std::string, std::string>>& environment) {
+  HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   HEARTH_RETURN_IF_ERROR(CheckName("--out", folder));
   HEARTH_RETURN_IF_ERROR(CheckName("programs in", options.programs));
   std::string parameters;
@@ -233,7 +240,7 @@ absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::stri
   const bool saved = verdict.code == kExitSaved;
   if (verdict.code != kExitSaved && IsFinalExit(verdict.code)) {
     verdict.reason = DescribeEnd(verdict.code);
-    if (verdict.code == kExitOk || ReadRunJson(folder).value("status", "") == "failed") return verdict;
+    if (verdict.code == kExitOk || ReadRunState(folder).status == "failed") return verdict;
     HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", verdict.code, verdict.reason));
     return verdict;
   }

@@ -51,7 +51,7 @@ const std::map<std::string, std::set<std::string>>& Arrows() {
       {"worker",
        {"common/*", "model/batch", "ps/ps_client.h", "ps/shard_map.h", "worker/log", "worker/collective", "worker/step",
         "worker/evaluation", "worker/device", "worker/dense"}},
-      {"scripts/hearth", {"common/*", "embedding"}},
+      {"scripts/hearth", {"common/*", "embedding", "worker/log"}},
   };
   return *arrows;
 }
@@ -231,6 +231,7 @@ TEST(Tidy, AFolderMayNotIncludeAgainstTheTable) {
                                                         {"model/export/export_rows.cc", "worker/bundle/score.h"},
                                                         {"model/export/export_rows.cc", "model/home.h"},
                                                         {"scripts/hearth/a.cc", "scheduler/source.h"},
+                                                        {"scripts/hearth/a.cc", "worker/step/pipeline.h"},
                                                         {"worker/a.cc", "worker/nowhere/a.h"}}) {
     EXPECT_THAT(faults(path, header), ElementsAre(HasSubstr("may not include"))) << path << " " << header;
   }
@@ -238,6 +239,7 @@ TEST(Tidy, AFolderMayNotIncludeAgainstTheTable) {
        std::vector<std::pair<const char*, const char*>>{{"model/export/export_rows.cc", "embedding/snapshot_reader.h"},
                                                         {"worker/a.cc", "ps/ps_client.h"},
                                                         {"worker/log/a.cc", "embedding/sign.h"},
+                                                        {"scripts/hearth/a.cc", "worker/log/log_reader.h"},
                                                         {"worker/a.cc", "absl/status/status.h"},
                                                         {"worker/dense/a.cc", "model/home.h"},
                                                         {"worker/dense/a.cc", "worker/dense/trainer.h"},
@@ -294,6 +296,20 @@ TEST(Tidy, NoStrayNotes) {
                        "ME"),
               ElementsAre(HasSubstr("stray note")));
   EXPECT_THAT(FaultsOf("ps/shard.cc", "mkstemp(\"x-XXXXXX\")"), IsEmpty());
+}
+
+TEST(Tidy, TheTestsThatTheSecurityPageNamesAreThere) {
+  const std::filesystem::path root = HEARTH_SOURCE_DIR;
+  std::string tests;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(root / "tests")) {
+    if (entry.path().extension() == ".cc") tests += ReadFile(entry.path().string()).value();
+  }
+  const std::string page = ReadFile((root / "docs/SECURITY.md").string()).value();
+  static const std::regex name("`(\\w+)\\.([A-Z]\\w+)`");
+  int named = 0;
+  for (std::sregex_iterator match(page.begin(), page.end(), name), end; match != end; ++match, ++named)
+    EXPECT_TRUE(absl::StrContains(tests, absl::StrCat("(", match->str(1), ", ", match->str(2), ")"))) << match->str();
+  EXPECT_GT(named, 20);
 }
 
 TEST(Tidy, TheTreeIsTidy) {

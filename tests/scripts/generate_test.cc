@@ -16,10 +16,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/base/file.h"
+#include "common/base/output_file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "scripts/hearth/hidden_model.h"
-#include "scripts/hearth/output_file.h"
 
 namespace hearth {
 namespace {
@@ -199,7 +199,7 @@ TEST(Generate, TellsTheAucThatItsProbabilitiesFileGives) {
   const std::string out = NewFolder("bayes");
   std::string report;
   ASSERT_TRUE(GenerateLog(SmallSpec(), out, &report).ok());
-  ASSERT_TRUE(DecompressZstd(out + "/bayes.tsv.zst", out + "/bayes.tsv").ok());
+  ASSERT_TRUE(CopyZstdTo(out + "/bayes.tsv.zst", out + "/bayes.tsv").ok());
   const auto rows = Rows(Contents(out + "/bayes.tsv"), '\t');
   const std::string test = Contents(out + "/test.csv");
   ASSERT_EQ(rows.size(), 2001u);
@@ -270,7 +270,7 @@ TEST(Generate, PutsAttributesIntoTheLogWhereThereAreNoTables) {
   std::string report;
   ASSERT_TRUE(GenerateLog(spec, out, &report).ok());
   EXPECT_FALSE(PathExists(out + "/user.csv"));
-  ASSERT_TRUE(DecompressZstd(out + "/train/part-0000.csv.zst", out + "/part.csv").ok());
+  ASSERT_TRUE(CopyZstdTo(out + "/train/part-0000.csv.zst", out + "/part.csv").ok());
   EXPECT_TRUE(absl::StartsWith(
       Contents(out + "/part.csv"),
       "user_id,video_id,day,hour,time_ms,tab,position,activity,age,register_days,author_id,tag,video_type,"
@@ -363,25 +363,6 @@ TEST(Generate, ReadsTheShippedSpec) {
   EXPECT_GE(spec->task_size(), 8);
   const Job job = JobForSpec(*spec);
   EXPECT_THAT(FaultsOf(job), testing::IsEmpty());
-}
-
-TEST(OutputFile, GivesBackThroughZstdWhatWasWritten) {
-  const std::string folder = NewFolder("zstd");
-  ASSERT_TRUE(MakeDirectories(folder).ok());
-  Random random(5);
-  std::string text;
-  for (int i = 0; i < 200000; ++i) absl::StrAppend(&text, random.Below(1000000), "\n");
-  auto file = *OutputFile::Create(folder + "/a.zst", true);
-  for (size_t at = 0; at < text.size(); at += 1000) file->Append(absl::string_view(text).substr(at, 1000));
-  ASSERT_TRUE(file->Close().ok());
-  EXPECT_EQ(file->bytes(), text.size());
-  ASSERT_TRUE(DecompressZstd(folder + "/a.zst", folder + "/a").ok());
-  EXPECT_EQ(Contents(folder + "/a"), text);
-
-  const std::string packed = Contents(folder + "/a.zst");
-  ASSERT_TRUE(WriteFileAtomically(folder + "/cut.zst", packed.substr(0, packed.size() - 100)).ok());
-  EXPECT_EQ(ExitCodeOf(DecompressZstd(folder + "/cut.zst", folder + "/cut")), kExitBadData);
-  EXPECT_FALSE(PathExists(folder + "/cut"));
 }
 
 }  // namespace

@@ -20,6 +20,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "scripts/hearth/run_json.h"
 #include "scripts/hearth/supervise.h"
 
 namespace hearth {
@@ -102,9 +103,9 @@ class LaunchTest : public testing::Test {
 
 TEST_F(LaunchTest, StartsTheRolesWithTheirCountsAndTheFolderLast) {
   EXPECT_THAT(MpirunArguments({"/bin-dir"}, {2, 3}, "", {"--restarts", "1"}, "/run"),
-              ElementsAre("mpirun", "--quiet", "--oversubscribe", "--bind-to", "none", "-np", "1",
-                          "/bin-dir/hearth-scheduler", "--ps", "2", "--worker", "3", "--restarts", "1", "/run", ":",
-                          "-np", "2", "/bin-dir/hearth-ps", "--ps", "2", "--worker", "3", "/run", ":", "-np", "3",
+              ElementsAre("mpirun", "--oversubscribe", "--bind-to", "none", "-np", "1", "/bin-dir/hearth-scheduler",
+                          "--ps", "2", "--worker", "3", "--restarts", "1", "/run", ":", "-np", "2",
+                          "/bin-dir/hearth-ps", "--ps", "2", "--worker", "3", "/run", ":", "-np", "3",
                           "/bin-dir/hearth-worker", "--ps", "2", "--worker", "3", "/run"));
 }
 
@@ -188,8 +189,9 @@ TEST_F(LaunchTest, ReturnsSavedWhereARankDiesWhileASaveIsAskedFor) {
 }
 
 TEST_F(LaunchTest, ForwardsSigtermAndDoesNotRestart) {
-  WriteMpirun("trap 'exit 1' TERM; kill -TERM $PPID; while :; do sleep 0.01; done");
+  WriteMpirun("trap 'echo last words >&2; exit 1' TERM; kill -TERM $PPID; while :; do sleep 0.01; done");
   EXPECT_EQ(TrainSaying(&said_), 128 + SIGTERM);
+  EXPECT_THAT(said_, HasSubstr("last words"));
   EXPECT_EQ(Calls().size(), 1u);
   EXPECT_EQ(RunJson()["status"], "failed");
 }
@@ -314,6 +316,140 @@ TEST_F(LaunchTest, EndsRanksThatAKilledMpirunLeftBeforeItStartsOthers) {
   EXPECT_EQ(TrainSaying(&said_), 0) << said_;
   EXPECT_EQ(Calls().size(), 2u);
   EXPECT_EQ(*ReadFile(root_ + "/left"), "");
+}
+
+// As Open MPI says it: ssh's line, then a message between two lines of dashes.
+constexpr char kRefuses[] =
+    "echo 'ssh: Could not resolve hostname nowhere' >&2; printf -- '-%.0s' {1..76} >&2; echo >&2\n"
+    "printf 'ORTE was unable to reliably start\\none or more daemons.\\n\\nThis usually is caused by:\\n' >&2\n"
+    "printf -- '-%.0s' {1..76} >&2; echo >&2\n";
+
+TEST_F(LaunchTest, WhatMpirunRefusesIsToldWithItsReasonAndNotRetried) {
+  WriteMpirun(absl::StrCat(kRefuses, "exit 255"));
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig);
+  EXPECT_EQ(Calls().size(), 1u);
+  for (const char* text : {"could not start the ranks", "Could not resolve hostname nowhere",
+                           "unable to reliably start one or more daemons.", "hostfile"}) {
+    EXPECT_THAT(said_, HasSubstr(text));
+    EXPECT_THAT(RunJson()["exit"]["reason"].get<std::string>(), HasSubstr(text));
+  }
+  EXPECT_EQ(RunJson()["exit"]["code"], kExitConfig);
+  EXPECT_THAT(*ReadFile(options_.out + "/logs/mpirun.log"), HasSubstr("This usually is caused by:"));
+}
+
+TEST_F(LaunchTest, WhatMpirunRefusesAfterAStartThatWorkedIsRetried) {
+  WriteMpirun(absl::StrCat("if [ $call = 1 ]; then echo began >> \"$dir/logs/scheduler-0.log\"; exit 1; fi\n", kRefuses,
+                           "[ $call = 2 ] && exit 255; exit 0"));
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(Calls().size(), 3u);
+}
+
+TEST_F(LaunchTest, ARankThatASignalEndedIsNoRefusal) {
+  WriteMpirun(
+      "[ $call = 2 ] && exit 0; printf -- '-%.0s' {1..76} >&2; echo >&2\n"
+      "echo 'mpirun noticed that process rank 1 exited on signal 9 (Killed).' >&2\n"
+      "printf -- '-%.0s' {1..76} >&2; echo >&2; exit 137");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(Calls().size(), 2u);
+  EXPECT_THAT(said_, testing::Not(HasSubstr("noticed")));
+}
+
+TEST_F(LaunchTest, BelowAnotherMpirunTheRanksAreToldNothingOfIt) {
+  WriteMpirun("env > \"$root/env\"; exit 0");
+  for (const char* name : {"OMPI_UNIVERSE_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "OMPI_MCA_orte_hnp_uri"})
+    setenv(name, "outer", 1);
+  setenv("OMPI_MCA_btl", "tcp,self", 1);
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  for (const char* name : {"OMPI_UNIVERSE_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "OMPI_MCA_orte_hnp_uri"})
+    unsetenv(name);
+  unsetenv("OMPI_MCA_btl");
+  const std::string env = *ReadFile(root_ + "/env");
+  EXPECT_THAT(env, testing::Not(HasSubstr("=outer")));
+  EXPECT_THAT(env, HasSubstr("OMPI_MCA_btl=tcp,self"));
+}
+
+TEST_F(LaunchTest, WhatTheRanksWriteGoesOnAndALostTableIsAnError) {
+  WriteMpirun("printf 'step 1\\rstep 2' >&2; printf 'a table\\n'; echo ' done' >&2; exit 0");
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(TrainSaying(&said_), 0);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "a table\n");
+  EXPECT_THAT(said_, HasSubstr("step 1\rstep 2 done\n"));
+  EXPECT_THAT(said_, HasSubstr("next: hearth inspect "));
+  WriteMpirun("echo '{\"status\": \"finished\"}' > \"$dir/run.json\"; echo 'a table'; exit 0");
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(open("/dev/full", O_WRONLY), STDOUT_FILENO);
+    _exit(Train(options_));
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(WEXITSTATUS(status), kExitIo);
+  EXPECT_EQ(RunJson()["status"], "finished");  // the training is
+}
+
+// As `hearth train … 2>&1 | head` does.
+TEST_F(LaunchTest, AReaderOfItsProgressThatGoesAwayStopsNoRun) {
+  WriteMpirun("for i in $(seq 100); do echo \"step $i\" >&2; done; echo done > \"$root/trained\"; exit 0");
+  const pid_t child = fork();
+  if (child == 0) {
+    int ends[2];
+    if (pipe(ends) != 0) _exit(1);
+    close(ends[0]);
+    dup2(ends[1], STDERR_FILENO);
+    _exit(Train(options_));
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && PathExists(root_ + "/trained")) << status;
+}
+
+TEST_F(LaunchTest, ANeighbourThatCallsItselfARoleKeepsNoRunFromStarting) {
+  WriteMpirun("exit 0");
+  ASSERT_TRUE(MakeDirectories(options_.out).ok());
+  const std::string folder = std::filesystem::canonical(options_.out).string();
+  for (const char* name : {"/started", "/go"}) ASSERT_EQ(mkfifo((root_ + name).c_str(), 0600), 0);
+  const std::string script = absl::StrCat("echo > '", root_, "/started'; read -r line < '", root_, "/go'");
+  const pid_t neighbour = fork();
+  if (neighbour == 0) {  // an editor, say: its arguments name a role and end with the folder
+    execl("/bin/bash", "hearth-worker", "-c", script.c_str(), (root_ + "/bin/hearth-worker").c_str(), folder.c_str(),
+          nullptr);
+    _exit(127);
+  }
+  EXPECT_EQ(*ReadFile(root_ + "/started"), "\n");  // it runs
+  EXPECT_THAT(RolesOf(folder), testing::IsEmpty());
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(kill(neighbour, 0), 0) << "a process that is none of ours was ended";
+  kill(neighbour, SIGKILL);
+  waitpid(neighbour, nullptr, 0);
+}
+
+TEST_F(LaunchTest, ExpressionsAndColumnsAreJudgedBeforeAnyRankAllFaultsAtOnce) {
+  WriteMpirun("exit 0");
+  Write("side.csv", "key,age\n1,2\n");
+  Write("job.txtpb",
+        "name: 'small' log { name: 'train' path: 'log.csv' join: 'side' } slot { name: 'user' table: 'user' }\n"
+        "task { name: 'click' category: 'watch' label: 'click = 1' mask: 'agee > 1' } table { name: 'user' dim: 4 }\n"
+        "side_table { name: 'side' path: 'side.csv' key: 'key' log_key: 'user_id' } dense { name: 'age' }");
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig);
+  for (const char* text : {"label of task \"click\"", "agee", "/log.csv: ", "its header has 2 columns: user_id, click",
+                           "slot \"user\"", "/job.txtpb"}) {
+    EXPECT_THAT(said_, HasSubstr(text));
+  }
+  EXPECT_TRUE(Calls().empty());
+  EXPECT_FALSE(PathExists(options_.out));
+  std::string text;
+  EXPECT_EQ(ExitCodeOf(PrintEffectiveJob(options_, &text)), kExitConfig);
+  options_.overrides = {"side_table[0].delimiter=ab"};
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig);
+  EXPECT_THAT(said_, HasSubstr("side_table[0].delimiter"));
+}
+
+TEST_F(LaunchTest, PrintsAJobWhoseFilesAreElsewhereButNoExpressionThatCannotBe) {
+  std::filesystem::remove(root_ + "/log.csv");
+  std::string text;
+  EXPECT_TRUE(PrintEffectiveJob(options_, &text).ok());
+  options_.overrides = {"task[0].label=click ="};
+  EXPECT_EQ(ExitCodeOf(PrintEffectiveJob(options_, &text)), kExitConfig);
 }
 
 TEST_F(LaunchTest, RefusesAJobWithFaultsBeforeItMakesAnything) {
@@ -460,6 +596,26 @@ TEST_F(LaunchTest, EvaluatesInAFolderOfItsOwn) {
   EXPECT_EQ(job.split(0).log().path(0), root_ + "/other.csv");
   EXPECT_FALSE(PathExists(std::string(absl::StripAsciiWhitespace(*ReadFile(root_ + "/eval-dir")))));
   EXPECT_THAT(*ListDirectory(options_.out), ElementsAre("snapshots"));  // nothing was written there
+}
+
+TEST_F(LaunchTest, EvaluatesLogsThatAreReadInAnotherWay) {
+  CommitSnapshot(5, 1);
+  Write("other.tsv", "user_id\tclicked\n2\t1\n");
+  WriteMpirun("cp \"$dir/job.txtpb\" \"$root/eval-job.txtpb\"");
+  EvalOptions options;
+  options.programs = options_.programs;
+  options.job = options_.job;
+  options.snapshot = options_.out;
+  options.logs = {root_ + "/other.tsv"};
+  options.overrides = {"log[train].delimiter=\\t", "task[click].label=clicked"};
+  EXPECT_EQ(Evaluate(options), 0);
+  EXPECT_EQ(LoadJob(root_ + "/eval-job.txtpb", {})->split(0).log().delimiter(), "\\t");
+  std::filesystem::remove(root_ + "/calls");
+  options.overrides = {"log[train].delimiter=\\t"};  // no column "click"
+  EXPECT_EQ(Evaluate(options), kExitConfig);
+  options.overrides = {"log[train].delimiter=\\t", "task[click].label=clicked", "table[user].dim=8"};
+  EXPECT_EQ(Evaluate(options), kExitConfig);
+  EXPECT_TRUE(Calls().empty());
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
-#include "scripts/hearth/launch.h"
+#include "scripts/hearth/run_json.h"
 
 namespace hearth {
 namespace {
@@ -83,9 +83,56 @@ TEST_F(SubmitTest, TheScriptHoldsItsParametersAndNoneOfTheTemplates) {
 TEST_F(SubmitTest, PathsThatSrunCannotQuoteAreRefused) {
   SubmitOptions options;
   options.programs = "/opt/bin";
+  options.time = "60";
+  ASSERT_TRUE(BatchScript(options, "/runs/a", 1, {}).ok());
   for (const char* folder : {"/runs/a b", "/runs/%t", "/runs/it's", "/runs/a\"b", "/runs/$HOME", "/runs/a\nb"}) {
     EXPECT_EQ(ExitCodeOf(BatchScript(options, folder, 1, {}).status()), kExitConfig) << folder;
   }
+}
+
+// Each of them stands in a line of its own of a script that a shell reads.
+TEST_F(SubmitTest, NothingThatAUserGivesReachesTheShell) {
+  const auto refused = [](void (*set)(SubmitOptions*)) {
+    SubmitOptions options;
+    options.programs = "/opt/bin";
+    options.time = "60";
+    set(&options);
+    const absl::StatusOr<std::string> script = BatchScript(options, "/runs/a", 1, {});
+    return ExitCodeOf(script.status()) == kExitConfig;
+  };
+  EXPECT_FALSE(refused([](SubmitOptions* options) { options->partition = "long,gpu_a-1.b"; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->partition = "a\ntouch /tmp/x"; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->partition = "a b"; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->partition = "$(id)"; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->time = "60\ntouch /tmp/x"; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->sbatch = {"--account=a\ntouch /tmp/x"}; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->sbatch = {"--account=a\rtouch /tmp/x"}; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->sbatch = {"touch"}; }));
+  EXPECT_TRUE(refused([](SubmitOptions* options) { options->programs = "/opt/$(id)"; }));
+}
+
+// Somebody's editor, or a disk, may leave anything there.
+TEST_F(SubmitTest, ARunJsonOfAnyShapeEndsInAVerdict) {
+  for (const char* text : {"", "{", "[]", "7", "null", "{\"status\": 7}", "{\"status\": null, \"exit\": 3}",
+                           "{\"status\": \"failed\", \"exit\": {\"code\": \"x\", \"reason\": []}}",
+                           "{\"status\": {\"a\": []}}", "{\"status\": \"failed\", \"exit\": {\"code\": 1e300}}",
+                           "{\"status\": \"failed\", \"exit\": {\"code\": -1, \"reason\": \"x\"}}", "\xff\xfe{}"}) {
+    ASSERT_TRUE(BatchBegin(dir_, "7").ok());
+    ASSERT_TRUE(WriteFileAtomically(dir_ + "/run.json", text).ok());
+    const absl::StatusOr<BatchVerdict> verdict = BatchEnd(dir_, "7", Ended(137, 100));
+    ASSERT_TRUE(verdict.ok()) << text;
+    EXPECT_TRUE(verdict->requeue) << text;
+    EXPECT_EQ(RunJson()["status"], "saved") << text;
+  }
+  // Deeper than a stack: neither read nor written again.
+  std::string deep = "{\"a\": ";
+  for (int i = 0; i < 1000000; ++i) deep += '[';
+  ASSERT_TRUE(WriteFileAtomically(dir_ + "/run.json", deep).ok());
+  EXPECT_TRUE(BatchEnd(dir_, "7", Ended(137, 100)).ok());
+  for (int i = 0; i < 1000000; ++i) deep += ']';
+  ASSERT_TRUE(WriteFileAtomically(dir_ + "/run.json", deep + "}").ok());
+  EXPECT_TRUE(BatchEnd(dir_, "7", Ended(137, 100)).ok());
+  EXPECT_EQ(RunJson()["status"], "saved");
 }
 
 TEST_F(SubmitTest, ASavedRunGoesBackAsLongAsEachStartBringsASnapshot) {

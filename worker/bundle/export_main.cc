@@ -1,9 +1,9 @@
 // hearth-export SNAPSHOT --out DIR: a snapshot as a bundle for serving. Started by `hearth export`, and by the
 // scheduler of a run that publishes.
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <string>
 
+#include "common/base/command_line.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
 #include "worker/bundle/export_bundle.h"
@@ -30,24 +30,25 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return ExitOfParse(app, error);
   }
   const absl::StatusOr<ExportFormats> formats = ParseExportFormats(format);
   if (!formats.ok()) {
-    std::fprintf(stderr, "hearth export: %s\n", std::string(formats.status().message()).c_str());
+    Finish("hearth export", formats.status());
     return kExitUsage;
   }
   options.formats = *formats;
   const absl::StatusOr<std::string> report = ExportBundle(options);
-  if (report.ok()) {
-    std::fputs(report->c_str(), stdout);
-  } else {
-    std::fprintf(stderr, "hearth export: %s\n", std::string(report.status().message()).c_str());
-  }
-  return ExitCodeOf(report.status());
+  const int code = Finish("hearth export", report);
+  if (code == kExitOk)
+    SayNext("hearth score " + options.out + " --logs FILE…, or scripts/score.py " + options.out + " --check");
+  return code;
 }
 
 }  // namespace
 }  // namespace hearth
 
-int main(int argc, char** argv) { return hearth::Main(argc, argv); }
+int main(int argc, char** argv) {
+  hearth::HoldStandardDescriptors();
+  return hearth::Main(argc, argv);
+}

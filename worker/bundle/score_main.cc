@@ -1,11 +1,13 @@
 // hearth-score BUNDLE --logs FILE…: scores raw logs from an export bundle alone. Started by `hearth score`.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <limits>
 #include <string>
 
 #include "absl/strings/str_format.h"
 #include "common/artifact/bundle.h"
 #include "common/artifact/bundle_chain.h"
+#include "common/base/command_line.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
@@ -26,6 +28,7 @@ struct Arguments {
 std::string Figure(bool has, double value) { return has ? absl::StrFormat("%.6f", value) : std::string("-"); }
 
 absl::StatusOr<std::string> Score(const Arguments& arguments) {
+  if (!arguments.predictions.empty()) HEARTH_RETURN_IF_ERROR(OutputFile::Check(arguments.predictions));
   HEARTH_RETURN_IF_ERROR(VerifyBundle(arguments.bundle).status());
   HEARTH_ASSIGN_OR_RETURN(const BundleLink link, ReadBundleLink(arguments.bundle));
   if (link.is_delta) {
@@ -46,7 +49,8 @@ absl::StatusOr<std::string> Score(const Arguments& arguments) {
   const Evaluation evaluation = ScorePredictions(rows, tasks, scored.name, 0);
   if (!arguments.predictions.empty()) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<LogFile> files, ListLogFiles(scorer->job(), {scored.log}));
-    HEARTH_RETURN_IF_ERROR(WritePredictions(arguments.predictions, rows, tasks, files));
+    HEARTH_ASSIGN_OR_RETURN(const auto file, OutputFile::Create(arguments.predictions));
+    HEARTH_RETURN_IF_ERROR(WritePredictions(file.get(), rows, tasks, files));
   }
   std::string text =
       absl::StrFormat("%d records, %.0f records/s\nread %d = scored %d + rejected %d + filtered %d\n", rows.records(),
@@ -68,23 +72,23 @@ int Main(int argc, char** argv) {
   app.add_option("BUNDLE", arguments.bundle, "The bundle's folder")->required();
   app.add_option("--logs", arguments.logs, "Log files")->required();
   app.add_option("--log", arguments.log, "Split or log whose schema they have; default: the first split");
-  app.add_option("--predictions", arguments.predictions, "Write predictions there, compressed by zstd");
+  app.add_option("--predictions", arguments.predictions, "Write predictions there; zstd where the name ends in .zst");
   app.add_flag("--int8", arguments.int8, "Use the int8 rows");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return ExitOfParse(app, error);
   }
   const absl::StatusOr<std::string> report = Score(arguments);
-  if (report.ok()) {
-    std::fputs(report->c_str(), stdout);
-  } else {
-    std::fprintf(stderr, "hearth score: %s\n", std::string(report.status().message()).c_str());
-  }
-  return ExitCodeOf(report.status());
+  const int code = Finish("hearth score", report);
+  if (code == kExitOk) SayNext("hearth train with more data or epochs, then hearth export RUN --since STEP --out OUT");
+  return code;
 }
 
 }  // namespace
 }  // namespace hearth
 
-int main(int argc, char** argv) { return hearth::Main(argc, argv); }
+int main(int argc, char** argv) {
+  hearth::HoldStandardDescriptors();
+  return hearth::Main(argc, argv);
+}

@@ -1,9 +1,6 @@
 #include "worker/evaluation/predictions.h"
 
-#include <zstd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -12,7 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/file.h"
+#include "common/base/output_file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "worker/evaluation/auc.h"
@@ -77,47 +74,6 @@ void Reorder(std::vector<T>* values, const std::vector<size_t>& order, size_t wi
   }
   *values = std::move(sorted);
 }
-
-// A zstd stream into a file beside its final name.
-class ZstdWriter {
- public:
-  explicit ZstdWriter(std::string path) : path_(std::move(path)), context_(ZSTD_createCStream(), &ZSTD_freeCStream) {
-    file_ = std::fopen(path_.c_str(), "wb");
-    buffer_.resize(ZSTD_CStreamOutSize());
-  }
-  ~ZstdWriter() {
-    if (file_ != nullptr) std::fclose(file_);
-  }
-  absl::Status Write(const std::string& text, ZSTD_EndDirective directive) {
-    if (file_ == nullptr) return Failure("open");
-    ZSTD_inBuffer in{text.data(), text.size(), 0};
-    size_t left = 1;
-    while (in.pos < in.size || (directive == ZSTD_e_end && left != 0)) {
-      ZSTD_outBuffer out{buffer_.data(), buffer_.size(), 0};
-      left = ZSTD_compressStream2(context_.get(), &out, &in, directive);
-      if (ZSTD_isError(left)) return absl::InternalError(absl::StrCat(path_, ": zstd: ", ZSTD_getErrorName(left)));
-      if (std::fwrite(buffer_.data(), 1, out.pos, file_) != out.pos) return Failure("write");
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Close() {
-    const bool closed = std::fclose(file_) == 0;
-    file_ = nullptr;
-    return closed ? absl::OkStatus() : Failure("close");
-  }
-
- private:
-  absl::Status Failure(const char* what) const {
-    const int error = errno;
-    const std::string message = absl::StrCat(path_, ": ", what, ": ", std::strerror(error));
-    return error == ENOSPC ? absl::ResourceExhaustedError(message) : absl::UnavailableError(message);
-  }
-
-  const std::string path_;
-  std::FILE* file_ = nullptr;
-  const std::unique_ptr<ZSTD_CStream, decltype(&ZSTD_freeCStream)> context_;
-  std::string buffer_;
-};
 
 // A tab or line break inside a user's text would break the line.
 void AppendField(std::string* line, absl::string_view text) {
@@ -271,11 +227,8 @@ Evaluation ScorePredictions(const PredictionRows& rows, const std::vector<std::s
   return evaluation;
 }
 
-absl::Status WritePredictions(const std::string& path, const PredictionRows& rows,
-                              const std::vector<std::string>& tasks, const std::vector<LogFile>& files) {
-  HEARTH_RETURN_IF_ERROR(MakeDirectories(path.substr(0, path.rfind('/'))));
-  const std::string aside = path + ".tmp";
-  ZstdWriter writer(aside);
+absl::Status WritePredictions(OutputFile* file, const PredictionRows& rows, const std::vector<std::string>& tasks,
+                              const std::vector<LogFile>& files) {
   std::string text = "source\toffset\tuser";
   for (const std::string& task : tasks) absl::StrAppend(&text, "\tlabel_", task, "\tp_", task);
   text += "\n";
@@ -293,15 +246,11 @@ absl::Status WritePredictions(const std::string& path, const PredictionRows& row
       absl::StrAppend(&text, "\t", label, "\t", number);
     }
     text += "\n";
-    if (text.size() >= size_t{1} << 20) {
-      HEARTH_RETURN_IF_ERROR(writer.Write(text, ZSTD_e_continue));
-      text.clear();
-    }
+    file->Append(text);
+    text.clear();
   }
-  HEARTH_RETURN_IF_ERROR(writer.Write(text, ZSTD_e_end));
-  HEARTH_RETURN_IF_ERROR(writer.Close());
-  HEARTH_RETURN_IF_ERROR(FsyncPath(aside));
-  return RenamePath(aside, path);
+  file->Append(text);  // the header, where there is no record
+  return file->Close();
 }
 
 }  // namespace hearth

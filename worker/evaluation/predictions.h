@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/base/bytes.h"
+#include "common/base/output_file.h"
 #include "common/net/wire.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
@@ -56,8 +57,8 @@ absl::Status SortPredictions(PredictionRows* rows);
 Evaluation ScorePredictions(const PredictionRows& rows, const std::vector<std::string>& tasks, const std::string& split,
                             uint64_t step);
 
-// docs/FORMATS.md, "Predictions": tab-separated, zstd, written aside and renamed.
-absl::Status WritePredictions(const std::string& path, const PredictionRows& rows,
-                              const std::vector<std::string>& tasks, const std::vector<LogFile>& files);
+// docs/FORMATS.md, "Predictions": tab-separated. Closes the file.
+absl::Status WritePredictions(OutputFile* file, const PredictionRows& rows, const std::vector<std::string>& tasks,
+                              const std::vector<LogFile>& files);
 
 }  // namespace hearth

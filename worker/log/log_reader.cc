@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/file.h"
@@ -43,6 +44,10 @@ absl::StatusOr<std::vector<std::string>> ColumnsOfHeader(const std::string& head
   if (!cause.empty()) {
     return absl::DataLossError(absl::StrCat(path, ": byte 0: the header has an ", cause, "; correct the header"));
   }
+  if (const size_t at = header.find('\0'); at != std::string::npos) {
+    return absl::DataLossError(absl::StrCat(path, ": byte ", at, ": holds a NUL byte, so it is no text; ",
+                                            "write it as delimited text in UTF-8, such as CSV"));
+  }
   if (header.find('\r') != std::string::npos) {
     return absl::DataLossError(absl::StrCat(
         path, ": byte ", header.find('\r'),
@@ -51,6 +56,28 @@ absl::StatusOr<std::vector<std::string>> ColumnsOfHeader(const std::string& head
   std::vector<std::string> columns;
   for (const absl::string_view field : fields) columns.emplace_back(field);
   return columns;
+}
+
+// Behind faults about columns: what the file has, and where one column looks like several, by which delimiter.
+std::string DescribeColumns(const std::string& path, const std::string& header, char delimiter,
+                            const std::vector<std::string>& columns) {
+  constexpr size_t kColumnsMax = 64;
+  constexpr size_t kTextBytesMax = 2000;
+  const size_t shown = std::min(columns.size(), kColumnsMax);
+  std::string names = absl::Utf8SafeCHexEscape(absl::StrJoin(columns.begin(), columns.begin() + shown, ", "));
+  if (shown < columns.size() || names.size() > kTextBytesMax) names = names.substr(0, kTextBytesMax) + ", …";
+  std::string text =
+      absl::StrCat(path, ": its header has ", columns.size(), " column", columns.size() == 1 ? "" : "s", ": ", names);
+  if (columns.size() > 1) return text;
+  std::vector<absl::string_view> fields;
+  std::string scratch;
+  for (const char other : {',', '\t', ';', '|', ' '}) {
+    if (other == delimiter || !SplitFields(header, other, &fields, &scratch).empty() || fields.size() < 2) continue;
+    absl::StrAppend(&text, "; by another delimiter it has ", fields.size(), ": set the log's delimiter: \"",
+                    other == '\t' ? "\\\\t" : std::string(1, other), "\"");
+    break;
+  }
+  return text;
 }
 
 bool IsShuffled(const Log& log) { return log.shuffle().pieces() || log.shuffle().window_records_max() > 0; }
@@ -65,14 +92,14 @@ class LogSchemaImpl : public LogSchema {
 
   // Reads what is there to be read; every fault becomes a line.
   void Load(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users,
-            const std::vector<SideTableFile>& side_tables) {
+            const std::vector<SideTableFile>& side_tables, AttributeTable::Rows rows) {
     std::set<std::string> wanted;
     for (const Log& log : logs) wanted.insert(log.join().begin(), log.join().end());
     for (const SideTable& table : job.side_table()) {
       if (wanted.count(table.name()) == 0) continue;
       const auto expected = std::find_if(side_tables.begin(), side_tables.end(),
                                          [&](const SideTableFile& file) { return file.name() == table.name(); });
-      auto loaded = AttributeTable::Load(job, table, expected == side_tables.end() ? nullptr : &*expected);
+      auto loaded = AttributeTable::Load(job, table, expected == side_tables.end() ? nullptr : &*expected, rows);
       if (loaded.ok()) {
         tables_[table.name()] = *std::move(loaded);
       } else {
@@ -86,6 +113,13 @@ class LogSchemaImpl : public LogSchema {
         return tables_.count(name) > 0 || !Exists(job, name);
       });
       CheckLog(job, log, i < users.size() ? users[i] : "", joined);
+    }
+  }
+
+  void LoadExpressions(const Job& job, const std::vector<Log>& logs) {
+    for (const std::string& fault : FaultsOfExpressions(job, logs)) {
+      Note(absl::InvalidArgumentError(fault));
+      expression_faults_.insert(fault);
     }
   }
 
@@ -108,17 +142,27 @@ class LogSchemaImpl : public LogSchema {
     const std::string line(status.message());
     if (std::find(lines_.begin(), lines_.end(), line) == lines_.end()) lines_.push_back(line);
   }
-  void Compile(const Job& job, const Log& log, const std::string& user, absl::Span<const std::string> columns) {
+  // False: something is wrong. `where`: the file, or nothing, in front of what is.
+  bool Compile(const Job& job, const Log& log, const std::string& user, absl::Span<const std::string> columns,
+               const std::string& where) {
     std::vector<std::string> faults;
     RecordPlan::Compile(job, log, columns, tables_, user, &faults);
-    for (const std::string& fault : faults) Note(absl::InvalidArgumentError(fault));
+    const size_t name = absl::StrCat("log \"", log.name(), "\": ").size();
+    bool fine = true;
+    for (const std::string& fault : faults) {
+      if (expression_faults_.count(fault) > 0 || expression_faults_.count(fault.substr(name)) > 0) continue;
+      Note(absl::InvalidArgumentError(absl::StrCat(where, fault)));
+      fine = false;
+    }
+    return fine;
   }
   void CheckLog(const Job& job, const Log& log, const std::string& user, bool joined) {
     const auto options = RecordOptions(job, log);
     if (!options.ok()) return Note(options.status());
     if (!log.header() && joined) {
-      Compile(job, log, user, std::vector<std::string>(log.column().begin(), log.column().end()));
+      Compile(job, log, user, std::vector<std::string>(log.column().begin(), log.column().end()), "");
     }
+    std::set<std::string> headers;  // of this log's files: most have the same
     for (const std::string& listed : log.path()) {
       const std::string path = ResolvePath(job, listed);
       const std::string where = absl::StrCat("log \"", log.name(), "\"");
@@ -132,17 +176,18 @@ class LogSchemaImpl : public LogSchema {
         Note(Annotate(header.status(), where));
         continue;
       }
-      if (header->empty() || !joined) continue;
+      if (header->empty() || !headers.insert(*header).second) continue;
       const auto columns = ColumnsOfHeader(*header, options->delimiter, path);
-      if (columns.ok()) {
-        Compile(job, log, user, *columns);
-      } else {
+      if (!columns.ok()) {
         Note(Annotate(columns.status(), where));
+      } else if (joined && !Compile(job, log, user, *columns, path + ": ")) {
+        Note(absl::InvalidArgumentError(DescribeColumns(path, *header, options->delimiter, *columns)));
       }
     }
   }
 
   AttributeTables tables_;
+  std::set<std::string> expression_faults_;  // told already
   std::vector<std::string> lines_;
   absl::StatusCode code_ = absl::StatusCode::kOk;
 };
@@ -151,9 +196,16 @@ absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job,
                                                                  const std::vector<std::string>& users,
                                                                  const std::vector<SideTableFile>& side_tables) {
   auto schema = std::make_shared<LogSchemaImpl>();
-  schema->Load(job, logs, users, side_tables);
+  schema->Load(job, logs, users, side_tables, AttributeTable::Rows::kAll);
   HEARTH_RETURN_IF_ERROR(schema->status());
   return std::shared_ptr<const LogSchema>(std::move(schema));
+}
+
+absl::Status LogSchema::Check(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users) {
+  LogSchemaImpl schema;
+  schema.LoadExpressions(job, logs);
+  schema.Load(job, logs, users, AttributeTable::Rows::kNone);
+  return schema.status();
 }
 
 // --- LaneReader ---
@@ -770,16 +822,19 @@ absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string&
     }
   }
   std::vector<std::string> columns(log.column().begin(), log.column().end());
+  HEARTH_ASSIGN_OR_RETURN(const char delimiter, DelimiterOf(log.delimiter(), absl::StrCat("log \"", log.name(), "\"")));
   if (log.header()) {
-    HEARTH_ASSIGN_OR_RETURN(const RecordSplitter::Options records, RecordOptions(options_.job, log));
-    HEARTH_ASSIGN_OR_RETURN(columns, ColumnsOfHeader(reader.header(), records.delimiter, path));
+    HEARTH_ASSIGN_OR_RETURN(columns, ColumnsOfHeader(reader.header(), delimiter, path));
   }
   std::vector<std::string> faults;
   auto made = std::make_unique<LogPlan>();
   made->log = file.log();
   made->header = reader.header();
   made->plan = RecordPlan::Compile(options_.job, log, columns, schema_->tables(), options_.user_column, &faults);
-  if (made->plan == nullptr) return absl::InvalidArgumentError(absl::StrCat(path, ":\n", absl::StrJoin(faults, "\n")));
+  if (made->plan == nullptr) {
+    if (log.header()) faults.push_back(DescribeColumns(path, reader.header(), delimiter, columns));
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", absl::StrJoin(faults, "\n")));
+  }
   plan_of_[file.number()] = made.get();
   plans_.push_back(std::move(made));
   return absl::OkStatus();

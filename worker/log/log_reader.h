@@ -22,13 +22,17 @@ namespace hearth {
 class LogSchema {
  public:
   // Checks every column that slots, tasks, filters and joins name against each log's header (or Log.column) and side
-  // table: all faults at once, each with log, column and remedy (InvalidArgument); a missing file is NotFound with its
-  // path. `logs`: job.log(), or the logs of splits; `users`: the column of GAUC's user for each of them, "" or none at
-  // all where there is none. `side_tables`: what the files of side tables must be (DataLoss); one that is not among
-  // them may be any. A log with a directory is checked when its first file appears.
+  // table: all faults at once, each with file, log, column and remedy, and what columns the file has (InvalidArgument);
+  // a missing file is NotFound with its path, one of another format DataLoss. `logs`: job.log(), or the logs of splits;
+  // `users`: the column of GAUC's user for each of them, "" or none at all where there is none. `side_tables`: what the
+  // files of side tables must be (DataLoss); one that is not among them may be any. A log with a directory is checked
+  // when its first file appears.
   static absl::StatusOr<std::shared_ptr<const LogSchema>> Open(const Job& job, const std::vector<Log>& logs,
                                                                const std::vector<std::string>& users = {},
                                                                const std::vector<SideTableFile>& side_tables = {});
+  // The same faults, and those of expressions that no file has to be read for, from the headers alone: a side table's
+  // rows are not read. For whoever starts the readers.
+  static absl::Status Check(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users = {});
   virtual ~LogSchema() = default;
 };
 

@@ -6,6 +6,8 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/reading.h"
@@ -34,6 +36,10 @@ float Transformed(const DenseFeature& config, double value) {
   }
   const float narrow = static_cast<float>(result);
   return std::isfinite(narrow) ? narrow : static_cast<float>(config.missing());
+}
+
+std::string SyntaxFault(absl::string_view what, const absl::Status& status) {
+  return absl::StrCat(what, ": ", status.message(), "; correct the expression");
 }
 
 }  // namespace
@@ -183,9 +189,12 @@ class PlanCompiler {
     }
     if (position >= 0) return position;
     if (DeclaredAbsent(name)) return absent_;
-    Fault(what, absl::StrCat("reads column \"", name,
-                             "\", which neither the log nor a joined side table has; correct the name, or list it in "
-                             "absent_column"));
+    const auto similar = std::find_if(columns_.begin(), columns_.end(), [&](const std::string& column) {
+      return absl::EqualsIgnoreCase(absl::StripAsciiWhitespace(column), name);
+    });
+    Fault(what, absl::StrCat("reads column \"", name, "\", which neither the log nor a joined side table has; ",
+                             similar == columns_.end() ? "correct the name" : absl::StrCat("it has \"", *similar, "\""),
+                             ". Only where the log is meant to lack it: absent_column"));
     return absent_;
   }
 
@@ -193,7 +202,7 @@ class PlanCompiler {
     const Expression::Columns columns = [&](absl::string_view name) { return Resolve(what, name); };
     auto parsed = Expression::Parse(text, columns);
     if (parsed.ok()) return *std::move(parsed);
-    Fault(what, absl::StrCat(parsed.status().message(), "; correct the expression"));
+    faults_->push_back(absl::StrCat("log \"", log_.name(), "\": ", SyntaxFault(what, parsed.status())));
     return Expression();
   }
   static std::string ColumnText(const std::string& name) { return absl::StrCat("`", name, "`"); }
@@ -267,6 +276,23 @@ class PlanCompiler {
   int absent_ = 0;
   int next_position_ = 0;
 };
+
+std::vector<std::string> FaultsOfExpressions(const Job& job, const std::vector<Log>& logs) {
+  std::vector<std::string> faults;
+  const auto check = [&faults](const std::string& what, absl::string_view text) {
+    if (text.empty()) return;
+    const auto parsed = Expression::ColumnsOf(text);
+    if (!parsed.ok()) faults.push_back(SyntaxFault(what, parsed.status()));
+  };
+  for (const Log& log : logs) check(absl::StrCat("log \"", log.name(), "\": where"), log.where());
+  for (const Slot& slot : job.slot()) check(absl::StrCat("slot \"", slot.name(), "\""), slot.value());
+  for (const DenseFeature& dense : job.dense()) check(absl::StrCat("dense \"", dense.name(), "\""), dense.value());
+  for (const Task& task : job.task()) {
+    check(absl::StrCat("label of task \"", task.name(), "\""), task.label());
+    check(absl::StrCat("mask of task \"", task.name(), "\""), task.mask());
+  }
+  return faults;
+}
 
 std::unique_ptr<const RecordPlan> RecordPlan::Compile(const Job& job, const Log& log,
                                                       absl::Span<const std::string> columns,

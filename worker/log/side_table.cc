@@ -25,10 +25,10 @@ absl::Status CheckExpected(const InputFile& file, const SideTableFile& expected)
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const AttributeTable>> AttributeTable::Load(const Job& job, const SideTable& table,
-                                                                           const SideTableFile* expected) {
+                                                                           const SideTableFile* expected, Rows rows) {
   auto loaded = std::make_unique<AttributeTable>();
   loaded->name_ = table.name();
-  HEARTH_RETURN_IF_ERROR(loaded->Read(job, table, expected));
+  HEARTH_RETURN_IF_ERROR(loaded->Read(job, table, expected, rows));
   return std::unique_ptr<const AttributeTable>(std::move(loaded));
 }
 
@@ -39,7 +39,7 @@ int AttributeTable::ColumnOf(absl::string_view column) const {
   return -1;
 }
 
-absl::Status AttributeTable::Read(const Job& job, const SideTable& table, const SideTableFile* expected) {
+absl::Status AttributeTable::Read(const Job& job, const SideTable& table, const SideTableFile* expected, Rows rows) {
   const std::string path = ResolvePath(job, table.path());
   const std::string where = absl::StrCat("side_table \"", name_, "\"");
   RecordSplitter::Options options;
@@ -79,6 +79,7 @@ absl::Status AttributeTable::Read(const Job& job, const SideTable& table, const 
         return absl::InvalidArgumentError(absl::StrCat(where, ".key: ", path, " has no column \"", table.key(),
                                                        "\"; it has ", absl::StrJoin(columns_, ", ")));
       }
+      if (rows == Rows::kNone) break;
       continue;
     }
     if (rows_.size() >= table.rows_max()) {

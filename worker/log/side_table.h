@@ -21,8 +21,10 @@ class AttributeTable {
   // Reads job.side_table(…) whole. NotFound names the path; InvalidArgument where the key column is missing or there
   // are more than rows_max rows; DataLoss where a row is bad or a key comes twice, where the file is not the `expected`
   // one (null: any), and where it is written to meanwhile.
+  enum class Rows { kAll, kNone };  // kNone: the header alone, for checking what names its columns
   static absl::StatusOr<std::unique_ptr<const AttributeTable>> Load(const Job& job, const SideTable& table,
-                                                                    const SideTableFile* expected = nullptr);
+                                                                    const SideTableFile* expected = nullptr,
+                                                                    Rows rows = Rows::kAll);
 
   const std::string& name() const { return name_; }
   int ColumnOf(absl::string_view column) const;  // negative: none
@@ -36,7 +38,7 @@ class AttributeTable {
   uint64_t rows() const { return rows_.size(); }
 
  private:
-  absl::Status Read(const Job& job, const SideTable& table, const SideTableFile* expected);
+  absl::Status Read(const Job& job, const SideTable& table, const SideTableFile* expected, Rows rows);
   absl::Status AddRow(const std::string& path, uint64_t offset, absl::Span<const absl::string_view> fields, int key);
 
   std::string name_;

@@ -6,6 +6,7 @@
 #include <xxhash.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -21,6 +22,8 @@ namespace hearth {
 namespace {
 
 constexpr size_t kBufferBytes = 256 << 10;
+constexpr int kWindowLogMax = 27;  // of a zstd frame: the decoder holds as many bytes
+constexpr uint64_t kWindowBytesMax = uint64_t{1} << kWindowLogMax;
 
 absl::Status Errno(const std::string& path, absl::string_view operation) {
   const int error = errno;
@@ -120,7 +123,9 @@ class GzipSource : public CompressedSource {
 class ZstdSource : public CompressedSource {
  public:
   explicit ZstdSource(std::shared_ptr<const InputFile> file)
-      : CompressedSource(std::move(file)), stream_(ZSTD_createDStream()) {}
+      : CompressedSource(std::move(file)), stream_(ZSTD_createDStream()) {
+    ZSTD_DCtx_setParameter(stream_, ZSTD_d_windowLogMax, kWindowLogMax);
+  }
   ~ZstdSource() override { ZSTD_freeDStream(stream_); }
 
   absl::StatusOr<size_t> Read(char* out, size_t size) override {
@@ -134,6 +139,12 @@ class ZstdSource : public CompressedSource {
         input_ = {buffer_.data(), filled_, 0};
       }
       const size_t result = ZSTD_decompressStream(stream_, &output, &input_);
+      if (ZSTD_getErrorCode(result) == ZSTD_error_frameParameter_windowTooLarge) {
+        return absl::DataLossError(
+            absl::StrCat(path_, ": was packed with a window of more than ", kWindowBytesMax >> 20,
+                         " MiB (zstd --long), which each lane that reads it would hold in memory; pack it again: zstd "
+                         "-d --long=31 -c FILE | zstd -o SMALLER"));
+      }
       if (ZSTD_isError(result)) {
         return Damaged(input_.pos, absl::StrCat("the zstd data are damaged (", ZSTD_getErrorName(result), ")"));
       }
@@ -149,6 +160,47 @@ class ZstdSource : public CompressedSource {
   bool in_frame_ = false;
   bool may_have_more_ = false;
 };
+
+// What else people put where a log is expected, by the bytes it begins with. Those that a header could begin with, too,
+// are told by a byte behind them that no text has.
+struct ForeignFormat {
+  absl::string_view begins;
+  const char* name;
+  const char* remedy;
+};
+constexpr const char kPackAgain[] = "unpack it, or pack it with gzip or zstd";
+constexpr const char kWriteText[] = "write it as delimited text, such as CSV";
+constexpr const char kRecode[] = "recode it: iconv -f UTF-16 -t UTF-8";
+const ForeignFormat kForeignFormats[] = {{{"PK\x03\x04", 4}, "a zip archive", kPackAgain},
+                                         {{"PK\x05\x06", 4}, "an empty zip archive", kPackAgain},
+                                         {{"BZh", 3}, "packed with bzip2", kPackAgain},
+                                         {{"\xfd"
+                                           "7zXZ",
+                                           5},
+                                          "packed with xz",
+                                          kPackAgain},
+                                         {{"\x04\x22\x4d\x18", 4}, "packed with lz4", kPackAgain},
+                                         {{"7z\xbc\xaf", 4}, "a 7z archive", kPackAgain},
+                                         {{"PAR1\x15", 5}, "a Parquet file", kWriteText},
+                                         {{"Obj\x01", 4}, "an Avro file", kWriteText},
+                                         {{"ARROW1\0", 7}, "an Arrow file", kWriteText},
+                                         {{"ORC\x08", 4}, "an ORC file", kWriteText},
+                                         {{"\x89HDF", 4}, "an HDF5 file", kWriteText},
+                                         {{"SQLite format 3\0", 16}, "an SQLite database", kWriteText},
+                                         {{"\xff\xfe", 2}, "text in UTF-16", kRecode},
+                                         {{"\xfe\xff", 2}, "text in UTF-16", kRecode}};
+constexpr absl::string_view kBzip2Block("1AY&SY", 6);  // behind "BZh" and a digit
+
+absl::Status RefuseForeignFormat(absl::string_view head, const std::string& path) {
+  for (const ForeignFormat& format : kForeignFormats) {
+    if (head.substr(0, format.begins.size()) != format.begins) continue;
+    if (format.begins == "BZh" && head.substr(4, kBzip2Block.size()) != kBzip2Block) continue;
+    return absl::DataLossError(absl::StrCat(path, ": is ", format.name,
+                                            ", and a log is delimited text, plain or packed with gzip or zstd; ",
+                                            format.remedy));
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -200,14 +252,15 @@ absl::Status InputFile::CheckUnchanged() const {
 }
 
 absl::StatusOr<Compression> CompressionOf(const InputFile& file) {
-  unsigned char head[4] = {};
-  HEARTH_ASSIGN_OR_RETURN(const size_t got, file.ReadAt(reinterpret_cast<char*>(head), 4, 0));
+  unsigned char head[16] = {};
+  HEARTH_ASSIGN_OR_RETURN(const size_t got, file.ReadAt(reinterpret_cast<char*>(head), sizeof(head), 0));
   if (got >= 2 && head[0] == 0x1f && head[1] == 0x8b) return Compression::kGzip;
   const uint32_t magic = head[0] | head[1] << 8 | head[2] << 16 | static_cast<uint32_t>(head[3]) << 24;
   // A zstd frame, or a skippable one before it.
-  if (got == 4 && (magic == ZSTD_MAGICNUMBER || (magic & 0xfffffff0u) == ZSTD_MAGIC_SKIPPABLE_START)) {
+  if (got >= 4 && (magic == ZSTD_MAGICNUMBER || (magic & 0xfffffff0u) == ZSTD_MAGIC_SKIPPABLE_START)) {
     return Compression::kZstd;
   }
+  HEARTH_RETURN_IF_ERROR(RefuseForeignFormat(absl::string_view(reinterpret_cast<const char*>(head), got), file.path()));
   return Compression::kNone;
 }
 

@@ -44,6 +44,7 @@ class InputFile {
 };
 
 enum class Compression { kNone, kGzip, kZstd };
+// DataLoss, naming what it is, where the first bytes are those of another format (an archive, Parquet, UTF-16, …).
 absl::StatusOr<Compression> CompressionOf(const InputFile& file);
 absl::StatusOr<Compression> CompressionOf(const std::string& path);
 

@@ -2,8 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
+
+#include <csignal>
 
 #include "common/base/status.h"
 
@@ -91,12 +95,34 @@ TEST(JoinPath, KeepsAbsoluteNames) {
   EXPECT_EQ(JoinPath("a", ""), "a");
 }
 
-TEST(File, AFullDiskIsResourceExhausted) {
-  ASSERT_TRUE(PathExists("/dev/full"));
-  ASSERT_EQ(symlink("/dev/full", JoinPath(testing::TempDir(), absl::StrCat("full-", getpid(), ".tmp")).c_str()), 0);
-  const absl::Status status = WriteFileAtomically(JoinPath(testing::TempDir(), absl::StrCat("full-", getpid())), "x");
+// A limit on a file's length is the nearest thing to a full disk that a test can make.
+TEST_F(FileTest, AFullDiskIsResourceExhaustedAndLeavesTheOldFile) {
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), "old").ok());
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit limit;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit small = {1000, limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  const absl::Status status = WriteFileAtomically(Path("x"), std::string(2000, 'x'));
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  std::signal(SIGXFSZ, old_handler);
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_EQ(ExitCodeOf(status), kExitIo);
+  EXPECT_EQ(ReadFile(Path("x")).value(), "old");
+  EXPECT_THAT(ListDirectory(folder_).value(), ElementsAre("x"));
+}
+
+TEST_F(FileTest, ALinkThatSomebodyPlantedIsReplacedAndNeverFollowed) {
+  ASSERT_TRUE(WriteFileAtomically(Path("victim"), "theirs").ok());
+  ASSERT_EQ(symlink(Path("victim").c_str(), Path("x.tmp").c_str()), 0);
+  ASSERT_EQ(symlink(Path("victim").c_str(), Path("x").c_str()), 0);
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), "ours").ok());
+  EXPECT_EQ(ReadFile(Path("victim")).value(), "theirs");
+  EXPECT_EQ(ReadFile(Path("x")).value(), "ours");
+  struct stat info;
+  ASSERT_EQ(lstat(Path("x").c_str(), &info), 0);
+  EXPECT_TRUE(S_ISREG(info.st_mode));
+  EXPECT_THAT(ListDirectory(folder_).value(), ElementsAre("victim", "x"));
 }
 
 }  // namespace

@@ -72,6 +72,18 @@ TEST(LoadJob, OverridesReachNestedNamedAndRepeatedFields) {
   EXPECT_EQ(job->data_dir(), "/d");
 }
 
+// Libprotobuf writes to standard error where nobody collects its errors.
+TEST(LoadJob, WhatIsWrongIsSaidByUsAlone) {
+  const std::string path = JoinPath(testing::TempDir(), absl::StrCat("quiet-", getpid(), ".txtpb"));
+  ASSERT_TRUE(WriteFileAtomically(path, "name: 'x'").ok());
+  testing::internal::CaptureStderr();
+  for (const char* override : {"training.epochs=many", "training.epochs=", "model.kind=NONE", "seed=-1", "slot=3"})
+    EXPECT_FALSE(LoadJob(path, {override}).ok()) << override;
+  ASSERT_TRUE(WriteFileAtomically(path, "name: ").ok());
+  EXPECT_FALSE(LoadJob(path, {}).ok());
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
 TEST(LoadJob, EveryBadOverrideIsNamedWithItsRemedy) {
   const std::string path = WriteJob("bad_set.txtpb", kSmallJob);
   const auto job =
@@ -126,6 +138,53 @@ TEST(ValidateJob, PublishesAtSnapshotsAlone) {
                                                HasSubstr("multiple of snapshot.every_steps = 10")),
                                          HasSubstr("there is no \"pickle\""), HasSubstr("export.format: has no rows"),
                                          HasSubstr("export.deltas_max"), HasSubstr("export.waiting_max")));
+}
+
+TEST(ValidateJob, RefusesNamesThatWouldLeadToOtherFolders) {
+  for (const char* name : {"../x", "/etc/passwd", "a/b", "a\\b", "a\nb", ""}) {
+    Job job = SmallJob();
+    job.mutable_task(0)->set_name(name);
+    job.mutable_log(0)->set_name(name);
+    Split* split = job.add_split();
+    split->set_name(name);
+    *split->mutable_log() = job.log(0);
+    std::string faults;
+    for (const std::string& fault : FaultsOf(job)) faults += fault + "\n";
+    for (const char* field : {"task[0].name", "log[0].name", "split[0].name"}) EXPECT_THAT(faults, HasSubstr(field));
+  }
+}
+
+TEST(ValidateJob, WantsADelimiterOfOneCharacterForLogsAndSideTables) {
+  for (const char* delimiter : {"", "ab", "\"", "\n", "\r"}) {
+    Job job = SmallJob();
+    job.mutable_log(0)->set_delimiter(delimiter);
+    SideTable* table = job.add_side_table();
+    table->set_name("s");
+    table->set_path("s.csv");
+    table->set_key("k");
+    table->set_delimiter(delimiter);
+    EXPECT_THAT(FaultsOf(job), testing::UnorderedElementsAre(HasSubstr("log[0].delimiter: is "),
+                                                             HasSubstr("side_table[0].delimiter: is ")));
+  }
+}
+
+TEST(ModelDifferences, LeavesOutHowFilesAreRead) {
+  const Job job = SmallJob();
+  Job other = job;
+  other.mutable_log(0)->set_delimiter("\t");
+  other.mutable_log(0)->set_where("x > 1");
+  other.mutable_task(0)->set_label("other");
+  other.mutable_task(0)->set_mask("other > 0");
+  other.add_side_table()->set_name("s");
+  other.mutable_training()->set_batch_size(7);
+  EXPECT_THAT(ModelDifferences(job, other), IsEmpty());
+  EXPECT_FALSE(JobDifferences(job, other).empty());
+  other.mutable_table(0)->set_dim(job.table(0).dim() + 1);
+  other.mutable_task(0)->set_name("renamed");
+  other.mutable_slot(0)->set_hash(Slot::HASHED);
+  EXPECT_THAT(
+      ModelDifferences(job, other),
+      testing::UnorderedElementsAre(HasSubstr("table[0].dim"), HasSubstr("task[0].name"), HasSubstr("slot[0].hash")));
 }
 
 TEST(ValidateJob, BoundsTheLengthOfEachExpression) {

@@ -125,15 +125,18 @@ TEST(Predictions, AreWrittenAsTheFormatSays) {
   std::vector<LogFile> files(2);
   files[0].set_path("a.csv");
   files[1].set_path("b.csv");
-  const std::string path = JoinPath(TestFolder(), "predictions/test.tsv.zst");
-  ASSERT_TRUE(WritePredictions(path, rows, {"click", "like"}, files).ok());
+  const std::string folder = JoinPath(TestFolder(), "predictions");
+  ASSERT_TRUE(MakeDirectories(folder).ok());
+  const std::string path = JoinPath(folder, "test.tsv.zst");
+  const auto file = OutputFile::Create(path, OutputFile::Links::kReplace).value();
+  ASSERT_TRUE(WritePredictions(file.get(), rows, {"click", "like"}, files).ok());
   const auto bytes = ReadFile(path);
   ASSERT_TRUE(bytes.ok());
   EXPECT_EQ(Decompress(*bytes),
             "source\toffset\tuser\tlabel_click\tp_click\tlabel_like\tp_like\n"
             "a.csv\t5\tanna\t1\t0.5\t\t1\n"
             "b.csv\t0\tb b\t0\t0.119202922\t0\t0.6224593312\n");
-  EXPECT_FALSE(PathExists(path + ".tmp"));
+  EXPECT_EQ(ListDirectory(folder)->size(), 1u) << "something is left beside it";
 }
 
 }  // namespace

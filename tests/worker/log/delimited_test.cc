@@ -236,6 +236,28 @@ TEST(TextSource, DamageInsideIsDataLoss) {
   EXPECT_EQ(ReadAll(path).status().code(), absl::StatusCode::kDataLoss);
 }
 
+// A frame by hand: its window is what its writer says, however short the text.
+TEST(TextSource, AWindowThatIsTooLargeIsRefusedAndNotCalledDamage) {
+  const std::string path = JoinPath(TestFolder(), "log.zst");
+  const std::string text = "a\n1\n";
+  const auto frame = [&](int window_log) {
+    std::string bytes("\x28\xb5\x2f\xfd\0", 5);
+    bytes.push_back(static_cast<char>((window_log - 10) << 3));
+    bytes.push_back(static_cast<char>(text.size() << 3 | 1));  // the last block, as it is
+    return bytes + std::string(2, '\0') + text;
+  };
+  ASSERT_TRUE(WriteFileAtomically(path, frame(27)).ok());
+  EXPECT_EQ(*ReadAll(path), text);
+  for (const int window_log : {28, 31}) {
+    ASSERT_TRUE(WriteFileAtomically(path, frame(window_log)).ok());
+    const absl::Status status = ReadAll(path).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(status.message()),
+                testing::AllOf(HasSubstr("log.zst"), HasSubstr("more than 128 MiB"), HasSubstr("pack it again")));
+    EXPECT_THAT(std::string(status.message()), testing::Not(HasSubstr("damaged")));
+  }
+}
+
 TEST(Spool, GivesTheSameBytesFromMemoryAndFromItsFileAndLeavesNothing) {
   const std::string folder = TestFolder();
   const std::string text = RandomText(100000);

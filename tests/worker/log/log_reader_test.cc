@@ -968,14 +968,80 @@ TEST(LogSchema, TellsAllFaultsAtOnceWithLogColumnAndRemedy) {
   EXPECT_THAT(
       lines,
       ElementsAre(
-          HasSubstr("log \"days\": where: expression \"a >\", position 4"),
-          "log \"days\": slot \"clikc\": reads column \"clikc\", which neither the log nor a joined side table has; "
-          "correct "
-          "the name, or list it in absent_column",
+          HasSubstr("log.csv: log \"days\": where: expression \"a >\", position 4"),
+          HasSubstr(
+              "log.csv: log \"days\": slot \"clikc\": reads column \"clikc\", which neither the log nor a joined side "
+              "table has; correct the name. Only where the log is meant to lack it: absent_column"),
           HasSubstr("log \"days\": slot \"x\": column \"x\" is in side tables s and r; write s.x"),
           HasSubstr("log \"days\": dense \"d\": reads column \"c\""),
           HasSubstr("log \"days\": label of task \"y\": reads column \"is_y\""),
-          HasSubstr("log \"days\": mask of task \"y\": expression \"sqrt(b) \", position 1: there is no function")));
+          HasSubstr("log \"days\": mask of task \"y\": expression \"sqrt(b) \", position 1: there is no function"),
+          HasSubstr("log.csv: its header has ")));
+  // The check from headers alone says the same, each fault of an expression once.
+  const absl::Status checked = LogSchema::Check(small.job, LogsOf(small.job));
+  const std::vector<std::string> again = absl::StrSplit(checked.message(), '\n');
+  EXPECT_EQ(again.size(), lines.size());
+  EXPECT_EQ(again[0],
+            "log \"days\": where: expression \"a >\", position 4" + lines[0].substr(lines[0].find("position 4") + 10));
+  EXPECT_EQ(again.back(), lines.back());
+}
+
+TEST(LogSchema, AHeaderThatIsNotWhatTheJobExpectsIsShown) {
+  Small small("User;click\n1;2\n", R"(slot { name: "user" table: "t" })");
+  const auto faults = [&] { return std::string(LogSchema::Check(small.job, LogsOf(small.job)).message()); };
+  EXPECT_THAT(faults(), HasSubstr("its header has 1 column: User;click; by another delimiter it has 2: set the log's "
+                                  "delimiter: \";\""));
+  small.job.mutable_log(0)->set_delimiter(";");
+  EXPECT_THAT(faults(), HasSubstr("it has \"User\". Only"));
+  EXPECT_THAT(faults(), HasSubstr("its header has 2 columns: User, click"));
+  small.job.mutable_slot(0)->set_column("User");
+  EXPECT_EQ(faults(), "");
+}
+
+TEST(LogSchema, WhatIsNoDelimitedTextIsNamedAsWhatItIs) {
+  Small small("", R"(slot { name: "a" table: "t" })");
+  const auto fault = [&](const std::string& text) {
+    small.Write("log.csv", text);
+    const absl::Status status = LogSchema::Check(small.job, LogsOf(small.job));
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("log.csv: "));
+    return std::string(status.message());
+  };
+  using std::string;
+  EXPECT_THAT(fault(string("PK\x03\x04\x14\0", 6)), HasSubstr("a zip archive"));
+  EXPECT_THAT(fault("BZh91AY&SY\x01\x02"), HasSubstr("bzip2"));
+  EXPECT_THAT(fault(string("\xfd"
+                           "7zXZ\0",
+                           6)),
+              HasSubstr("xz"));
+  EXPECT_THAT(fault("PAR1\x15\x04"), HasSubstr("Parquet"));
+  EXPECT_THAT(fault(string("\xff\xfe"
+                           "a\0",
+                           4)),
+              HasSubstr("UTF-16"));
+  EXPECT_THAT(fault(string("a\0,\0b\0\n\0", 8)), HasSubstr("NUL byte"));
+  EXPECT_THAT(fault("a,b\r1,2\r3,4\r"), HasSubstr("\\r alone"));
+  // A header may begin as they do.
+  small.Write("log.csv", "BZh,PAR1,a\n1,2,3\n");
+  EXPECT_TRUE(LogSchema::Check(small.job, LogsOf(small.job)).ok());
+  small.Write("log.csv", "PAR1,a\r\n1,2\r\n");
+  EXPECT_TRUE(LogSchema::Check(small.job, LogsOf(small.job)).ok());
+}
+
+TEST(LogSchema, TheCheckReadsNoRowOfASideTableAndNoFileForAnExpression) {
+  Small small("a\n1\n", R"(
+    side_table { name: "s" path: "s.csv" key: "a" rows_max: 1 } log { join: "s" } slot { name: "a" table: "t" })");
+  small.Write("s.csv", "a\n1\n2\n3\n");
+  EXPECT_TRUE(LogSchema::Check(small.job, LogsOf(small.job)).ok());
+  EXPECT_FALSE(LogSchema::Open(small.job, LogsOf(small.job)).ok());
+  small.Write("s.csv", "b\n1\n");
+  EXPECT_THAT(std::string(LogSchema::Check(small.job, LogsOf(small.job)).message()), HasSubstr("it has b"));
+  small.job.mutable_log(0)->clear_path();
+  small.job.mutable_log(0)->clear_join();
+  small.job.mutable_log(0)->set_directory("grows");
+  small.job.mutable_slot(0)->set_value("a +");
+  EXPECT_THAT(std::string(LogSchema::Check(small.job, LogsOf(small.job)).message()),
+              HasSubstr("slot \"a\": expression"));
 }
 
 TEST(LogSchema, ChecksTheUserOfASplitWithItsColumns) {
