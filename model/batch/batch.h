@@ -29,6 +29,11 @@ struct RowGroup {
   std::vector<float> gradients;       // [unique, dim] for the push: sums over the batch's samples
 };
 
+// What a model that computes elsewhere keeps of a batch; its own kind.
+struct StagedBatch {
+  virtual ~StagedBatch() = default;
+};
+
 struct Batch {
   enum class Kind {
     kRecords,     // at least one record
@@ -46,7 +51,7 @@ struct Batch {
   std::vector<float> labels;     // [records, tasks] 0 or 1; 0 where masked
   std::vector<float> mask;       // [records, tasks] 1 where the label is known
 
-  std::shared_ptr<const void> staged;  // a copy of the above where the model computes, begun by whoever trains it
+  std::unique_ptr<StagedBatch> staged;  // a copy of the above where the model computes; none on the host
 
   // Where the records come from: for predictions, dead letters and GAUC.
   uint32_t file = 0;                   // number in the list of files
