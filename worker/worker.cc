@@ -25,6 +25,7 @@
 #include "worker/dense/dense_reducer.h"
 #include "worker/dense/dense_step.h"
 #include "worker/dense/device_step.h"
+#include "worker/dense/host_step.h"
 #include "worker/dense/trainer.h"
 #include "worker/evaluation/auc.h"
 #include "worker/evaluator.h"

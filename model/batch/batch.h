@@ -32,6 +32,11 @@ struct RowGroup {
 // A record without a user: GAUC leaves it out.
 constexpr uint64_t kNoUser = 0;
 
+// What a model that computes elsewhere keeps of a batch; its own kind.
+struct StagedBatch {
+  virtual ~StagedBatch() = default;
+};
+
 struct Batch {
   enum class Kind {
     kRecords,     // at least one record
@@ -49,7 +54,7 @@ struct Batch {
   std::vector<float> labels;     // [records, tasks] 0 or 1; 0 where masked
   std::vector<float> mask;       // [records, tasks] 1 where the label is known
 
-  std::shared_ptr<const void> staged;  // a copy of the above where the model computes, begun by whoever trains it
+  std::unique_ptr<StagedBatch> staged;  // a copy of the above where the model computes; none on the host
 
   // Where the records come from: for predictions, dead letters and GAUC.
   uint32_t file = 0;                   // number in the list of files

@@ -14,6 +14,7 @@
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/sparse_optimizer.h"
+#include "worker/dense/host_step.h"
 #include "worker/dense/trainer.h"
 #include "worker/log/log_reader.h"
 
@@ -139,7 +140,7 @@ class Golden {
       Batch* batch = (*batches)[lane].get();
       if (batch == nullptr || batch->records == 0) continue;
       for (RowGroup& group : batch->groups) Pull(view, step, &group);
-      HEARTH_RETURN_IF_ERROR(trainer_->Train(batch, &results[lane]));
+      HEARTH_RETURN_IF_ERROR(TrainLane(trainer_->dense_model(), batch, &results[lane]));
       n += batch->records;
       skip |= !results[lane].finite;
     }
@@ -169,7 +170,7 @@ class Golden {
     }
     for (float& g : sum) g /= static_cast<float>(n);
     HEARTH_CHECK(job_.training().clip_norm() == 0, "the golden trainer does not clip");
-    return trainer_->Apply(sum, PoolMoments(moments));
+    return UpdateModel(trainer_->dense_model(), sum, PoolMoments(moments));
   }
 
   void UpdateRows(uint64_t step, uint64_t n, const std::vector<std::unique_ptr<Batch>>& batches, Tables* tables) const {

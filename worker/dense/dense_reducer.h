@@ -8,10 +8,17 @@
 #include "absl/types/span.h"
 #include "model/multi_task_model.h"
 #include "worker/collective/collective.h"
-#include "worker/dense/trainer.h"
 #include "worker/step/step_verdict.h"
 
 namespace hearth {
+
+// What one lane brings to the reduction. Reused from step to step.
+struct LaneResult {
+  std::vector<float> gradient;  // [parameters] sum over the lane's samples, parameters in name order
+  BatchMoments moments;
+  std::vector<float> logits;  // [records, tasks]
+  bool finite = true;         // loss, dense gradient and every row gradient
+};
 
 // A lane's voice in the step.
 struct LaneVote {

@@ -1,5 +1,5 @@
 // The dense half of a step on one worker: forward and backward of its lanes, one reduction over all workers, and the
-// update. On the CPU here; on a GPU in device_step.h.
+// update. On the CPU: host_step.h; on a GPU: device_step.h.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,8 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
-#include "common/base/env.h"
 #include "model/batch/batch.h"
-#include "worker/collective/collective.h"
 #include "worker/dense/dense_reducer.h"
-#include "worker/dense/trainer.h"
 
 namespace hearth {
 
@@ -38,9 +35,5 @@ class DenseStep {
   std::vector<LaneResult> results_;  // [own lanes]
   int64_t reduce_us_ = 0;
 };
-
-// trainer, collective and env outlive the step.
-std::unique_ptr<DenseStep> MakeHostStep(Env* env, Trainer* trainer, Collective* collective, uint32_t lanes,
-                                        double clip_norm);
 
 }  // namespace hearth

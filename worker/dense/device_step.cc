@@ -60,8 +60,7 @@ class SideStream {
   std::optional<c10::Stream> stream_;
 };
 
-// Batch::staged.
-struct Staged {
+struct Staged : StagedBatch {
   DenseInput input;
   std::optional<c10::Event> arrived;
 };
@@ -97,7 +96,7 @@ class DeviceStep : public DenseStep {
     if (batch->records == 0) return absl::OkStatus();
     try {
       const auto entered = up_.Enter();
-      auto staged = std::make_shared<Staged>();
+      auto staged = std::make_unique<Staged>();
       staged->input = dense_->Upload(*batch);
       staged->arrived = up_.Mark();
       batch->staged = std::move(staged);

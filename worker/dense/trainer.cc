@@ -18,10 +18,6 @@
 namespace hearth {
 namespace {
 
-torch::Tensor ViewOf(const std::vector<float>& values, at::IntArrayRef shape) {
-  return torch::from_blob(const_cast<float*>(values.data()), shape, torch::kFloat32);
-}
-
 // f's value, or what Torch threw in it.
 template <typename F>
 auto Guarded(absl::string_view what, const F& f) -> absl::StatusOr<decltype(f())> {
@@ -73,52 +69,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Wrap(const Job& job, std::shar
 int64_t Trainer::parameters() const { return model_->model()->ParameterCount(); }
 int64_t Trainer::moment_columns() const { return model_->model()->batch_norm_columns(); }
 
-// ---- A step
-
-absl::Status Trainer::Train(Batch* batch, LaneResult* result) {
-  HEARTH_CHECK(!model_->apart(), "Train and Apply are the CPU's");
-  HEARTH_CHECK(batch->records > 0, "lane ", batch->lane, " trains nothing");
-  try {
-    result->gradient.assign(static_cast<size_t>(parameters()), 0.0f);
-    model_->PointGradients(ViewOf(result->gradient, {parameters()}));
-    for (RowGroup& group : batch->groups) group.gradients.assign(group.unique.size() * group.dim, 0.0f);
-    DenseInput input = model_->View(*batch);
-    for (size_t i = 0; i < input.groups.size(); ++i) {
-      torch::Tensor& rows = input.groups[i].rows;
-      if (!rows.defined()) continue;
-      rows.requires_grad_(true);
-      rows.mutable_grad() = ViewOf(batch->groups[i].gradients, rows.sizes());
-    }
-    const torch::Tensor v = model_->Features(input, batch->records);
-    const torch::Tensor logits = model_->model()->Forward(v, Phase::kTrain, &result->moments);  // [B, T]
-    const torch::Tensor loss = model_->Loss(logits, input);
-    loss.backward();
-    const torch::Tensor plain = logits.detach().contiguous();
-    result->logits.assign(plain.data_ptr<float>(), plain.data_ptr<float>() + plain.numel());
-    const float total = loss.item<float>();
-    result->finite = AllFinite({&total, 1}) && AllFinite(result->gradient) && AllFinite(result->moments.mean) &&
-                     AllFinite(result->moments.m2);
-  } catch (const std::exception& error) {
-    return absl::InternalError(
-        absl::StrCat("step ", batch->step, ", lane ", batch->lane, ", ", batch->records, " records: ", error.what()));
-  }
-  for (const RowGroup& group : batch->groups) {
-    result->finite = result->finite && AllFinite(group.gradients);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Trainer::Apply(absl::Span<const float> gradient, const BatchMoments& pooled) {
-  HEARTH_CHECK(!model_->apart(), "Train and Apply are the CPU's");
-  HEARTH_CHECK(static_cast<int64_t>(gradient.size()) == parameters(), "gradient of ", gradient.size(), " elements");
-  try {
-    model_->Update(torch::from_blob(const_cast<float*>(gradient.data()), {parameters()}, torch::kFloat32));
-    model_->model()->UpdateRunningStatistics(pooled);
-  } catch (const std::exception& error) {
-    return absl::InternalError(absl::StrCat("dense update: ", error.what()));
-  }
-  return absl::OkStatus();
-}
+// ---- Evaluation
 
 absl::StatusOr<std::vector<float>> Trainer::Predict(const Batch& batch) {
   if (batch.records == 0) return std::vector<float>();

@@ -1,6 +1,5 @@
-// The dense model of a worker: evaluates, saves, restores; and on the CPU trains: rows and labels of one lane in,
-// gradient sums out, and after the reduction the update. (On a GPU device_step.h does that.) Torch's exceptions end
-// here, as a Status.
+// A worker's replica of the dense model: built, evaluated, saved and restored here, moved by host_step.h or
+// device_step.h. Torch's exceptions end here, as a Status.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +8,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/types/span.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "model/batch/batch.h"
@@ -19,14 +17,6 @@
 namespace hearth {
 
 class DenseModel;
-
-// What one lane brings to the reduction. Reused from step to step.
-struct LaneResult {
-  std::vector<float> gradient;  // [parameters] sum over the lane's samples, parameters in name order
-  BatchMoments moments;
-  std::vector<float> logits;  // [records, tasks]
-  bool finite = true;         // loss, dense gradient and every row gradient
-};
 
 // One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU or GPU.
 class Trainer {
@@ -40,11 +30,6 @@ class Trainer {
                                                        int gpu = kNoGpu);
   ~Trainer();
 
-  // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result. As Apply:
-  // REQUIRES the CPU.
-  absl::Status Train(Batch* batch, LaneResult* result);
-  // Moves parameters and running statistics. gradient [parameters]: divided by the step's records, and clipped.
-  absl::Status Apply(absl::Span<const float> gradient, const BatchMoments& pooled);
   // Logits [records, tasks] with the running statistics; changes nothing.
   absl::StatusOr<std::vector<float>> Predict(const Batch& batch);
   // What experts and gates do with the first `records_max` records of these batches (model/diagnostics.h); changes

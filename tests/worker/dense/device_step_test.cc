@@ -18,6 +18,7 @@
 #include "tests/worker/dense/dense_cases.h"
 #include "worker/dense/dense_model.h"
 #include "worker/dense/dense_step.h"
+#include "worker/dense/host_step.h"
 
 namespace hearth {
 namespace {

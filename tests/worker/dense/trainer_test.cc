@@ -18,6 +18,7 @@
 #include "tests/worker/dense/dense_cases.h"
 #include "worker/collective/collective.h"
 #include "worker/dense/dense_reducer.h"
+#include "worker/dense/host_step.h"
 #include "worker/step/dense_optimizer.h"
 
 namespace hearth {
@@ -55,7 +56,7 @@ TEST(Trainer, GradientsEqualTheOnesWrittenOutByHand) {
   for (const int64_t records : {1, 7, 40}) {
     std::unique_ptr<Batch> batch = RandomBatch(job, records, &random);
     LaneResult result;
-    ASSERT_TRUE((*trainer)->Train(batch.get(), &result).ok());
+    ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
     EXPECT_TRUE(result.finite);
 
     const float* weight = model->weight().data_ptr<float>();  // [2, V]
@@ -111,7 +112,7 @@ TEST(Trainer, ABatchWithoutAnySignTrainsTheDenseFeatures) {
   }
   std::unique_ptr<Batch> batch = builder.Build();
   LaneResult result;
-  ASSERT_TRUE((*trainer)->Train(batch.get(), &result).ok());
+  ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
   EXPECT_TRUE(result.finite);
 }
 
@@ -125,8 +126,8 @@ TEST(Trainer, RepeatsItsBitsFromTheSameJobAndBatches) {
     for (int step = 0; step < 5; ++step) {
       std::unique_ptr<Batch> batch = RandomBatch(job, 20, &random);
       LaneResult result;
-      ASSERT_TRUE((*trainer)->Train(batch.get(), &result).ok());
-      ASSERT_TRUE((*trainer)->Apply(result.gradient, PoolMoments({result.moments})).ok());
+      ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
+      ASSERT_TRUE(UpdateModel((*trainer)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
     }
     hashes.push_back(*(*trainer)->Hash());
   }
@@ -155,8 +156,8 @@ TEST(Trainer, GoesOnFromASavedFileBitForBit) {
     for (auto* trainer : {&whole, &resumed}) {
       if (trainer == &resumed && step < 3) continue;
       LaneResult result;
-      ASSERT_TRUE((**trainer)->Train(batch.get(), &result).ok());
-      ASSERT_TRUE((**trainer)->Apply(result.gradient, PoolMoments({result.moments})).ok());
+      ASSERT_TRUE(TrainLane((**trainer)->dense_model(), batch.get(), &result).ok());
+      ASSERT_TRUE(UpdateModel((**trainer)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
     }
   }
   EXPECT_EQ(*(*whole)->Hash(), *(*resumed)->Hash());
@@ -200,10 +201,10 @@ TEST(Trainer, SeesANonFiniteRow) {
     Random random(14);
     std::unique_ptr<Batch> batch = RandomBatch(job, 30, &random);
     LaneResult result;
-    ASSERT_TRUE((*trainer)->Train(batch.get(), &result).ok());
+    ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
     EXPECT_TRUE(result.finite);
     batch->groups[0].rows[0] = poison;
-    ASSERT_TRUE((*trainer)->Train(batch.get(), &result).ok());
+    ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
     EXPECT_FALSE(result.finite);
   }
 }
@@ -216,7 +217,7 @@ TEST(Trainer, TurnsTorchsExceptionsIntoAStatus) {
   std::unique_ptr<Batch> batch = RandomBatch(job, 3, &random);
   batch->step = 12;
   LaneResult result;
-  const absl::Status status = (*trainer)->Train(batch.get(), &result);
+  const absl::Status status = TrainLane((*trainer)->dense_model(), batch.get(), &result);
   EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
   EXPECT_NE(std::string(status.message()).find("step 12"), std::string::npos);
 }
