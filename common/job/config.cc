@@ -630,6 +630,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
   CheckExport(job, &faults);
   faults.Range("limits.bad_records_max_fraction", job.limits().bad_records_max_fraction(), 0, 1);
   faults.Range("limits.record_bytes_max", job.limits().record_bytes_max(), 16, 1 << 30);
+  faults.Range("limits.spool_bytes_max", static_cast<double>(job.limits().spool_bytes_max()), 1, 1e18);
   faults.Range("metrics.prometheus_port", job.metrics().prometheus_port(), 0, 65535);
   faults.Range("metrics.progress_seconds", job.metrics().progress_seconds(), 0.01, 1e6);
   faults.Range("metrics.profile.steps", job.metrics().profile().steps(), 0, 1000);

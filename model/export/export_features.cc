@@ -30,7 +30,7 @@ Json TextsOf(const google::protobuf::RepeatedPtrField<std::string>& texts) {
   return list;
 }
 
-std::string SideTableFile(const SideTable& table) { return "side_tables/" + ExportTableFolder(table.name()); }
+std::string FileOfSideTable(const SideTable& table) { return "side_tables/" + ExportTableFolder(table.name()); }
 
 Json SlotJson(const Job& job, const FeatureLayout& layout, int index) {
   const Slot& slot = job.slot(index);
@@ -186,7 +186,7 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
   for (const Log& log : job.log()) json["logs"].push_back(LogJson(log, log.name(), "training"));
   json["side_tables"] = Json::array();
   for (const SideTable& table : job.side_table()) {
-    const std::string file = SideTableFile(table);
+    const std::string file = FileOfSideTable(table);
     json["side_tables"].push_back({{"name", table.name()},
                                    {"file", file},
                                    {"path", table.path()},
@@ -201,7 +201,7 @@ absl::Status ExportFeatures(const ExportSource& source, const std::string& folde
 
 absl::Status ExportSideTables(const ExportSource& source, const std::string& folder) {
   for (const SideTable& table : source.job.side_table()) {
-    const std::string file = SideTableFile(table);
+    const std::string file = FileOfSideTable(table);
     const absl::Status status = CopyIntoBundle(ResolvePath(source.job, table.path()), JoinPath(folder, file));
     if (absl::IsNotFound(status)) {
       return absl::NotFoundError(absl::StrCat("side_table \"", table.name(), "\": ", std::string(status.message()),

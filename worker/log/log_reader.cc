@@ -204,7 +204,7 @@ absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job,
 absl::Status LogSchema::Check(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users) {
   LogSchemaImpl schema;
   schema.LoadExpressions(job, logs);
-  schema.Load(job, logs, users, AttributeTable::Rows::kNone);
+  schema.Load(job, logs, users, {}, AttributeTable::Rows::kNone);
   return schema.status();
 }
 
@@ -833,7 +833,9 @@ absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string&
   made->plan = RecordPlan::Compile(options_.job, log, columns, schema_->tables(), options_.user_column, &faults);
   if (made->plan == nullptr) {
     if (log.header()) faults.push_back(DescribeColumns(path, reader.header(), delimiter, columns));
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", absl::StrJoin(faults, "\n")));
+    const char* const remedy =
+        log.directory().empty() ? "" : "\nif it is no file of this log, take it out of the directory and start again";
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", absl::StrJoin(faults, "\n"), remedy));
   }
   plan_of_[file.number()] = made.get();
   plans_.push_back(std::move(made));

@@ -141,7 +141,7 @@ class ZstdSource : public CompressedSource {
       const size_t result = ZSTD_decompressStream(stream_, &output, &input_);
       if (ZSTD_getErrorCode(result) == ZSTD_error_frameParameter_windowTooLarge) {
         return absl::DataLossError(
-            absl::StrCat(path_, ": was packed with a window of more than ", kWindowBytesMax >> 20,
+            absl::StrCat(file_->path(), ": was packed with a window of more than ", kWindowBytesMax >> 20,
                          " MiB (zstd --long), which each lane that reads it would hold in memory; pack it again: zstd "
                          "-d --long=31 -c FILE | zstd -o SMALLER"));
       }
