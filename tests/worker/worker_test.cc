@@ -426,9 +426,14 @@ TEST(Worker, TooManyBadRecordsStopEveryWorkerAtTheSameStep) {
   Job job = TestJob(folder);
   job.mutable_limits()->set_bad_records_min(10);
   const RunResult run = Script(job, JoinPath(folder, "run"), 1, 3).Run();
+  // All say the same; the example is each worker's own.
+  const auto counts_of = [](const absl::Status& status) {
+    const std::string text(status.message());
+    return text.substr(0, text.find("; for example "));
+  };
   for (const absl::Status& status : run.workers) {
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
-    EXPECT_EQ(status.message(), run.workers[0].message());
+    EXPECT_EQ(counts_of(status), counts_of(run.workers[0]));
     EXPECT_NE(std::string(status.message()).find("dead-letter"), std::string::npos);
   }
   uint64_t letters = 0;

@@ -48,10 +48,10 @@ absl::StatusOr<std::vector<std::string>> ColumnsOfHeader(const std::string& head
     return absl::DataLossError(absl::StrCat(path, ": byte ", at, ": holds a NUL byte, so it is no text; ",
                                             "write it as delimited text in UTF-8, such as CSV"));
   }
-  if (header.find('\r') != std::string::npos) {
-    return absl::DataLossError(absl::StrCat(
-        path, ": byte ", header.find('\r'),
-        ": a carriage return inside the header; lines end in \\n or \\r\\n: write the file with one of these"));
+  if (const size_t at = header.find('\r'); at != std::string::npos) {
+    return absl::DataLossError(absl::StrCat(path, ": byte ", at,
+                                            ": a carriage return inside the header: its lines end in \\r alone, or one "
+                                            "stands there by mistake; end lines in \\n: tr '\\r' '\\n'"));
   }
   std::vector<std::string> columns;
   for (const absl::string_view field : fields) columns.emplace_back(field);
