@@ -28,11 +28,13 @@ NAN = math.nan
 SPACE = " \t\n\v\f\r"
 DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
-FRAGMENTS_MAX = 64
 QUOTE, NEWLINE = b'"'[0], b"\n"[0]
+FRAGMENTS_MAX = 64
+UNTERMINATED = ()  # fields of a record with a quote that nobody closes
 
 # A text is a str whose bytes that are no UTF-8 are surrogates ("surrogateescape"), so it goes back to the bytes it was.
-# A number (docs/EXPRESSIONS.md, "Values") is None where it is missing, an int from -2^63 to 2^64 - 1, or a float, never NaN.
+# A number (docs/EXPRESSIONS.md, "Values") is None where it is missing, an int from -2^63 to 2^64 - 1, or a float that is
+# not NaN.
 
 
 def bytes_of(text):
@@ -85,7 +87,7 @@ def natural_of(number):
 
 
 def text_of(number):
-    """As an id: integers exactly, a whole real below 2^53 without a point, others in their shortest text (std::to_chars)."""
+    """As an id: integers exactly, a whole real below 2^53 without a point, others in their shortest text."""
     if isinstance(number, int):
         return str(number)
     value = number
@@ -215,12 +217,6 @@ def compute(op, a, b):
 
 
 def evaluate(node, get):
-    """An int, a float that is not NaN, or None: missing."""
-    value = evaluated(node, get)
-    return None if value is None or value != value else value
-
-
-def evaluated(node, get):
     op = node[0]
     if op == "number":
         return node[1]
@@ -277,7 +273,7 @@ def open_text(path):
 
 
 def fields_of(record, delimiter):
-    """Fields of a record; None where it is bad. A quote counts only at a field's start."""
+    """Fields of a record; None or UNTERMINATED where it is bad. A quote counts only at a field's start."""
     fields, at = [], 0
     while True:
         if record[at:at + 1] != '"':
@@ -290,7 +286,7 @@ def fields_of(record, delimiter):
             while True:
                 close = record.find('"', at)
                 if close < 0:
-                    return None
+                    return UNTERMINATED
                 text += record[at:close]
                 at = close + 1
                 if record[at:at + 1] != '"':
@@ -554,25 +550,24 @@ def score(scorer, log, paths, predictions):
     inputs, places, all_labels, rejected = [], [], [], 0
     for path in paths:
         columns, delimiter = list(map(text_from, log["column"])), text_from(log["delimiter"])
-        in_header, header, fragments = log["header"], None, 0
-        records = list(records_of(path, delimiter, log["multiline_records"], scorer.record_bytes_max))
+        header, fragments, multiline = None, 0, log["multiline_records"]
+        records = list(records_of(path, delimiter, multiline, scorer.record_bytes_max))
         for i, (offset, text) in enumerate(records):
-            if text is not None and (offset == 0 or text.removeprefix("\ufeff") == header):
-                text = text.removeprefix("\ufeff")
-            fields = None if text is None or text == header else fields_of(text, delimiter)
-            if in_header:
-                columns, in_header, header = fields, False, text
+            bare = text and text.removeprefix("\ufeff")
+            if log["header"] and header is None:
+                header, columns = bare, fields_of(bare, delimiter)
                 continue
+            text = bare if offset == 0 else text
             prepared = raw = None
             if fragments > 0:
                 fragments -= 1
-            elif text in (None, header):
-                pass
-            elif fields is None and not log["multiline_records"] and text.count('"') % 2 == 1:
-                fragments = fragments_at(records, i + 1, delimiter)
-            elif fields is not None and len(fields) == len(columns):
-                raw = dict(zip(columns, fields))
-                prepared = scorer.prepare(raw, log)
+            elif text is not None and bare != header:
+                fields = fields_of(text, delimiter)
+                if fields is UNTERMINATED and not multiline:
+                    fragments = fragments_at(records, i + 1, delimiter)
+                elif fields is not None and len(fields) == len(columns):
+                    raw = dict(zip(columns, fields))
+                    prepared = scorer.prepare(raw, log)
             if prepared is None:
                 rejected += 1
                 continue

@@ -103,8 +103,11 @@ Json Rules() {
        "newline "
        "inside quotes belongs to it. More than record_bytes_max bytes, a quote that nobody closes, text behind a "
        "closing "
-       "quote, or another number of fields than the header: rejected. A quote counts at a field's start alone; inside, "
-       "two are one. A byte order mark before the first record is no part of it; the header once more is rejected."},
+       "quote, or another number of fields than the header: rejected, and without multiline_records the records too "
+       "that "
+       "lie in the quoted field, up to 64. A quote counts at a field's start alone; inside, two are one. A byte order "
+       "mark "
+       "before the first record is no part of it; the header once more is rejected."},
       {"number",
        "what Python's float reads, and no more: white space around it, a sign, digits, a point, an exponent; too small "
        "for "

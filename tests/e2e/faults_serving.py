@@ -43,10 +43,10 @@ class Bench(export.ExportBench):
 def readers_beside_a_run_find_their_snapshot(bench):
     """keep: 1, and a snapshot every second step: whoever reads finds a whole one, and reads it to its end."""
     lines = "".join(f"u{i % 997},i{i % 3001},{i % 2}\n" for i in range(40000))
-    bench.small("user,item,click\n" + lines, JOB % 'slot { name: "user" table: "id" } slot { name: "item" table: "id" }')
+    bench.small("user,item,click\n" + lines, JOB % 'slot { name: "user" table: "id" } slot { name: "item" table: "id" }' +
+                'training { batch_size: 100 lanes: 1 epochs: 1000 } snapshot { every_steps: 2 keep: 1 }')
     (bench.root / "test.csv").write_text("user,item,click\n" + lines[:4000])
-    process = bench.start("run", sets=["training.batch_size=100", "training.lanes=1", "training.epochs=1000",
-                                       "snapshot.every_steps=2", "snapshot.keep=1"])
+    process = bench.start("run")
     bench.wait_for_step("run", 2, process)
     run, first, read = bench.root / "run", bench.newest_step("run"), 0
     until = time.monotonic() + READ_S
@@ -58,7 +58,7 @@ def readers_beside_a_run_find_their_snapshot(bench):
             bench.run("eval", bench.job, "--snapshot", run, "--logs", bench.root / "test.csv")
         read += 1
     removed = (bench.newest_step("run") - first) // 2
-    check(removed > 2 * read, f"only {removed} snapshots were removed beside {read} readings: the test is too easy")
+    check(removed > 20, f"only {removed} snapshots were removed beside {read} readings: the test is too easy")
     check(len(list((run / "snapshots").glob("*/MANIFEST"))) <= 1 + 4, "readers that have gone hold snapshots")
     process.terminate()
     check_equal(bench.end(process), 143, "exit code after SIGTERM")
