@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstring>
+#include <cmath>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -15,7 +15,10 @@ namespace {
 constexpr double kExactIntegerMax = 0x1.0p53;
 constexpr __int128 kIntegerMin = -(static_cast<__int128>(1) << 63);
 constexpr __int128 kIntegerMax = (static_cast<__int128>(1) << 64) - 1;
-constexpr size_t kDigitsWithoutOverflow = 19;
+constexpr size_t kPlainBytesMax = 20;
+constexpr size_t kExactDigitsMax = 15;  // an integer of so many is exact as a double, and so is 10 to this power
+constexpr double kPowersOfTen[kExactDigitsMax + 1] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                                      1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
 
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 
@@ -57,6 +60,28 @@ bool IsTiny(absl::string_view decimal) {
   return place + (negative ? -value : value) <= 0;
 }
 
+// Most numbers: -digits or -digits.digits, and few of them. One division of two exact doubles is rounded once, so it
+// gives the nearest double, as from_chars does.
+bool ReadPlain(absl::string_view text, Number* number) {
+  const bool negative = text[0] == '-';
+  uint64_t value = 0;
+  size_t i = negative ? 1 : 0, digits = 0;
+  for (; i < text.size() && IsDigit(text[i]); ++i, ++digits) value = value * 10 + static_cast<uint64_t>(text[i] - '0');
+  if (i == text.size()) {
+    if (digits == 0 || digits > kExactDigitsMax + 3 || (negative && value == 0)) return false;
+    *number = negative ? Number::OfInteger(-static_cast<__int128>(value)) : Number::OfNatural(value);
+    return true;
+  }
+  if (text[i] != '.') return false;
+  const size_t before = digits;
+  for (++i; i < text.size() && IsDigit(text[i]); ++i, ++digits)
+    value = value * 10 + static_cast<uint64_t>(text[i] - '0');
+  if (i < text.size() || digits == 0 || digits > kExactDigitsMax) return false;
+  const double real = static_cast<double>(value) / kPowersOfTen[digits - before];
+  *number = Number::OfReal(negative ? -real : real);
+  return true;
+}
+
 }  // namespace
 
 Number Number::OfInteger(__int128 value) {
@@ -64,45 +89,9 @@ Number Number::OfInteger(__int128 value) {
   return Number(value < 0 ? Kind::kNegative : Kind::kNatural, static_cast<uint64_t>(value));
 }
 
-Number Number::OfReal(double value) {
-  if (value != value) return Number();
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return Number(Kind::kReal, bits);
-}
-
-double Number::real() const {
-  double value;
-  std::memcpy(&value, &bits_, sizeof(value));
-  return value;
-}
-
-double Number::ToDouble() const {
-  switch (kind_) {
-    case Kind::kMissing:
-      break;
-    case Kind::kNatural:
-      return static_cast<double>(bits_);
-    case Kind::kNegative:
-      return static_cast<double>(static_cast<int64_t>(bits_));
-    case Kind::kReal:
-      return real();
-  }
-  return std::numeric_limits<double>::quiet_NaN();
-}
-
 NumberText ReadNumber(absl::string_view text, Number* number) {
   *number = Number();
-  // Most are short and digits alone.
-  if (!text.empty() && text.size() <= kDigitsWithoutOverflow) {
-    uint64_t value = 0;
-    size_t i = 0;
-    for (; i < text.size() && IsDigit(text[i]); ++i) value = value * 10 + static_cast<uint64_t>(text[i] - '0');
-    if (i == text.size()) {
-      *number = Number::OfNatural(value);
-      return NumberText::kNumber;
-    }
-  }
+  if (!text.empty() && text.size() <= kPlainBytesMax && ReadPlain(text, number)) return NumberText::kNumber;
   text = absl::StripAsciiWhitespace(text);
   if (text.empty()) return NumberText::kMissing;
   const bool negative = text[0] == '-';

@@ -2,8 +2,8 @@
 // so that 64-bit integers stay what they are. docs/EXPRESSIONS.md has the rules in words.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "absl/strings/string_view.h"
@@ -18,12 +18,29 @@ class Number {
   static Number OfTruth(bool value) { return OfNatural(value ? 1 : 0); }
   // The nearest real where the integers end.
   static Number OfInteger(__int128 value);
-  static Number OfReal(double value);  // NaN: missing
+  static Number OfReal(double value) {  // NaN: missing
+    if (value != value) return Number();
+    uint64_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return Number(Kind::kReal, bits);
+  }
 
   bool missing() const { return kind_ == Kind::kMissing; }
   bool integer() const { return kind_ == Kind::kNatural || kind_ == Kind::kNegative; }
   // The nearest double; NaN where missing.
-  double ToDouble() const;
+  double ToDouble() const {
+    switch (kind_) {
+      case Kind::kMissing:
+        break;
+      case Kind::kNatural:
+        return static_cast<double>(bits_);
+      case Kind::kNegative:
+        return static_cast<double>(static_cast<int64_t>(bits_));
+      case Kind::kReal:
+        return real();
+    }
+    return std::numeric_limits<double>::quiet_NaN();
+  }
   // REQUIRES: integer().
   __int128 ToInteger() const {
     return kind_ == Kind::kNatural ? static_cast<__int128>(bits_) : static_cast<__int128>(static_cast<int64_t>(bits_));
@@ -34,7 +51,11 @@ class Number {
  private:
   enum class Kind : uint64_t { kMissing, kNatural, kNegative, kReal };
   Number(Kind kind, uint64_t bits) : kind_(kind), bits_(bits) {}
-  double real() const;
+  double real() const {
+    double value;
+    std::memcpy(&value, &bits_, sizeof(value));
+    return value;
+  }
 
   Kind kind_ = Kind::kMissing;
   uint64_t bits_ = 0;  // of a uint64_t, an int64_t below 0, a double

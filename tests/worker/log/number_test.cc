@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -114,6 +115,24 @@ TEST(Number, AgreesWithDoublesWhereTheseAreExact) {
     }
     ASSERT_EQ(Compare(a, b) < 0, x < y);
     ASSERT_EQ(Compare(a, Number::OfReal(y)) < 0, x < y);
+  }
+}
+
+// The short way to a number gives what the long one does, to the bit; white space takes the long one.
+TEST(Number, ReadsShortNumbersLikeLongOnes) {
+  Random random(6);
+  for (int i = 0; i < 50000; ++i) {
+    std::string text = random.Below(3) == 0 ? "-" : "";
+    for (size_t k = random.Below(12); k > 0; --k) text += static_cast<char>('0' + random.Below(10));
+    if (random.Below(3) > 0) text += '.';
+    for (size_t k = random.Below(12); k > 0; --k) text += static_cast<char>('0' + random.Below(10));
+    Number quick, slow;
+    ASSERT_EQ(ReadNumber(text, &quick), ReadNumber(text + "                     ", &slow)) << text;
+    ASSERT_EQ(quick.integer(), slow.integer()) << text;
+    if (quick.missing()) continue;
+    ASSERT_EQ(Compare(quick, slow), 0) << text;
+    ASSERT_EQ(quick.ToDouble(), std::strtod(text.c_str(), nullptr)) << text;
+    ASSERT_EQ(std::signbit(quick.ToDouble()), std::signbit(slow.ToDouble())) << text;
   }
 }
 
