@@ -190,7 +190,7 @@ def a_wrong_file_is_named_before_any_rank_starts(bench):
     for name, code, texts in (("zip.csv", 65, ["zip archive"]), ("utf16.csv", 65, ["is text in UTF-16"]),
                               ("semicolon.csv", 78, ['user;click', 'delimiter: ";"']),
                               ("case.csv", 78, ['it has "User"', "its header has 2 columns: User, Click"]),
-                              ("old-mac.csv", 65, ["\\r alone"])):
+                              ("old-mac.csv", 65, ["old-mac.csv: byte ", "\\r"])):
         out = bench.root / f"run-{name}"
         _, _, err = run([bench.hearth, "train", bench.job, "--out", out, "--set", f"log[0].path={name}"], expect=code)
         for text in (name, *texts):
