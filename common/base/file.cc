@@ -22,6 +22,7 @@ absl::Status ErrorOf(int error, absl::string_view what, const std::string& path)
   const std::string text = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
   switch (error) {
     case ENOENT:
+    case ENOTDIR:
       return absl::NotFoundError(text);
     case ENOSPC:
     case EDQUOT:

@@ -24,21 +24,6 @@ namespace {
 constexpr int kZstdLevel = 3;
 constexpr int kLinksMax = 40;  // the kernel's own limit
 
-absl::Status ErrnoStatus(const std::string& path, absl::string_view what, int error) {
-  const std::string text = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR:
-      return absl::NotFoundError(text);
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-      return absl::ResourceExhaustedError(absl::StrCat(text, "; free some space and start again"));
-    default:
-      return absl::UnavailableError(text);
-  }
-}
-
 bool SameFile(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
 
 // The descriptor, standard output or error, that is open on this very file; none: -1.
@@ -60,7 +45,7 @@ absl::Status WriteAll(int descriptor, const std::string& path, absl::string_view
   while (!bytes.empty()) {
     const ssize_t written = write(descriptor, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return ErrnoStatus(path, "cannot write", errno);
+    if (written < 0) return ErrorOf(errno, "cannot write", path);
     bytes.remove_prefix(static_cast<size_t>(written));
   }
   return absl::OkStatus();
@@ -115,13 +100,13 @@ absl::StatusOr<OutputFile::Target> OutputFile::TargetOf(const std::string& path,
     return absl::NotFoundError(absl::StrCat(path, ": there is no folder ", folder, "; make it, or name another file"));
   }
   const bool straight = there && (target.own >= 0 || !S_ISREG(info.st_mode) || absl::StartsWith(canonical, "/proc"));
-  if (there && target.own < 0 && access(path.c_str(), W_OK) != 0) return ErrnoStatus(path, "may not be written", errno);
+  if (there && target.own < 0 && access(path.c_str(), W_OK) != 0) return ErrorOf(errno, "may not be written", path);
   if (straight) {
     target.aside.clear();
     return target;
   }
   if (access(folder.c_str(), W_OK | X_OK) != 0) {
-    return ErrnoStatus(path, absl::StrCat("its folder ", canonical, " may not be written"), errno);
+    return ErrorOf(errno, absl::StrCat("its folder ", canonical, " may not be written"), path);
   }
   target.aside = absl::StrCat(target.path, ".tmp-", getpid());
   if (there) target.mode = info.st_mode & 07777;
@@ -160,8 +145,8 @@ absl::Status OutputFile::Open() {
     descriptor_ = open(path.c_str(), flags, 0666);
     if (descriptor_ < 0 && errno == EEXIST && unlink(path.c_str()) == 0) descriptor_ = open(path.c_str(), flags, 0666);
   }
-  if (descriptor_ < 0) return ErrnoStatus(path, "cannot open", errno);
-  if (target_->mode != 0 && fchmod(descriptor_, target_->mode) != 0) return ErrnoStatus(path, "cannot chmod", errno);
+  if (descriptor_ < 0) return ErrorOf(errno, "cannot open", path);
+  if (target_->mode != 0 && fchmod(descriptor_, target_->mode) != 0) return ErrorOf(errno, "cannot chmod", path);
   return absl::OkStatus();
 }
 
@@ -184,8 +169,8 @@ absl::Status OutputFile::Close() {
   if (descriptor_ < 0) return status_;
   Drain(true);
   const bool renamed = !target_->aside.empty();
-  if (status_.ok() && renamed && fsync(descriptor_) != 0) status_ = ErrnoStatus(target_->aside, "cannot fsync", errno);
-  if (close(descriptor_) != 0 && status_.ok()) status_ = ErrnoStatus(target_->path, "cannot close", errno);
+  if (status_.ok() && renamed && fsync(descriptor_) != 0) status_ = ErrorOf(errno, "cannot fsync", target_->aside);
+  if (close(descriptor_) != 0 && status_.ok()) status_ = ErrorOf(errno, "cannot close", target_->path);
   descriptor_ = -1;
   if (status_.ok() && renamed) status_ = RenamePath(target_->aside, target_->path);
   if (!status_.ok() && renamed) unlink(target_->aside.c_str());
@@ -194,7 +179,7 @@ absl::Status OutputFile::Close() {
 
 absl::Status CopyZstdTo(const std::string& from, const std::string& to) {
   const std::unique_ptr<FILE, int (*)(FILE*)> in_file(std::fopen(from.c_str(), "rbe"), std::fclose);
-  if (in_file == nullptr) return ErrnoStatus(from, "cannot open", errno);
+  if (in_file == nullptr) return ErrorOf(errno, "cannot open", from);
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> out_file, OutputFile::Create(to));
   const std::unique_ptr<ZSTD_DCtx, size_t (*)(ZSTD_DCtx*)> stream(ZSTD_createDCtx(), ZSTD_freeDCtx);
   std::vector<char> in_bytes(ZSTD_DStreamInSize()), out_bytes(ZSTD_DStreamOutSize());
@@ -210,7 +195,7 @@ absl::Status CopyZstdTo(const std::string& from, const std::string& to) {
       full = left != 0 && out.pos == out.size;
     }
   }
-  if (std::ferror(in_file.get())) return ErrnoStatus(from, "cannot read", errno);
+  if (std::ferror(in_file.get())) return ErrorOf(errno, "cannot read", from);
   if (left != 0) return absl::DataLossError(absl::StrCat(from, ": cut off inside a zstd frame"));
   return out_file->Close();
 }

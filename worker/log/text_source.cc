@@ -25,19 +25,11 @@ constexpr size_t kBufferBytes = 256 << 10;
 constexpr int kWindowLogMax = 27;  // of a zstd frame: the decoder holds as many bytes
 constexpr uint64_t kWindowBytesMax = uint64_t{1} << kWindowLogMax;
 
-absl::Status Errno(const std::string& path, absl::string_view operation) {
-  const int error = errno;
-  const std::string line = absl::StrCat(path, ": ", operation, ": ", std::strerror(error));
-  if (error == ENOENT || error == ENOTDIR) return absl::NotFoundError(line);
-  if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(line);
-  return absl::UnavailableError(line);
-}
-
 absl::StatusOr<size_t> ReadAt(int fd, const std::string& path, char* out, size_t size, uint64_t offset) {
   while (true) {
     const ssize_t got = pread(fd, out, size, static_cast<off_t>(offset));
     if (got >= 0) return static_cast<size_t>(got);
-    if (errno != EINTR) return Errno(path, "read");
+    if (errno != EINTR) return ErrorOf(errno, "read", path);
   }
 }
 
@@ -208,7 +200,7 @@ absl::Status RefuseForeignFormat(absl::string_view head, const std::string& path
 
 absl::StatusOr<std::shared_ptr<const InputFile>> InputFile::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return Errno(path, "open");
+  if (fd < 0) return ErrorOf(errno, "open", path);
   std::shared_ptr<InputFile> file(new InputFile(fd, path));
   HEARTH_ASSIGN_OR_RETURN(file->stamp_, file->Look());
   return std::shared_ptr<const InputFile>(std::move(file));
@@ -237,7 +229,7 @@ absl::StatusOr<uint64_t> InputFile::Digest(uint64_t bytes) const {
 
 absl::StatusOr<InputFile::Stamp> InputFile::Look() const {
   struct stat info;
-  if (fstat(fd_, &info) != 0) return Errno(path_, "stat");
+  if (fstat(fd_, &info) != 0) return ErrorOf(errno, "stat", path_);
   if (!S_ISREG(info.st_mode)) return absl::UnavailableError(absl::StrCat(path_, ": is not a regular file"));
   return Stamp{static_cast<uint64_t>(info.st_size), info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
 }
@@ -331,7 +323,7 @@ absl::Status Spool::MoveToFile() {
   HEARTH_RETURN_IF_ERROR(MakeDirectories(scratch_));
   std::string name = JoinPath(scratch_, "spool-XXXXXX");
   fd_ = mkostemp(name.data(), O_CLOEXEC);
-  if (fd_ < 0) return Errno(name, "create");
+  if (fd_ < 0) return ErrorOf(errno, "create", name);
   unlink(name.c_str());
   const std::string text = std::move(memory_);
   memory_ = std::string();
@@ -354,7 +346,7 @@ absl::Status Spool::Append(const char* bytes, size_t size) {
   while (size > 0) {
     const ssize_t put = pwrite(fd_, bytes, size, static_cast<off_t>(size_));
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return Errno(scratch_, "write the decompressed log here");
+    if (put < 0) return ErrorOf(errno, "write the decompressed log here", scratch_);
     bytes += put;
     size -= static_cast<size_t>(put);
     size_ += static_cast<uint64_t>(put);

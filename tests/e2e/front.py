@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """End-to-end tests of the front command: the documents' commands, what mpirun refuses, outputs, wrong files, doctor.
 
-Usage: faults_front.py --bin DIR CASE     (or: all)
+Usage: front.py --bin DIR CASE     (or: all)
 """
 import os
 import pathlib

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a log holds beside good records: numbers as other tools write them, values and keys that fit nothing, small files.
 
-Usage: faults_reading.py --bin DIR CASE     (or: all)
+Usage: records.py --bin DIR CASE     (or: all)
 """
 import re
 

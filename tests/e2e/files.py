@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What is trained is what was listed, once: silence, amended files, saves that are asked for early. As e2e.py, whose helpers it uses.
 
-Usage: faults_identity.py --bin DIR CASE     (or: all)
+Usage: files.py --bin DIR CASE     (or: all)
 """
 import gzip
 import os

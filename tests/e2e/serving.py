@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """End-to-end tests of what is read beside a run and behind it: snapshots that a run removes, the scorers on odd texts.
 
-Usage: faults_serving.py --bin DIR --venv DIR CASE     (or: all). The virtual environment is export.py's.
+Usage: serving.py --bin DIR --venv DIR CASE     (or: all). The virtual environment is export.py's.
 """
 import argparse
 import json
@@ -130,35 +130,8 @@ def hearth_score_has_the_budget_and_the_bound_of_an_evaluation(bench):
     check("records_max = 4000" in bench.output, f"not told:\n{bench.output}")
 
 
-def score_py_evaluates_the_documented_examples(bench):
-    """docs/EXPRESSIONS.md is the one place of the rules; the trainer's test reads the same lines."""
-    code = """
-import importlib.util, re, sys
-spec = importlib.util.spec_from_file_location("score", sys.argv[1])
-score = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(score)
-page = open(sys.argv[2]).read()
-record = {}
-for line in re.search(r"```record\\n(.*?)```", page, re.S)[1].splitlines():
-    name, _, text = line.partition("  ")
-    record[name.strip()] = text.strip().strip('"') if not text.strip().startswith('"') else text.strip()[1:-1]
-lines = re.search(r"```examples\\n(.*?)```", page, re.S)[1].splitlines()
-for line in lines:
-    expression, expected = re.split(r"\\s{2,}", line.strip())
-    value = score.evaluate(score.Parser(expression).parse(), record.__getitem__)
-    wanted = None if expected == "missing" else score.number_of(expected)
-    if value != wanted:
-        sys.exit(f"{expression}: {value!r}, the page says {expected}")
-print(len(lines))
-"""
-    done = subprocess.run([bench.python, "-B", "-c", code, export.REPOSITORY / "scripts" / "score.py",
-                           export.REPOSITORY / "docs" / "EXPRESSIONS.md"],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    check(done.returncode == 0 and int(done.stdout) > 20, done.stdout + done.stderr)
-
-
 CASES = [readers_beside_a_run_find_their_snapshot, scorers_read_odd_texts_as_the_trainer_does,
-         hearth_score_has_the_budget_and_the_bound_of_an_evaluation, score_py_evaluates_the_documented_examples]
+         hearth_score_has_the_budget_and_the_bound_of_an_evaluation]
 
 
 def main():
