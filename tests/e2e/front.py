@@ -246,11 +246,8 @@ def a_shell_completes_commands_and_options(bench):
     (bench.root / "jobs file.txtpb").write_text("")
     check("jobs" in " ".join(complete("train", "jobs")), "files are not completed")
     run([bench.hearth, "completion", "fish"], expect=64)
-    if shutil.which("zsh"):
-        script = 'autoload -Uz compinit && compinit -D; source <("$0" completion zsh); print -- ${_comps[hearth]}'
-        check_equal(run(["zsh", "-fc", script, bench.hearth], expect=0)[1].split(), ["_hearth"], "zsh's completion")
-    else:
-        print("  zsh is not installed: its completion is not tried")
+    script = 'autoload -Uz compinit && compinit -D; source <("$0" completion zsh); print -- ${_comps[hearth]}'
+    check_equal(run(["zsh", "-fc", script, bench.hearth], expect=0)[1].split(), ["_hearth"], "zsh's completion")
 
 
 CASES = [the_documents_commands_run_as_printed, what_mpirun_refuses_is_told_and_not_retried,
