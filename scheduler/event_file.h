@@ -1,4 +1,4 @@
-// TensorBoard's event files (docs/FORMATS.md): DIR/events.out.tfevents.<seconds>.<host>, one for each start of a
+// TensorBoard's event files (docs/FORMATS.md): DIR/tb/events.out.tfevents.<seconds>.<host>, one for each start of a
 // process.
 #pragma once
 
