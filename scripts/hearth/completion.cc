@@ -1,5 +1,8 @@
 #include "scripts/hearth/completion.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "absl/strings/str_replace.h"
 
 namespace hearth {
@@ -46,6 +49,28 @@ compdef _hearth hearth
 
 std::string CompletionScript(const std::string& shell, const std::string& commands) {
   return absl::StrReplaceAll(shell == "bash" ? kBash : kZsh, {{"@COMMANDS@", commands}});
+}
+
+std::string NearestName(const std::string& word, const std::vector<std::string>& names) {
+  std::string nearest;
+  size_t best = word.size() < 5 ? 2 : 3;  // one more than is allowed
+  for (const std::string& name : names) {
+    std::vector<size_t> row(name.size() + 1);  // edits from word's first i letters to name's first j
+    std::iota(row.begin(), row.end(), size_t{0});
+    for (size_t i = 1; i <= word.size(); ++i) {
+      size_t diagonal = row[0]++;
+      for (size_t j = 1; j <= name.size(); ++j) {
+        const size_t replaced = diagonal + (word[i - 1] != name[j - 1] ? 1 : 0);
+        diagonal = row[j];
+        row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+      }
+    }
+    if (row.back() < best) {
+      best = row.back();
+      nearest = name;
+    }
+  }
+  return nearest;
 }
 
 }  // namespace hearth

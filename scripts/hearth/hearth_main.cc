@@ -285,6 +285,16 @@ int Main(int argc, char** argv) {
     return Become(delta && argv[1][0] == 'e' ? "delta" : name, argv);
   }
   AddCompletion(&app, &code);
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+  }
+  if (argc > 1 && argv[1][0] != '-' && std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+    const std::string meant = NearestName(argv[1], names);
+    std::fprintf(stderr, "hearth: there is no command \"%s\"; %s\n", argv[1],
+                 meant.empty() ? "hearth --help lists them" : ("did you mean " + meant + "?").c_str());
+    return kExitUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -245,6 +245,8 @@ def a_shell_completes_commands_and_options(bench):
     (bench.root / "jobs file.txtpb").write_text("")
     check("jobs" in " ".join(complete("train", "jobs")), "files are not completed")
     run([bench.hearth, "completion", "fish"], expect=64)
+    _, _, err = run([bench.hearth, "tran", "job"], expect=64)
+    check('no command "tran"; did you mean train?' in err, f"another word than was meant:\n{err}")
     script = 'autoload -Uz compinit && compinit -D; source <("$0" completion zsh); print -- ${_comps[hearth]}'
     check_equal(run(["zsh", "-fc", script, bench.hearth], expect=0)[1].split(), ["_hearth"], "zsh's completion")
 
