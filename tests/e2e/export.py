@@ -12,7 +12,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import venv
 
 import e2e
@@ -241,25 +240,14 @@ CASES = [the_reference_scorer_evaluates_the_examples_of_expressions, home_agrees
          more_rows_take_no_more_memory]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
+def main(cases=CASES, prefix="hearth_export_", bench=ExportBench):
+    """As e2e.main, with the environment that these cases need. Also for serving.py."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--venv", required=True, type=pathlib.Path)
-    parser.add_argument("case", choices=[case.__name__ for case in CASES] + ["all"])
-    arguments = parser.parse_args()
-    ExportBench.python = prepare_environment(arguments.venv.resolve())
-    for case in CASES:
-        if arguments.case not in (case.__name__, "all"):
-            continue
-        print(case.__name__, flush=True)
-        with tempfile.TemporaryDirectory(prefix="hearth_export_") as root:
-            try:
-                case(ExportBench(arguments.bin, root))
-            except e2e.Failure as failure:
-                print(f"FAILED {case.__name__}: {failure}", flush=True)
-                return 1
-    return 0
+    arguments, sys.argv[1:] = parser.parse_known_args()
+    bench.python = prepare_environment(arguments.venv.resolve())
+    e2e.main(cases, prefix, bench)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,14 +3,10 @@
 
 Usage: serving.py --bin DIR --venv DIR CASE     (or: all). The virtual environment is export.py's.
 """
-import argparse
 import json
 import pathlib
 import random
 import re
-import subprocess
-import sys
-import tempfile
 import time
 
 import e2e
@@ -134,25 +130,5 @@ CASES = [readers_beside_a_run_find_their_snapshot, scorers_read_odd_texts_as_the
          hearth_score_has_the_budget_and_the_bound_of_an_evaluation]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
-    parser.add_argument("--venv", required=True, type=pathlib.Path)
-    parser.add_argument("case", choices=[case.__name__ for case in CASES] + ["all"])
-    arguments = parser.parse_args()
-    Bench.python = export.prepare_environment(arguments.venv.resolve())
-    for case in CASES:
-        if arguments.case not in (case.__name__, "all"):
-            continue
-        print(case.__name__, flush=True)
-        with tempfile.TemporaryDirectory(prefix="hearth_serving_") as root:
-            try:
-                case(Bench(arguments.bin, root))
-            except e2e.Failure as failure:
-                print(f"FAILED {case.__name__}: {failure}", flush=True)
-                return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    export.main(CASES, "hearth_serving_", Bench)
