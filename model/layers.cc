@@ -139,18 +139,18 @@ Activations StackedModel::Observe(const torch::Tensor& v) {
   return seen;
 }
 
-void StackedModel::UpdateRunningStatistics(const BatchMoments& pooled) {
+void StackedModel::UpdateRunningStatistics(const BatchMoments& pooled, int64_t update) {
   if (pooled.count < 2) return;
   HEARTH_CHECK(static_cast<int64_t>(pooled.mean.size()) == columns_, "moments of another model");
   if (columns_ == 0) return;
   torch::NoGradGuard no_grad;
-  const double momentum = spec_.config.batch_norm_momentum();
+  const double share = RunningShare(spec_.config, pooled.count, update);
   const torch::Tensor mean = torch::tensor(pooled.mean);
   const torch::Tensor variance = torch::tensor(pooled.m2) / (pooled.count - 1);
   const torch::Tensor now = torch::stack({mean, variance}).to(norms_[0].running_mean.options());  // one copy
   for (BatchNorm& norm : norms_) {
-    norm.running_mean.lerp_(now[0].narrow(0, norm.first, norm.columns), momentum);
-    norm.running_var.lerp_(now[1].narrow(0, norm.first, norm.columns), momentum);
+    norm.running_mean.lerp_(now[0].narrow(0, norm.first, norm.columns), share);
+    norm.running_var.lerp_(now[1].narrow(0, norm.first, norm.columns), share);
   }
 }
 

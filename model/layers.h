@@ -160,7 +160,7 @@ class StackedModel : public MultiTaskModel {
 
   torch::Tensor Forward(const torch::Tensor& v, Phase phase, BatchMoments* moments) final;
   Activations Observe(const torch::Tensor& v) final;
-  void UpdateRunningStatistics(const BatchMoments& pooled) final;
+  void UpdateRunningStatistics(const BatchMoments& pooled, int64_t update) final;
   int64_t batch_norm_columns() const final { return columns_; }
 
  protected:

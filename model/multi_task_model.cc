@@ -57,6 +57,15 @@ BatchMoments PoolMoments(const std::vector<BatchMoments>& lanes) {
   return pooled;
 }
 
+double RunningShare(const Model& config, double records, int64_t update) {
+  if (config.batch_norm_momentum() > 0) return config.batch_norm_momentum();
+  // Early parameters move fast, so old statistics are of another model: there the window is an eighth of the training
+  // so far. The first update takes all.
+  constexpr double kParts = 8;
+  const double young = kParts / (static_cast<double>(update) + kParts - 1);
+  return std::min(1.0, std::max(young, records / static_cast<double>(config.batch_norm_window_records())));
+}
+
 int64_t MultiTaskModel::ParameterCount() const {
   int64_t count = 0;
   for (const torch::Tensor& parameter : parameters()) count += parameter.numel();

@@ -29,6 +29,9 @@ struct BatchMoments {
 // Chan's formula over lanes in lane order, of the vectors. REQUIRES: the same number of columns wherever count > 0.
 BatchMoments PoolMoments(const std::vector<BatchMoments>& lanes);
 
+// What a step of so many records has in the running statistics, in (0, 1] (docs/MODEL.md §2). update: from 1.
+double RunningShare(const Model& config, double records, int64_t update);
+
 enum class Phase { kTrain, kEvaluate };
 
 // What the experts and gates did with a sample, for diagnostics (diagnostics.h); BatchNorm in evaluation mode.
@@ -58,9 +61,9 @@ class MultiTaskModel : public torch::nn::Module {
   // into *moments (B < 2: running statistics, count = B with mean and m2 of the batch). kEvaluate: running statistics;
   // moments may be null.
   virtual torch::Tensor Forward(const torch::Tensor& v, Phase phase, BatchMoments* moments) = 0;
-  // Running statistics += momentum · (pooled − running); variance unbiased (M2/(count−1)), as torch's BatchNorm. No-op
-  // at count < 2.
-  virtual void UpdateRunningStatistics(const BatchMoments& pooled) = 0;
+  // Running statistics += share · (pooled − running), with RunningShare; variance unbiased (M2/(count−1)), as torch's
+  // BatchNorm. update: which of the model's updates this is, from 1. No-op at count < 2.
+  virtual void UpdateRunningStatistics(const BatchMoments& pooled, int64_t update) = 0;
   virtual int64_t batch_norm_columns() const = 0;
   // The module-by-module forward with BatchNorm in evaluation mode, keeping what the diagnostics need.
   virtual Activations Observe(const torch::Tensor& v) = 0;

@@ -192,6 +192,9 @@ absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
       job->mutable_log(i)->set_piece_bytes(saved.log(i).piece_bytes());
     }
   }
+  if (!job->model().has_batch_norm_momentum() && saved.model().has_batch_norm_momentum()) {  // 0.1's default was 0.1
+    job->mutable_model()->set_batch_norm_momentum(saved.model().batch_norm_momentum());
+  }
   const std::vector<std::string> differences = JobDifferences(*job, saved);
   if (differences.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(

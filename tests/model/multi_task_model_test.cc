@@ -422,6 +422,7 @@ TEST(MultiTaskModel, ClosedFormsCountWhatTheModelsHold) {
 // One expert whose BatchNorm torch's own can stand beside.
 TEST(LaneBatchNorm, EqualsTorchsBatchNormInOutputsGradientsAndRunningStatistics) {
   ModelSpec spec = SmallSpec(Model::SHARED_BOTTOM, true);
+  spec.config.set_batch_norm_momentum(0.1);
   auto model = MakeModel(spec);
   model->to(torch::kFloat64);
   Disturb(model.get());
@@ -460,7 +461,7 @@ TEST(LaneBatchNorm, EqualsTorchsBatchNormInOutputsGradientsAndRunningStatistics)
     EXPECT_LT(Difference(logits, expected), 1e-12);
     EXPECT_LT(Difference(gradient, named["bottom.hidden_weight"].grad()), 1e-10);
     EXPECT_LT(Difference(norm_gradient, norm->weight.grad()), 1e-10);
-    model->UpdateRunningStatistics(moments);
+    model->UpdateRunningStatistics(moments, step + 1);
     // The moments travel in float.
     EXPECT_LT(Difference(buffers["bottom.running_mean"], norm->running_mean), 1e-6);
     EXPECT_LT(Difference(buffers["bottom.running_var"], norm->running_var), 1e-5);
@@ -468,6 +469,43 @@ TEST(LaneBatchNorm, EqualsTorchsBatchNormInOutputsGradientsAndRunningStatistics)
     const Tensor evaluated = model->Forward(v, Phase::kEvaluate, nullptr).select(1, 2);
     EXPECT_LT(Difference(evaluated, expected_logits(v)), 1e-5);
   }
+}
+
+// In numbers: what each of 2,000 steps weighs in the end. Drawn by the rule itself, for a column whose k-th batch has
+// mean k and variance k.
+TEST(LaneBatchNorm, RunningStatisticsForgetTheStartAndSpanAWindowOfRecords) {
+  ModelSpec spec = SmallSpec(Model::SHARED_BOTTOM, true);
+  spec.config.set_batch_norm_window_records(6400);
+  auto model = MakeModel(spec);
+  const auto buffers = model->named_buffers();
+  const Tensor mean = buffers["bottom.running_mean"], variance = buffers["bottom.running_var"];
+  const size_t columns = static_cast<size_t>(model->batch_norm_columns());
+  const auto step = [&](int k) {
+    BatchMoments moments;
+    moments.count = 64;
+    moments.mean.assign(columns, static_cast<float>(k));
+    moments.m2.assign(columns, static_cast<float>(k) * 63);
+    model->UpdateRunningStatistics(moments, k);
+  };
+  step(1);  // what a fresh model starts with, 0 and 1, has no part in it
+  EXPECT_EQ(mean[0].item<float>(), 1);
+  EXPECT_EQ(variance[0].item<float>(), 1);
+  for (int k = 2; k <= 80; ++k) step(k);
+  // Young: the mean age is about a ninth of the steps so far.
+  EXPECT_NEAR(mean[0].item<float>(), 80 - 80 / 9.0, 2);
+  for (int k = 81; k <= 2000; ++k) step(k);
+  // Grown: a window of 6400 / 64 = 100 steps, so the mean age of what is in it is 99.
+  EXPECT_NEAR(mean[0].item<float>(), 2000 - 99, 0.5);
+  EXPECT_NEAR(variance[0].item<float>(), 2000 - 99, 0.5);
+}
+
+TEST(LaneBatchNorm, AStepOfMoreRecordsThanTheWindowIsAllThereIs) {
+  Model config;
+  EXPECT_EQ(RunningShare(config, 65536, 1000), 1);
+  EXPECT_EQ(RunningShare(config, 4096, 1000), 0.25);
+  EXPECT_EQ(RunningShare(config, 16, 1), 1);
+  config.set_batch_norm_momentum(0.01);
+  EXPECT_EQ(RunningShare(config, 65536, 1), 0.01);
 }
 
 TEST(LaneBatchNorm, ALoneRecordIsNormalisedByRunningStatistics) {
@@ -483,7 +521,7 @@ TEST(LaneBatchNorm, ALoneRecordIsNormalisedByRunningStatistics) {
   EXPECT_EQ(static_cast<int64_t>(moments.mean.size()), model->batch_norm_columns());
   EXPECT_EQ(moments.m2, std::vector<float>(model->batch_norm_columns(), 0.0f));
   const Tensor before = model->named_buffers()["level1.shared.expert.running_mean"].clone();
-  model->UpdateRunningStatistics(moments);  // count 1: nothing to estimate a variance from
+  model->UpdateRunningStatistics(moments, 1);  // count 1: nothing to estimate a variance from
   EXPECT_TRUE(torch::equal(before, model->named_buffers()["level1.shared.expert.running_mean"]));
 }
 
@@ -494,7 +532,7 @@ TEST(LaneBatchNorm, ForwardLeavesRunningStatisticsAlone) {
   BatchMoments moments;
   model->Forward(RandomTensor({40, 19}, 31, torch::kFloat32), Phase::kTrain, &moments);
   for (const auto& buffer : model->named_buffers()) EXPECT_TRUE(torch::equal(before[buffer.key()], buffer.value()));
-  model->UpdateRunningStatistics(moments);
+  model->UpdateRunningStatistics(moments, 1);
   for (const auto& buffer : model->named_buffers()) EXPECT_FALSE(torch::equal(before[buffer.key()], buffer.value()));
 }
 

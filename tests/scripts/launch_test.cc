@@ -498,6 +498,16 @@ TEST_F(LaunchTest, RefusesTheFolderOfAnotherJobAndSaysWhichFieldsDiffer) {
   EXPECT_TRUE(Calls().empty());
 }
 
+TEST_F(LaunchTest, ARunOf01KeepsItsMomentumWhereTheJobNamesNone) {
+  CommitSnapshot(5, 1, {"model.batch_norm_momentum=0.1"});
+  WriteMpirun("exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_EQ(LoadJob(options_.out + "/job.txtpb", {})->model().batch_norm_momentum(), 0.1);
+  options_.overrides = {"model.batch_norm_momentum=0.2"};
+  EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr("model.batch_norm_momentum: 0.2 != 0.1"));
+}
+
 TEST_F(LaunchTest, GoesOnWhereOnlyTheDataFolderMoved) {
   CommitSnapshot(5, 1);
   WriteMpirun("exit 0");

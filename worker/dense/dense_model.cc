@@ -175,6 +175,10 @@ void DenseModel::PointGradients(const torch::Tensor& gradient) {
   }
 }
 
+void DenseModel::UpdateRunningStatistics(const BatchMoments& pooled) {
+  model_->UpdateRunningStatistics(pooled, updater_.updates() + 1);
+}
+
 void DenseModel::Update(const torch::Tensor& gradient) {
   torch::NoGradGuard no_grad;
   if (!apart_) {

@@ -57,6 +57,8 @@ class DenseModel {
 
   // From now on backward adds each parameter's gradient into its place in `gradient` [size], on the device.
   void PointGradients(const torch::Tensor& gradient);
+  // The next update's: before it, for a device's upload waits for what is queued.
+  void UpdateRunningStatistics(const BatchMoments& pooled);
   // The update, where the parameters are. gradient [size]: divided by n and clipped.
   void Update(const torch::Tensor& gradient);
 

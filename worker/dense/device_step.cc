@@ -132,7 +132,7 @@ class DeviceStep : public DenseStep {
   absl::Status Update(const StepSum& sum) override {
     try {
       torch::NoGradGuard no_grad;
-      dense_->model()->UpdateRunningStatistics(sum.moments);  // first: its upload waits for what is queued
+      dense_->UpdateRunningStatistics(sum.moments);
       sum_.div_(static_cast<double>(sum.verdict.records));
       if (clip_norm_ > 0 && sum.gradient_norm > clip_norm_) sum_.mul_(clip_norm_ / sum.gradient_norm);
       dense_->Update(sum_);

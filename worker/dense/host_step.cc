@@ -90,8 +90,8 @@ absl::Status UpdateModel(DenseModel* model, absl::Span<const float> gradient, co
   const int64_t parameters = model->weights().numel();
   HEARTH_CHECK(static_cast<int64_t>(gradient.size()) == parameters, "gradient of ", gradient.size(), " elements");
   try {
+    model->UpdateRunningStatistics(pooled);
     model->Update(ViewOf(gradient, {parameters}));
-    model->model()->UpdateRunningStatistics(pooled);
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("dense update: ", error.what()));
   }

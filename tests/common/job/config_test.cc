@@ -168,7 +168,7 @@ TEST(ValidateJob, WantsADelimiterOfOneCharacterForLogsAndSideTables) {
   }
 }
 
-TEST(ModelDifferences, LeavesOutHowFilesAreRead) {
+TEST(ModelDifferences, LeavesOutHowFilesAreReadAndHowATrainingWouldGoOn) {
   const Job job = SmallJob();
   Job other = job;
   other.mutable_log(0)->set_delimiter("\t");
@@ -177,6 +177,8 @@ TEST(ModelDifferences, LeavesOutHowFilesAreRead) {
   other.mutable_task(0)->set_mask("other > 0");
   other.add_side_table()->set_name("s");
   other.mutable_training()->set_batch_size(7);
+  other.mutable_model()->set_batch_norm_momentum(0.1);
+  other.mutable_model()->set_batch_norm_window_records(7);
   EXPECT_THAT(ModelDifferences(job, other), IsEmpty());
   EXPECT_FALSE(JobDifferences(job, other).empty());
   other.mutable_table(0)->set_dim(job.table(0).dim() + 1);

@@ -66,7 +66,7 @@ class LinearModel : public MultiTaskModel {
     register_parameter("a_unused", torch::ones({3}));  // before "weight" in name order
   }
   torch::Tensor Forward(const torch::Tensor& v, Phase, BatchMoments*) override { return torch::linear(v, weight_); }
-  void UpdateRunningStatistics(const BatchMoments&) override {}
+  void UpdateRunningStatistics(const BatchMoments&, int64_t) override {}
   int64_t batch_norm_columns() const override { return 0; }
   Activations Observe(const torch::Tensor&) override { return {}; }
   const torch::Tensor& weight() const { return weight_; }
