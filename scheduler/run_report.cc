@@ -160,7 +160,7 @@ void RunReport::Resume(const Manifest& manifest) {
   if (!text.ok()) return;
   const nlohmann::json before = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!before.is_object() || !before.contains("snapshots") || !before["snapshots"].is_number_unsigned()) {
-    spdlog::warn("run_json path={}: not readable; snapshots are counted anew", path);
+    spdlog::warn("event=run_json_not_readable path={}", Quoted(path));
     return;
   }
   snapshots_ = before["snapshots"].get<uint64_t>();
@@ -299,7 +299,7 @@ void RunReport::Warn(const std::vector<Warning>& warnings) {
                                   [&](const Warning& known) { return known.subject == warning.subject; });
     if (told) continue;
     warnings_.push_back(warning);
-    spdlog::info("warning: {}", warning.line);  // what the log warns of goes to standard error too
+    spdlog::info("event=warning text={}", Quoted(warning.line));  // what the log warns of goes to standard error too
     if (options_.output.progress == nullptr) continue;
     *options_.output.progress << (drawing_ ? "\r\x1b[K" : "") << "hearth: warning: " << warning.line << std::endl;
     drawing_ = false;

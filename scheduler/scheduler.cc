@@ -55,7 +55,7 @@ absl::StatusOr<int> Scheduler::Run() {
   if (report_ != nullptr) {
     report_->EndLine();
     const absl::Status written = report_->Write("failed", ExitCodeOf(status), std::string(status.message()));
-    if (!written.ok()) spdlog::error("run_json cause={}", std::string(written.message()));
+    if (!written.ok()) spdlog::error("event=run_json_not_written cause={}", Quoted(written.message()));
   }
   return status;
 }
@@ -162,8 +162,7 @@ absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
   if (differences.empty()) {
     for (const std::string& difference : BitDifferences(before, options_.job)) {
       if (evaluates) break;
-      spdlog::warn("bits_change {} (snapshot != job): the model's bits are those of a run that changes this here",
-                   difference);
+      spdlog::warn("event=bits_change snapshot_and_job={}", Quoted(difference));
     }
     return absl::OkStatus();
   }
@@ -194,15 +193,17 @@ absl::Status Scheduler::TidySnapshots() {
                                             "\nput the files back, or train with --fresh into another folder"));
   }
   for (const std::string& folder : uncommitted) {
-    spdlog::info("snapshot_removed folder={} cause=\"has no MANIFEST\"", folder);
+    spdlog::info("event=snapshot_removed folder={} cause=\"has no MANIFEST\"", Quoted(folder));
     HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
   }
   if (!corrupt.empty()) {
-    for (const std::string& line : start_.passed_over) spdlog::warn("snapshot_passed_over {}", line);
+    for (const std::string& line : start_.passed_over)
+      spdlog::warn("event=snapshot_passed_over cause={}", Quoted(line));
   }
   for (const std::string& folder : corrupt) {
     const std::string aside = folder + ".corrupt";
-    spdlog::warn("snapshot_set_aside folder={} as={} resumed_from={}", folder, aside, start_.folder);
+    spdlog::warn("event=snapshot_set_aside folder={} as={} resumed_from={}", Quoted(folder), Quoted(aside),
+                 Quoted(start_.folder));
     HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
     HEARTH_RETURN_IF_ERROR(RenamePath(folder, aside));
   }
@@ -241,7 +242,7 @@ absl::Status Scheduler::PollOutside() {
   const int64_t now_us = options_.env->NowUs();
   if (!stop_asked_ && options_.stop_asked && options_.stop_asked()) {
     stop_asked_ = true;
-    spdlog::info("stop_asked phase={}", static_cast<int>(phase_));
+    spdlog::info("event=stop_asked phase={}", static_cast<int>(phase_));
   }
   const bool trains = phase_ == Phase::kRunning && options_.evaluate_snapshot.empty();
   if (stop_asked_ && !stop_sent_ && trains && !departure_.has_value()) {
@@ -256,7 +257,7 @@ absl::Status Scheduler::PollOutside() {
       leases_->AppendFiles(files, source_->closed());
       Control control;
       for (const LogFile& file : files) {
-        spdlog::info("file_listed number={} path={} bytes={}", file.number(), file.path(), file.bytes());
+        spdlog::info("event=file_listed number={} path={} bytes={}", file.number(), Quoted(file.path()), file.bytes());
         *control.mutable_files_appended()->add_log_file() = file;
       }
       control.mutable_files_appended()->set_log_list_closed(source_->closed());
@@ -371,7 +372,7 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
 
 absl::Status Scheduler::HandleServerReady(uint32_t server, const ServerReady& ready) {
   if (!servers_ready_.insert(server).second) return absl::OkStatus();
-  spdlog::info("server_ready index={} rows={}", server, ready.rows());
+  spdlog::info("event=server_ready index={} rows={}", server, ready.rows());
   return StartWorkers();
 }
 
@@ -433,7 +434,7 @@ absl::Status Scheduler::MaybeGo() {
   report_->set_files_behind(leases_->FilesBehind());
   Control control;
   control.mutable_go();
-  spdlog::info("go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
+  spdlog::info("event=go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
   HEARTH_RETURN_IF_ERROR(report_->Write("running", 0, ""));
   return SendToWorkers(control);
 }
@@ -507,9 +508,9 @@ void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
   const int code = failed.exit_code() != 0 ? failed.exit_code() : static_cast<int>(kExitInternal);
   const std::string reason = absl::StrCat(who, ": ", failed.reason());
   report_->EndLine();
-  spdlog::error("failed role={} code={} reason=\"{}\"", who, code, failed.reason());
+  spdlog::error("event=failed role={} code={} reason={}", Quoted(who), code, Quoted(failed.reason()));
   const absl::Status written = report_->Write("failed", code, reason);
-  if (!written.ok()) spdlog::error("run_json cause={}", std::string(written.message()));
+  if (!written.ok()) spdlog::error("event=run_json_not_written cause={}", Quoted(written.message()));
   exit_code_ = code;
 }
 
@@ -555,7 +556,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
     publisher_->Committed(manifest.step(), manifest.job_finished());
     report_->set_publication(publisher_->figures());
   }
-  spdlog::info("committed step={} model_hash={:016x} files={} epoch_ended={} stopping={} seconds={:.3f}",
+  spdlog::info("event=committed step={} model_hash={:016x} files={} epoch_ended={} stopping={} seconds={:.3f}",
                manifest.step(), manifest.model_hash(), manifest.file_size(), cut.epoch_ended, cut.stopping,
                static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
   HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
@@ -582,7 +583,7 @@ absl::Status Scheduler::RemoveOldSnapshots() {
       ++held;
     }
   }
-  if (held > held_) spdlog::info("snapshots_held count={} cause=\"somebody reads them\"", held);
+  if (held > held_) spdlog::info("event=snapshots_held count={} cause=\"somebody reads them\"", held);
   held_ = held;
   removal_retry_us_ = held > 0 ? options_.env->NowUs() + kRemovalRetryUs : kNever;
   return absl::OkStatus();
@@ -606,7 +607,7 @@ absl::Status Scheduler::Leave(const std::string& status, int exit_code, const st
       !finished_before_ || !report_->says_finished() || (publisher_ != nullptr && publisher_->figures().published > 0);
   if (news) HEARTH_RETURN_IF_ERROR(report_->Write(status, exit_code, reason));
   report_->PrintTable();
-  spdlog::info("leaving status={} code={} reason=\"{}\"", status, exit_code, reason);
+  spdlog::info("event=leaving status={} code={} reason={}", status, exit_code, Quoted(reason));
   Control control;
   control.mutable_goodbye()->set_exit_code(exit_code);
   control.mutable_goodbye()->set_reason(reason.empty() ? status : reason);

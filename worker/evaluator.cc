@@ -67,8 +67,8 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
                                                                   OutputFile::Links::kReplace));
       HEARTH_RETURN_IF_ERROR(WritePredictions(file.get(), *rows, tasks, files_[static_cast<size_t>(split)]));
     }
-    spdlog::info("evaluated split={} step={} records={} bad_records={}", config.name(), step, rows->records(),
-                 rows->rejected);
+    spdlog::info("event=evaluated split={} step={} records={} bad_records={}", Quoted(config.name()), step,
+                 rows->records(), rows->rejected);
   }
   return evaluations;
 }
@@ -136,17 +136,18 @@ absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, u
     rows.Append(batch.get(), logits);
     HEARTH_RETURN_IF_ERROR(CheckRecordCount(options_.job.split(split).records_max(), rows));
   }
+  const std::string name = Quoted(options_.job.split(split).name());
   if (rows.rejected > 0) {
-    spdlog::warn("split={} bad_records={} first=\"{}\" (left out of the evaluation)", options_.job.split(split).name(),
-                 rows.rejected, rows.bad_record);
+    spdlog::warn("event=bad_records_left_out split={} bad_records={} first={}", name, rows.rejected,
+                 Quoted(rows.bad_record));
   }
   for (const Reading::Column& column : reading.column()) {
-    spdlog::warn("split={} column={} unreadable={} first=\"{}\" (no numbers: they read as missing)",
-                 options_.job.split(split).name(), column.name(), column.unreadable(), column.example());
+    spdlog::warn("event=no_numbers_read_as_missing split={} column={} unreadable={} first={}", name,
+                 Quoted(column.name()), column.unreadable(), Quoted(column.example()));
   }
   for (const Reading::Join& join : reading.join()) {
-    spdlog::info("split={} side_table={} matched={} unmatched={} without_key={}", options_.job.split(split).name(),
-                 join.side_table(), join.matched(), join.unmatched(), join.without_key());
+    spdlog::info("event=joined split={} side_table={} matched={} unmatched={} without_key={}", name,
+                 Quoted(join.side_table()), join.matched(), join.unmatched(), join.without_key());
   }
   return rows;
 }

@@ -165,11 +165,7 @@ Worker::State::~State() {
   control_thread.reset();
 }
 
-absl::Status Worker::Run() {
-  const absl::Status status = state_->Run();
-  if (!status.ok()) spdlog::error("worker={} failed: {}", state_->options.index, status.ToString());
-  return status;
-}
+absl::Status Worker::Run() { return state_->Run(); }
 
 absl::Status Worker::State::Run() {
   HEARTH_RETURN_IF_ERROR(page.Serve(options.job.metrics()));
@@ -202,7 +198,7 @@ absl::Status Worker::State::Run() {
   const StepClock::Options clock = ClockOptions(start);
   if (StepClock(clock).FinishedAt(start.step())) {
     // Resumed from the end: nothing is left to train, and the last cut's parts are committed already.
-    spdlog::info("nothing left to train step={}", start.step());
+    spdlog::info("event=nothing_left_to_train step={}", start.step());
     return WaitForGoodbye();
   }
   PipelineOptions piping;
@@ -350,7 +346,7 @@ absl::Status Worker::State::PrepareModel(const StartWorker& start) {
   }
   HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates, options.device));
   if (!fresh) HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(start.snapshot(), kDenseFile)));
-  spdlog::info("model built parameters={} restored={}", trainer->parameters(), !fresh);
+  spdlog::info("event=model_built parameters={} restored={}", trainer->parameters(), !fresh);
   const Profile& wanted = options.job.metrics().profile();
   if (is_first() && wanted.steps() > 0 && !start.evaluate_only()) {
     HEARTH_ASSIGN_OR_RETURN(profile, StepProfile::Create(wanted, JoinPath(options.dir, "profile/worker-0.json")));
@@ -496,7 +492,8 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   const int64_t run_us = env->NowUs() - begin_us;
 
   if (sum.verdict.skip)
-    spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
+    spdlog::warn("event=step_skipped step={} records={} cause=\"loss or gradient not finite\"", number,
+                 sum.verdict.records);
   const std::vector<LogFile> listed = sum.verdict.skip ? files.files() : std::vector<LogFile>();
   for (size_t i = 0; i < votes.size(); ++i) {
     HEARTH_RETURN_IF_ERROR(accounts[i]->Enter(*batch->lanes[i], sum.verdict.skip, listed));
@@ -590,7 +587,7 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   step = number;
   FillProgress(at_cut->mutable_progress());
   HEARTH_RETURN_IF_ERROR(Send(&control));
-  spdlog::info("cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
+  spdlog::info("event=cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
   if (!evaluates) return absl::OkStatus();
   HEARTH_RETURN_IF_ERROR(Evaluate(number));
   // Worker 0 has more to do; a wait for it is not to look to NCCL's watchdog like a link that does not move.
