@@ -63,17 +63,34 @@ absl::StatusOr<int> Scheduler::Run() {
 // --- before any message ---
 
 absl::Status Scheduler::Prepare() {
-  const bool evaluate = !options_.evaluate_snapshot.empty();
-  if (evaluate && options_.job.split_size() == 0) {
+  if (evaluates() && options_.job.split_size() == 0) {
     return absl::InvalidArgumentError("split: the job names none, so there is nothing to evaluate; add a split");
   }
   HEARTH_RETURN_IF_ERROR(ChooseSnapshot());
-  const Manifest* const manifest = start_.folder.empty() ? nullptr : &start_.manifest;
+  const Manifest* const manifest = restored();
   Training* const training = options_.job.mutable_training();
   if (!training->has_lanes()) training->set_lanes(manifest != nullptr ? manifest->lanes() : options_.workers);
   if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(CheckSameJob(*manifest));
   const uint32_t lanes = manifest != nullptr ? manifest->lanes() : training->lanes();
+  HEARTH_RETURN_IF_ERROR(OpenReport(lanes));
 
+  std::vector<LaneState> cursors;
+  std::vector<LogFile> files;
+  if (manifest != nullptr) {
+    cursors.assign(manifest->lane().begin(), manifest->lane().end());
+    files.assign(manifest->log_file().begin(), manifest->log_file().end());
+    evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
+    dense_parameters_ = manifest->dense_parameters();
+  }
+  HEARTH_ASSIGN_OR_RETURN(leases_, LeaseTable::Make(lanes, options_.workers, cursors));
+  if (!evaluates()) return PrepareTraining(cursors, files);
+  HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
+  leases_->AppendFiles(files, true);  // none of them is read
+  return absl::OkStatus();
+}
+
+// The report comes before what can fail, for it tells of that.
+absl::Status Scheduler::OpenReport(uint32_t lanes) {
   RunReport::Options report;
   report.job = options_.job;
   report.dir = options_.dir;
@@ -84,29 +101,20 @@ absl::Status Scheduler::Prepare() {
   for (const Log& log : options_.job.log()) report.tails = report.tails || !log.directory().empty();
   report.output = options_.output;
   report_ = std::make_unique<RunReport>(report);
+  const Manifest* const manifest = restored();
   if (manifest != nullptr) report_->Resume(*manifest);
-  // What can fail comes after the report, which tells of it.
-  if (manifest != nullptr && !evaluate)
+  if (manifest != nullptr && !evaluates())
     HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(options_.job, *manifest), start_.folder));
   const uint64_t first_step = manifest != nullptr ? manifest->step() + 1 : 0;
   HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir, first_step));
   report_->set_curves(curves_.get());
-  if (!evaluate) report_->Warn(WarningsOfJob(options_.job));
+  if (!evaluates()) report_->Warn(WarningsOfJob(options_.job));
+  return absl::OkStatus();
+}
 
-  std::vector<LaneState> restored;
-  std::vector<LogFile> files;
-  if (manifest != nullptr) {
-    restored.assign(manifest->lane().begin(), manifest->lane().end());
-    files.assign(manifest->log_file().begin(), manifest->log_file().end());
-    evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
-    dense_parameters_ = manifest->dense_parameters();
-  }
-  HEARTH_ASSIGN_OR_RETURN(leases_, LeaseTable::Make(lanes, options_.workers, restored));
-  if (evaluate) {
-    HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
-    leases_->AppendFiles(files, true);  // none of them is read
-    return absl::OkStatus();
-  }
+// What an evaluation does without: publications, the source of files, cuts.
+absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files) {
+  const Manifest* const manifest = restored();
   HEARTH_RETURN_IF_ERROR(TidySnapshots());
   if (options_.job.export_().delta_every_steps() > 0) {
     Publisher::Options publisher = {options_.env, options_.job, options_.dir, options_.programs};
@@ -123,13 +131,13 @@ absl::Status Scheduler::Prepare() {
                                            JoinedInTraining(options_.job, side_tables_)));
   }
   const bool closed = manifest != nullptr && manifest->log_list_closed();
-  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, restored, options_.env->NowUs()));
+  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, cursors, options_.env->NowUs()));
   leases_->AppendFiles(source_->files(), source_->closed());
 
   SnapshotCoordinator::Options coordinator;
   coordinator.servers = options_.servers;
   coordinator.workers = options_.workers;
-  coordinator.lanes = lanes;
+  coordinator.lanes = leases_->lanes();
   coordinator.splits = SplitNames(options_.job);
   if (manifest != nullptr) {
     coordinator.task_metrics.assign(manifest->task_metric().begin(), manifest->task_metric().end());
@@ -142,7 +150,7 @@ absl::Status Scheduler::Prepare() {
 std::string Scheduler::SnapshotsFolder() const { return JoinPath(options_.dir, "snapshots"); }
 
 absl::Status Scheduler::ChooseSnapshot() {
-  if (options_.evaluate_snapshot.empty()) {
+  if (!evaluates()) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(SnapshotsFolder()));
     HEARTH_ASSIGN_OR_RETURN(start_, FindNewestSnapshot(SnapshotsFolder()));
     return absl::OkStatus();
@@ -156,12 +164,11 @@ absl::Status Scheduler::ChooseSnapshot() {
 absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
   const std::string path = JoinPath(start_.folder, "MANIFEST");
   HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
-  const bool evaluates = !options_.evaluate_snapshot.empty();
   const std::vector<std::string> differences =
-      evaluates ? ModelDifferences(before, options_.job) : JobDifferences(before, options_.job);
+      evaluates() ? ModelDifferences(before, options_.job) : JobDifferences(before, options_.job);
   if (differences.empty()) {
     for (const std::string& difference : BitDifferences(before, options_.job)) {
-      if (evaluates) break;
+      if (evaluates()) break;
       spdlog::warn("event=bits_change snapshot_and_job={}", Quoted(difference));
     }
     return absl::OkStatus();
@@ -244,7 +251,7 @@ absl::Status Scheduler::PollOutside() {
     stop_asked_ = true;
     spdlog::info("event=stop_asked phase={}", static_cast<int>(phase_));
   }
-  const bool trains = phase_ == Phase::kRunning && options_.evaluate_snapshot.empty();
+  const bool trains = phase_ == Phase::kRunning && !evaluates();
   if (stop_asked_ && !stop_sent_ && trains && !departure_.has_value()) {
     Control control;
     control.mutable_ask_cut()->set_stop(true);
@@ -285,62 +292,65 @@ absl::Status Scheduler::Handle(const Message& message) {
   if (rank < 1 || rank >= options_.transport->size()) {
     return absl::InternalError(absl::StrCat("a message from rank ", rank, ", which is no rank of this job"));
   }
-  const uint32_t index =
-      static_cast<uint32_t>(IsServer(rank) ? rank - 1 : rank - 1 - static_cast<int>(options_.servers));
-  const std::string who = absl::StrCat(IsServer(rank) ? "ps-" : "worker-", index);
-  absl::StatusOr<Control> decoded = DecodeControl(message);
+  const bool server = IsServer(rank);
+  const uint32_t index = static_cast<uint32_t>(server ? rank - 1 : rank - 1 - static_cast<int>(options_.servers));
+  const std::string who = absl::StrCat(server ? "ps-" : "worker-", index);
+  const absl::StatusOr<Control> decoded = DecodeControl(message);
   if (!decoded.ok()) return Annotate(decoded.status(), who);
   const Control& control = *decoded;
-  const auto unexpected = [&] {
-    return absl::InternalError(absl::StrCat(who, ": sent control message ", static_cast<int>(control.kind_case()),
-                                            " in phase ", static_cast<int>(phase_), ", where none is due"));
-  };
-  if (control.has_from_role() && control.from_role() != (IsServer(rank) ? "ps" : "worker")) {
+  if (control.has_from_role() && control.from_role() != (server ? "ps" : "worker")) {
     return absl::FailedPreconditionError(absl::StrCat(
         "rank ", rank, " is a ", control.from_role(), " where ", who,
         " was due; start one scheduler, then all servers, then all workers, with the same --ps and --worker"));
   }
-  const bool trains = coordinator_ != nullptr && !finished_before_;
+  if (!IsDue(control, server)) {
+    return absl::InternalError(absl::StrCat(who, ": sent control message ", static_cast<int>(control.kind_case()),
+                                            " in phase ", static_cast<int>(phase_), ", where none is due"));
+  }
+  if (control.has_hello()) return Annotate(HandleHello(rank, control.hello()), who);
+  if (control.has_failed()) {
+    HandleFailed(who, control.failed());
+    return absl::OkStatus();
+  }
+  return server ? HandleServer(index, control) : HandleWorker(index, control);
+}
+
+bool Scheduler::IsDue(const Control& control, bool from_server) const {
   switch (control.kind_case()) {
     case Control::kHello:
-      return Annotate(HandleHello(rank, control.hello()), who);
-    case Control::kServerReady:
-      if (!IsServer(rank)) return unexpected();
-      return HandleServerReady(index, control.server_ready());
-    case Control::kWorkerReady:
-      if (IsServer(rank)) return unexpected();
-      return HandleWorkerReady(index, control.worker_ready());
-    case Control::kProgress:
-      if (IsServer(rank)) return unexpected();
-      return trains ? HandleProgress(index, control.progress()) : absl::OkStatus();
-    case Control::kServerAtCut:
-      if (!IsServer(rank) || !trains) return unexpected();
-      report_->OnServer(control.server_at_cut(), index);
-      HEARTH_RETURN_IF_ERROR(coordinator_->AddServer(index, control.server_at_cut()));
-      return CommitWholeCuts();
-    case Control::kWorkerAtCut:
-      if (IsServer(rank) || !trains) return unexpected();
-      return HandleWorkerAtCut(index, control.worker_at_cut());
-    case Control::kEvaluation:
-      if (IsServer(rank)) return unexpected();
-      return HandleEvaluation(control.evaluation());
-    case Control::kStepReport:
-      if (IsServer(rank) || !trains) return unexpected();
-      return HandleStepReport(index, control.step_report());
     case Control::kFailed:
-      HandleFailed(who, control.failed());
-      return absl::OkStatus();
-    case Control::kStartServer:
-    case Control::kStartWorker:
-    case Control::kFilesAppended:
-    case Control::kAskCut:
-    case Control::kGoodbye:
-    case Control::kGo:
-    case Control::kJoinStep:
-    case Control::KIND_NOT_SET:
-      return unexpected();
+      return true;
+    case Control::kServerReady:
+      return from_server;
+    case Control::kServerAtCut:
+      return from_server && trains();
+    case Control::kWorkerReady:
+    case Control::kProgress:
+    case Control::kEvaluation:
+      return !from_server;
+    case Control::kWorkerAtCut:
+    case Control::kStepReport:
+      return !from_server && trains();
+    default:
+      return false;  // what the scheduler itself sends, or nothing
   }
-  return unexpected();
+}
+
+absl::Status Scheduler::HandleServer(uint32_t server, const Control& control) {
+  if (control.has_server_ready()) return HandleServerReady(server, control.server_ready());
+  report_->OnServer(control.server_at_cut(), server);
+  HEARTH_RETURN_IF_ERROR(coordinator_->AddServer(server, control.server_at_cut()));
+  return CommitWholeCuts();
+}
+
+absl::Status Scheduler::HandleWorker(uint32_t worker, const Control& control) {
+  if (control.has_worker_ready()) return HandleWorkerReady(worker, control.worker_ready());
+  if (control.has_progress()) {
+    return trains() ? HandleProgress(worker, control.progress()) : absl::OkStatus();
+  }
+  if (control.has_worker_at_cut()) return HandleWorkerAtCut(worker, control.worker_at_cut());
+  if (control.has_evaluation()) return HandleEvaluation(control.evaluation());
+  return HandleStepReport(worker, control.step_report());
 }
 
 absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
@@ -364,7 +374,7 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
     start->set_step(start_.folder.empty() ? 0 : start_.manifest.step());
     start->set_snapshot(start_.folder);
     start->set_restored_servers(start_.folder.empty() ? 0 : start_.manifest.servers());
-    start->set_read_only(!options_.evaluate_snapshot.empty());
+    start->set_read_only(evaluates());
     HEARTH_RETURN_IF_ERROR(SendToServer(static_cast<uint32_t>(rank - 1), control));
   }
   return all_here ? StartWorkers() : absl::OkStatus();
@@ -392,7 +402,7 @@ absl::Status Scheduler::StartWorkers() {
     for (const LogFile& file : leases_->files()) *start->add_log_file() = file;
     start->set_log_list_closed(leases_->files_closed());
     start->set_snapshot(start_.folder);
-    start->set_evaluate_only(!options_.evaluate_snapshot.empty());
+    start->set_evaluate_only(evaluates());
     start->set_epoch(leases_->epoch());
     for (const SideTableFile& file : side_tables_) *start->add_side_table() = file;
     HEARTH_RETURN_IF_ERROR(SendToWorker(worker, std::move(control)));
@@ -425,7 +435,7 @@ absl::Status Scheduler::MaybeGo() {
   if (phase_ != Phase::kWorkersStart || workers_ready_.size() < options_.workers || !has_snapshot)
     return absl::OkStatus();
   phase_ = Phase::kRunning;
-  if (!options_.evaluate_snapshot.empty()) return absl::OkStatus();  // workers began when they were ready
+  if (evaluates()) return absl::OkStatus();  // workers began when they were ready
   std::vector<Ledger> ledgers(options_.workers);
   for (uint32_t worker = 0; worker < options_.workers; ++worker) {
     for (const LaneState& lane : leases_->LeasesOf(worker)) AddLedger(lane.ledger(), &ledgers[worker]);
