@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/numbered_folder.h"
+#include "common/artifact/reading.h"
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"

@@ -608,17 +608,12 @@ absl::Status Worker::State::Evaluate(uint64_t number) {
 // What Progress.task and Progress.pull_seconds hold is handed over, not kept.
 void Worker::State::FillProgress(Progress* progress) {
   progress->set_step(step);
-  Ledger* ledger = progress->mutable_ledger();
   double fraction = 0;
   const std::vector<LogFile> listed = files.files();
   const uint32_t epochs = std::max<uint32_t>(1, options.job.training().epochs());
   for (const auto& account : accounts) {
-    const Ledger& lane = account->state().ledger();
     const Cursor& cursor = account->state().cursor();
-    ledger->set_read(ledger->read() + lane.read());
-    ledger->set_trained(ledger->trained() + lane.trained());
-    ledger->set_rejected(ledger->rejected() + lane.rejected());
-    ledger->set_filtered(ledger->filtered() + lane.filtered());
+    AddLedger(account->state().ledger(), progress->mutable_ledger());
     MergeReading(account->state().reading(), progress->mutable_reading());
     fraction += (cursor.epoch() + EpochFraction(options.job, listed, cursor)) / epochs;
   }
