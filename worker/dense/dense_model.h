@@ -1,5 +1,5 @@
 // What the dense half of a step computes with, on the CPU or on a GPU: the model, all its parameters views into one
-// array, the optimizer's state, and the way from a batch to the model's input. Private to trainer.cc and
+// array, the optimizer's state, and the way from a batch to the model's input. Private to dense_replica.cc and
 // device_step.cc, which turn what Torch throws into a Status.
 #pragma once
 
