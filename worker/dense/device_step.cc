@@ -338,7 +338,7 @@ class DeviceStep : public DenseStep {
 
 absl::StatusOr<std::unique_ptr<DenseStep>> MakeDeviceStep(Env* env, DenseReplica* replica, DeviceCollective* collective,
                                                           const DeviceStepOptions& options) {
-  HEARTH_CHECK(replica->dense_model()->apart(), "a device's step for a model in the host's memory");
+  HEARTH_CHECK(replica->dense_model()->off_host(), "a device's step for a model in the host's memory");
   try {
     return std::unique_ptr<DenseStep>(std::make_unique<DeviceStep>(env, replica, collective, options));
   } catch (const std::exception& error) {

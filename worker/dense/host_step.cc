@@ -49,7 +49,7 @@ class HostStep : public DenseStep {
 
 std::unique_ptr<DenseStep> MakeHostStep(Env* env, DenseReplica* replica, Collective* collective, uint32_t lanes,
                                         double clip_norm) {
-  HEARTH_CHECK(!replica->dense_model()->apart(), "a host's step for a model that is not in the host's memory");
+  HEARTH_CHECK(!replica->dense_model()->off_host(), "a host's step for a model that is not in the host's memory");
   return std::make_unique<HostStep>(env, replica, collective, lanes, clip_norm);
 }
 
