@@ -66,7 +66,7 @@ class WarningLogger final : public rocksdb::Logger {
   void Logv(const char* format, va_list arguments) override {
     char line[512];
     std::vsnprintf(line, sizeof(line), format, arguments);
-    spdlog::warn("event=rocksdb message=\"{}\"", line);
+    spdlog::warn("event=rocksdb message={}", Quoted(line));
   }
 };
 

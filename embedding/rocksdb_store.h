@@ -29,8 +29,4 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStoreReadOnly(const std::str
 // Checks every block checksum of an existing checkpoint.
 absl::Status VerifyRocksDbStore(const std::string& path);
 
-// The same contract over a std::map, for tests; Checkpoint writes one file that OpenMapStore reads back.
-std::unique_ptr<KvStore> MakeMapStore();
-absl::StatusOr<std::unique_ptr<KvStore>> OpenMapStore(const std::string& path);
-
 }  // namespace hearth

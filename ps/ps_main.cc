@@ -62,7 +62,7 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
 
 // One clear line, a word to the scheduler, and time for it to end the job in good order.
 [[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
-  spdlog::error("event=failed code={} reason=\"{}\"", ExitCodeOf(status), std::string(status.message()));
+  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
   FlushLogging();
   if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
     Env* env = Env::Real();
@@ -92,7 +92,7 @@ int Main(int argc, char** argv) {
   static_cast<void>(StartLogging("ps", ""));  // stderr alone cannot fail
   auto mpi = MpiRuntime::Start(Env::Real());
   if (!mpi.ok()) {
-    spdlog::error("event=failed reason=\"{}\"", std::string(mpi.status().message()));
+    spdlog::error("event=failed code={} reason={}", ExitCodeOf(mpi.status()), Quoted(mpi.status().message()));
     return ExitCodeOf(mpi.status());
   }
   const absl::Status status = Serve(arguments, mpi->get());

@@ -117,7 +117,7 @@ absl::Status PsServer::Start(const StartServer& start) {
   for (const TableStats& table : stats) rows += table.rows();
   ready.mutable_server_ready()->set_rows(rows);
   spdlog::info("event=ready step={} rows={} read_only={} snapshot={}", start.step(), rows, start.read_only(),
-               start.snapshot());
+               Quoted(start.snapshot()));
   return SendControl(ready);
 }
 
@@ -175,8 +175,8 @@ absl::Status PsServer::Serve() {
       metrics_.Count(kind);
       HEARTH_RETURN_IF_ERROR(shard_->Handle(*std::move(message)));
     } else if (control->has_goodbye()) {
-      spdlog::info("event=goodbye step={} code={} reason=\"{}\"", shard_->applied_step(),
-                   control->goodbye().exit_code(), control->goodbye().reason());
+      spdlog::info("event=goodbye step={} code={} reason={}", shard_->applied_step(), control->goodbye().exit_code(),
+                   Quoted(control->goodbye().reason()));
       return absl::OkStatus();
     } else {
       return absl::InternalError(absl::StrCat("rank ", message->from.rank, " sent a control message of kind ",

@@ -1,11 +1,7 @@
 #include "scheduler/curves.h"
 
-#include <map>
-
 #include "common/base/file.h"
-#include "common/base/metrics.h"
 #include "common/base/status.h"
-#include "scheduler/event_file.h"
 
 namespace hearth {
 namespace {
@@ -36,107 +32,82 @@ void AddDiagnostics(const Evaluation::Diagnostics& from, std::vector<Scalar>* sc
   }
 }
 
-class RealCurves : public Curves {
- public:
-  RealCurves(Env* env, const Job& job, const std::string& dir, uint64_t first_step)
-      : env_(env),
-        first_step_(first_step),
-        folder_(job.metrics().tensorboard() ? JoinPath(dir, "tb") : ""),
-        registry_("scheduler", kSchedulerRank) {
-    for (const char* fate : {"read", "trained", "rejected", "filtered"}) {
-      // Each worker has hearth_records of its lanes: of one name, a sum would count every record twice.
-      records_[fate] =
-          registry_.NewCounter({"job_records", "", "The job's log records by what became of them"}, {{"fate", fate}});
-    }
-    for (const Task& task : job.task()) {
-      auc_[task.name()] =
-          registry_.NewGauge({"auc", "", "AUC of the last seconds' training predictions"}, {{"task", task.name()}});
-    }
-  }
-
-  absl::Status Serve(const Metrics& metrics) {
-    return registry_.Serve(metrics.prometheus_address(), metrics.prometheus_port());
-  }
-
-  absl::Status OnTraining(const ProgressFigures& figures, const Ledger& ledger) override {
-    Count("read", ledger.read(), told_.read());
-    Count("trained", ledger.trained(), told_.trained());
-    Count("rejected", ledger.rejected(), told_.rejected());
-    Count("filtered", ledger.filtered(), told_.filtered());
-    told_ = ledger;
-    step_->Set(static_cast<double>(figures.step));
-    rate_->Set(figures.samples_per_s);
-    if (figures.files_behind.has_value()) lag_->Set(static_cast<double>(*figures.files_behind));
-
-    std::vector<Scalar> scalars = {{"perf/samples_per_s", static_cast<float>(figures.samples_per_s)}};
-    if (figures.loss.has_value()) {
-      loss_->Set(*figures.loss);
-      scalars.push_back({"train/loss", static_cast<float>(*figures.loss)});
-    }
-    for (const auto& [task, auc] : figures.auc) {
-      if (!auc.has_value()) continue;
-      auc_.at(task)->Set(*auc);
-      scalars.push_back({absl::StrCat("auc/", task), static_cast<float>(*auc)});
-    }
-    return Write(figures.step, scalars);
-  }
-
-  absl::Status OnEvaluations(const std::vector<Evaluation>& evaluations) override {
-    for (const Evaluation& evaluation : evaluations) {
-      std::vector<Scalar> scalars;
-      const std::string prefix = absl::StrCat("eval/", evaluation.split());
-      for (const Evaluation::Task& task : evaluation.task()) {
-        if (task.has_auc())
-          scalars.push_back({absl::StrCat(prefix, "/auc/", task.name()), static_cast<float>(task.auc())});
-        if (task.has_gauc())
-          scalars.push_back({absl::StrCat(prefix, "/gauc/", task.name()), static_cast<float>(task.gauc())});
-        if (task.has_log_loss())
-          scalars.push_back({absl::StrCat(prefix, "/loss/", task.name()), static_cast<float>(task.log_loss())});
-      }
-      AddDiagnostics(evaluation.diagnostics(), &scalars);
-      HEARTH_RETURN_IF_ERROR(Write(evaluation.step(), scalars));
-    }
-    return absl::OkStatus();
-  }
-
-  void OnSnapshot() override { snapshots_->Add(1); }
-
- private:
-  // A resume from an older snapshot takes a total back; a counter only grows.
-  void Count(const std::string& fate, uint64_t total, uint64_t told) {
-    if (total > told) records_.at(fate)->Add(static_cast<double>(total - told));
-  }
-  absl::Status Write(uint64_t step, const std::vector<Scalar>& scalars) {
-    if (folder_.empty() || scalars.empty()) return absl::OkStatus();
-    if (events_ == nullptr) {
-      HEARTH_ASSIGN_OR_RETURN(events_, EventFile::Create(folder_, env_->WallUs(), static_cast<int64_t>(first_step_)));
-    }
-    return events_->Write(env_->WallUs(), static_cast<int64_t>(step), scalars);
-  }
-
-  Env* const env_;
-  const uint64_t first_step_;
-  const std::string folder_;  // of event files; empty: none
-  MetricRegistry registry_;
-  std::map<std::string, Counter*> records_;  // by fate
-  std::map<std::string, Gauge*> auc_;        // by task
-  Gauge* const step_ = registry_.NewGauge({"step", "", "Last step that a worker told of"});
-  Gauge* const rate_ =
-      registry_.NewGauge({"samples_per_second", "", "Records trained a second, over the last seconds"});
-  Gauge* const loss_ = registry_.NewGauge({"loss", "", "Mean loss of a label over the last seconds"});
-  Gauge* const lag_ = registry_.NewGauge({"log_lag", "files", "Files listed that the slowest lane has not reached"});
-  Counter* const snapshots_ = registry_.NewCounter({"snapshots", "", "Snapshots committed"});
-  std::unique_ptr<EventFile> events_;  // made with the first figure
-  Ledger told_;
-};
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Curves>> Curves::Start(Env* env, const Job& job, const std::string& dir,
                                                       uint64_t first_step) {
-  auto curves = std::make_unique<RealCurves>(env, job, dir, first_step);
-  HEARTH_RETURN_IF_ERROR(curves->Serve(job.metrics()));
+  std::unique_ptr<Curves> curves(new Curves(env, job, dir, first_step));
+  HEARTH_RETURN_IF_ERROR(curves->registry_.Serve(job.metrics().prometheus_address(), job.metrics().prometheus_port()));
   return curves;
+}
+
+Curves::Curves(Env* env, const Job& job, const std::string& dir, uint64_t first_step)
+    : env_(env),
+      first_step_(first_step),
+      folder_(job.metrics().tensorboard() ? JoinPath(dir, "tb") : ""),
+      registry_("scheduler", kSchedulerRank) {
+  for (const char* fate : {"read", "trained", "rejected", "filtered"}) {
+    // Each worker has hearth_records of its lanes: of one name, a sum would count every record twice.
+    records_[fate] =
+        registry_.NewCounter({"job_records", "", "The job's log records by what became of them"}, {{"fate", fate}});
+  }
+  for (const Task& task : job.task()) {
+    auc_[task.name()] =
+        registry_.NewGauge({"auc", "", "AUC of the last seconds' training predictions"}, {{"task", task.name()}});
+  }
+}
+
+absl::Status Curves::OnTraining(const ProgressFigures& figures, const Ledger& ledger) {
+  Count("read", ledger.read(), told_.read());
+  Count("trained", ledger.trained(), told_.trained());
+  Count("rejected", ledger.rejected(), told_.rejected());
+  Count("filtered", ledger.filtered(), told_.filtered());
+  told_ = ledger;
+  step_->Set(static_cast<double>(figures.step));
+  rate_->Set(figures.samples_per_s);
+  if (figures.files_behind.has_value()) lag_->Set(static_cast<double>(*figures.files_behind));
+
+  std::vector<Scalar> scalars = {{"perf/samples_per_s", static_cast<float>(figures.samples_per_s)}};
+  if (figures.loss.has_value()) {
+    loss_->Set(*figures.loss);
+    scalars.push_back({"train/loss", static_cast<float>(*figures.loss)});
+  }
+  for (const auto& [task, auc] : figures.auc) {
+    if (!auc.has_value()) continue;
+    auc_.at(task)->Set(*auc);
+    scalars.push_back({absl::StrCat("auc/", task), static_cast<float>(*auc)});
+  }
+  return Write(figures.step, scalars);
+}
+
+absl::Status Curves::OnEvaluations(const std::vector<Evaluation>& evaluations) {
+  for (const Evaluation& evaluation : evaluations) {
+    std::vector<Scalar> scalars;
+    const std::string prefix = absl::StrCat("eval/", evaluation.split());
+    for (const Evaluation::Task& task : evaluation.task()) {
+      if (task.has_auc())
+        scalars.push_back({absl::StrCat(prefix, "/auc/", task.name()), static_cast<float>(task.auc())});
+      if (task.has_gauc())
+        scalars.push_back({absl::StrCat(prefix, "/gauc/", task.name()), static_cast<float>(task.gauc())});
+      if (task.has_log_loss())
+        scalars.push_back({absl::StrCat(prefix, "/loss/", task.name()), static_cast<float>(task.log_loss())});
+    }
+    AddDiagnostics(evaluation.diagnostics(), &scalars);
+    HEARTH_RETURN_IF_ERROR(Write(evaluation.step(), scalars));
+  }
+  return absl::OkStatus();
+}
+
+// A resume from an older snapshot takes a total back; a counter only grows.
+void Curves::Count(const std::string& fate, uint64_t total, uint64_t told) {
+  if (total > told) records_.at(fate)->Add(static_cast<double>(total - told));
+}
+absl::Status Curves::Write(uint64_t step, const std::vector<Scalar>& scalars) {
+  if (folder_.empty() || scalars.empty()) return absl::OkStatus();
+  if (events_ == nullptr) {
+    HEARTH_ASSIGN_OR_RETURN(events_, EventFile::Create(folder_, env_->WallUs(), static_cast<int64_t>(first_step_)));
+  }
+  return events_->Write(env_->WallUs(), static_cast<int64_t>(step), scalars);
 }
 
 }  // namespace hearth

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/artifact/reading.h"
 #include "common/base/status.h"
 
 namespace hearth {
@@ -11,13 +12,6 @@ absl::Status CheckLedger(const Ledger& ledger) {
   return absl::InternalError(absl::StrCat("the ledger does not add up: read ", ledger.read(), " != trained ",
                                           ledger.trained(), " + rejected ", ledger.rejected(), " + filtered ",
                                           ledger.filtered()));
-}
-
-void AddLedger(const Ledger& more, Ledger* sum) {
-  sum->set_read(sum->read() + more.read());
-  sum->set_trained(sum->trained() + more.trained());
-  sum->set_rejected(sum->rejected() + more.rejected());
-  sum->set_filtered(sum->filtered() + more.filtered());
 }
 
 absl::StatusOr<LeaseTable> LeaseTable::Make(uint32_t lanes, uint32_t workers, const std::vector<LaneState>& restored) {

@@ -50,6 +50,5 @@ class LeaseTable {
 
 // Internal unless read = trained + rejected + filtered.
 absl::Status CheckLedger(const Ledger& ledger);
-void AddLedger(const Ledger& more, Ledger* sum);
 
 }  // namespace hearth

@@ -25,7 +25,7 @@ Publisher::Publisher(Options options, const std::vector<uint64_t>& committed, bo
   absl::Status status = aside.status();
   if (status.ok()) {
     for (const std::string& name : *aside)
-      spdlog::warn("published_set_aside as={} cause=\"beyond the snapshot\"", name);
+      spdlog::warn("event=published_set_aside as={} cause=\"beyond the snapshot\"", Quoted(name));
     status = Look();
   }
   if (!status.ok()) Fail(std::string(status.message()));
@@ -54,7 +54,7 @@ void Publisher::BoundWaiting() {
   const size_t waiting_max = options_.job.export_().waiting_max() + (working() ? 1 : 0);
   while (waiting_.size() > waiting_max) {
     const auto oldest = working() ? std::next(waiting_.begin()) : waiting_.begin();
-    spdlog::warn("publication_left_out step={} cause=\"export.waiting_max snapshots wait\"", oldest->first);
+    spdlog::warn("event=publication_left_out step={} cause=\"export.waiting_max snapshots wait\"", oldest->first);
     ++figures_.left_out;
     waiting_.erase(oldest);
   }
@@ -113,7 +113,7 @@ void Publisher::Finish(int code) {
     tries_ = 0;
     ++figures_.published;
     figures_.seconds = static_cast<double>(options_.env->NowUs() - committed_us) * 1e-6;
-    spdlog::info("published step={} base={} seq={} seconds_since_commit={:.3f}", child_step_, chain_.back().base,
+    spdlog::info("event=published step={} base={} seq={} seconds_since_commit={:.3f}", child_step_, chain_.back().base,
                  chain_.back().seq, figures_.seconds);
     return;
   }
@@ -129,7 +129,7 @@ void Publisher::Finish(int code) {
 void Publisher::Fail(const std::string& reason) {
   ++figures_.failures;
   figures_.reason = reason;
-  spdlog::error("publication_failed {}", reason);
+  spdlog::error("event=publication_failed reason={}", Quoted(reason));
   retry_at_us_ = options_.env->NowUs() + std::min(kRetryMostUs, kRetryUs << std::min<uint32_t>(tries_, 16));
   if (++tries_ < kTriesMax || waiting_.size() < 2) return;
   ++figures_.left_out;

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "common/artifact/reading.h"
+#include "common/base/logging.h"
 #include "scheduler/lease_table.h"
 
 namespace hearth {
@@ -39,10 +39,6 @@ std::string ListedFew(std::vector<std::string> names) {
 }
 
 }  // namespace
-
-std::string Quoted(const std::string& text) {
-  return absl::StrCat("\"", absl::StrReplaceAll(absl::Utf8SafeCHexEscape(text), {{"\\'", "'"}}), "\"");
-}
 
 Ledger SumOfLedgers(const std::vector<LaneState>& lanes) {
   Ledger sum;

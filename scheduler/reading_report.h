@@ -29,8 +29,6 @@ std::vector<Warning> WarningsOfEvaluation(const Evaluation& evaluation);
 // DataLoss, with the likely cause, where a job that is at its end has trained no record, or none with a label.
 absl::Status CheckTrained(const Job& job, const std::vector<LaneState>& lanes);
 
-// In quotes, with what does not print escaped.
-std::string Quoted(const std::string& text);
 Ledger SumOfLedgers(const std::vector<LaneState>& lanes);
 Reading SumOfReadings(const std::vector<LaneState>& lanes);
 

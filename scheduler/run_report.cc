@@ -59,6 +59,57 @@ Json TableJson(const TableStats& table) {
   return json;
 }
 
+// What was read, and what of it could not be used as it was meant.
+void AddReading(const Job& job, const Reading& reading, Json* json) {
+  (*json)["labels"] = Json::object();
+  for (int t = 0; t < std::min(job.task_size(), reading.task_size()); ++t) {
+    const Reading::Task& task = reading.task(t);
+    (*json)["labels"][job.task(t).name()] = {
+        {"positives", task.positives()}, {"negatives", task.negatives()}, {"masked", task.masked()}};
+  }
+  (*json)["columns"] = Json::object();
+  for (const Reading::Column& column : reading.column()) {
+    (*json)["columns"][column.name()] = {{"unreadable", column.unreadable()}, {"example", column.example()}};
+  }
+  (*json)["side_tables"] = Json::object();
+  for (const Reading::Join& join : reading.join()) {
+    (*json)["side_tables"][join.side_table()] = {
+        {"matched", join.matched()},
+        {"unmatched", join.unmatched()},
+        {"without_key", join.without_key()},
+        {"example", join.has_example() ? Json(join.example()) : Json(nullptr)}};
+  }
+}
+
+// Where the workers' time goes, as they last told.
+void AddTimes(const std::vector<Progress>& workers, const std::vector<double>& pull_seconds, Json* json) {
+  TimeShare time;
+  uint32_t staleness_max_seen = 0;
+  for (const Progress& worker : workers) {
+    time.set_wait_input(time.wait_input() + worker.time().wait_input());
+    time.set_wait_pull(time.wait_pull() + worker.time().wait_pull());
+    time.set_forward_backward(time.forward_backward() + worker.time().forward_backward());
+    time.set_reduce(time.reduce() + worker.time().reduce());
+    time.set_push(time.push() + worker.time().push());
+    time.set_total(time.total() + worker.time().total());
+    staleness_max_seen = std::max(staleness_max_seen, worker.staleness_max_seen());
+  }
+  (*json)["time_share"] = {{"wait_input", OrNull(Ratio(time.wait_input(), time.total()))},
+                           {"wait_pull", OrNull(Ratio(time.wait_pull(), time.total()))},
+                           {"forward_backward", OrNull(Ratio(time.forward_backward(), time.total()))},
+                           {"reduce", OrNull(Ratio(time.reduce(), time.total()))},
+                           {"push", OrNull(Ratio(time.push(), time.total()))}};
+  (*json)["pull_seconds"] = {{"p50", OrNull(Quantile(pull_seconds, 0.5))},
+                             {"p99", OrNull(Quantile(pull_seconds, 0.99))}};
+  (*json)["staleness_max_seen"] = staleness_max_seen;
+}
+
+Json PublicationJson(const PublicationFigures& figures) {
+  return {{"base", figures.base},           {"seq", figures.seq},           {"step", figures.step},
+          {"published", figures.published}, {"failures", figures.failures}, {"left_out", figures.left_out},
+          {"waiting", figures.waiting},     {"seconds", figures.seconds},   {"reason", figures.reason}};
+}
+
 Json TaskJson(const Evaluation::Task& task) {
   Json json;
   json["samples"] = task.samples();
@@ -160,7 +211,7 @@ void RunReport::Resume(const Manifest& manifest) {
   if (!text.ok()) return;
   const nlohmann::json before = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!before.is_object() || !before.contains("snapshots") || !before["snapshots"].is_number_unsigned()) {
-    spdlog::warn("run_json path={}: not readable; snapshots are counted anew", path);
+    spdlog::warn("event=run_json_not_readable path={}", Quoted(path));
     return;
   }
   snapshots_ = before["snapshots"].get<uint64_t>();
@@ -299,7 +350,7 @@ void RunReport::Warn(const std::vector<Warning>& warnings) {
                                   [&](const Warning& known) { return known.subject == warning.subject; });
     if (told) continue;
     warnings_.push_back(warning);
-    spdlog::info("warning: {}", warning.line);  // what the log warns of goes to standard error too
+    spdlog::info("event=warning text={}", Quoted(warning.line));  // what the log warns of goes to standard error too
     if (options_.output.progress == nullptr) continue;
     *options_.output.progress << (drawing_ ? "\r\x1b[K" : "") << "hearth: warning: " << warning.line << std::endl;
     drawing_ = false;
@@ -335,57 +386,18 @@ std::string RunReport::ToJson(const std::string& status, int code, const std::st
                      {"rejected", ledger_.rejected()},
                      {"filtered", ledger_.filtered()}};
 
-  json["labels"] = Json::object();
-  for (int t = 0; t < std::min(job.task_size(), reading_.task_size()); ++t) {
-    const Reading::Task& task = reading_.task(t);
-    json["labels"][job.task(t).name()] = {
-        {"positives", task.positives()}, {"negatives", task.negatives()}, {"masked", task.masked()}};
-  }
-  json["columns"] = Json::object();
-  for (const Reading::Column& column : reading_.column()) {
-    json["columns"][column.name()] = {{"unreadable", column.unreadable()}, {"example", column.example()}};
-  }
-  json["side_tables"] = Json::object();
-  for (const Reading::Join& join : reading_.join()) {
-    json["side_tables"][join.side_table()] = {{"matched", join.matched()},
-                                              {"unmatched", join.unmatched()},
-                                              {"without_key", join.without_key()},
-                                              {"example", join.has_example() ? Json(join.example()) : Json(nullptr)}};
-  }
+  AddReading(job, reading_, &json);
   json["warnings"] = Json::array();
   for (const Warning& warning : warnings_) json["warnings"].push_back(warning.line);
 
-  TimeShare time;
-  uint32_t staleness_max_seen = 0;
-  Json worker_rss = Json::array();
-  for (const Progress& worker : workers_) {
-    time.set_wait_input(time.wait_input() + worker.time().wait_input());
-    time.set_wait_pull(time.wait_pull() + worker.time().wait_pull());
-    time.set_forward_backward(time.forward_backward() + worker.time().forward_backward());
-    time.set_reduce(time.reduce() + worker.time().reduce());
-    time.set_push(time.push() + worker.time().push());
-    time.set_total(time.total() + worker.time().total());
-    staleness_max_seen = std::max(staleness_max_seen, worker.staleness_max_seen());
-    worker_rss.push_back(worker.peak_rss_bytes());
-  }
-  json["time_share"] = {{"wait_input", OrNull(Ratio(time.wait_input(), time.total()))},
-                        {"wait_pull", OrNull(Ratio(time.wait_pull(), time.total()))},
-                        {"forward_backward", OrNull(Ratio(time.forward_backward(), time.total()))},
-                        {"reduce", OrNull(Ratio(time.reduce(), time.total()))},
-                        {"push", OrNull(Ratio(time.push(), time.total()))}};
-  json["pull_seconds"] = {{"p50", OrNull(Quantile(pull_seconds_, 0.5))},
-                          {"p99", OrNull(Quantile(pull_seconds_, 0.99))}};
-  json["staleness_max_seen"] = staleness_max_seen;
+  AddTimes(workers_, pull_seconds_, &json);
   json["tables"] = Json::object();
   for (const TableStats& table : manifest_.table()) json["tables"][table.name()] = TableJson(table);
+  Json worker_rss = Json::array();
+  for (const Progress& worker : workers_) worker_rss.push_back(worker.peak_rss_bytes());
   json["peak_rss_bytes"] = {{"scheduler", Json::array({PeakRssBytes()})}, {"ps", server_rss_}, {"worker", worker_rss}};
   json["dense_parameters"] = dense_parameters_;
-  if (publication_.has_value()) {
-    const PublicationFigures& figures = *publication_;
-    json["export"] = {{"base", figures.base},           {"seq", figures.seq},           {"step", figures.step},
-                      {"published", figures.published}, {"failures", figures.failures}, {"left_out", figures.left_out},
-                      {"waiting", figures.waiting},     {"seconds", figures.seconds},   {"reason", figures.reason}};
-  }
+  if (publication_.has_value()) json["export"] = PublicationJson(*publication_);
   json["tasks"] = Json::object();
   for (const Task& task : job.task()) json["tasks"][task.name()] = Json::object();
   for (const Evaluation& evaluation : evaluations_) {

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/numbered_folder.h"
+#include "common/artifact/reading.h"
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
@@ -55,7 +56,7 @@ absl::StatusOr<int> Scheduler::Run() {
   if (report_ != nullptr) {
     report_->EndLine();
     const absl::Status written = report_->Write("failed", ExitCodeOf(status), std::string(status.message()));
-    if (!written.ok()) spdlog::error("run_json cause={}", std::string(written.message()));
+    if (!written.ok()) spdlog::error("event=run_json_not_written cause={}", Quoted(written.message()));
   }
   return status;
 }
@@ -63,17 +64,34 @@ absl::StatusOr<int> Scheduler::Run() {
 // --- before any message ---
 
 absl::Status Scheduler::Prepare() {
-  const bool evaluate = !options_.evaluate_snapshot.empty();
-  if (evaluate && options_.job.split_size() == 0) {
+  if (evaluates() && options_.job.split_size() == 0) {
     return absl::InvalidArgumentError("split: the job names none, so there is nothing to evaluate; add a split");
   }
   HEARTH_RETURN_IF_ERROR(ChooseSnapshot());
-  const Manifest* const manifest = start_.folder.empty() ? nullptr : &start_.manifest;
+  const Manifest* const manifest = restored();
   Training* const training = options_.job.mutable_training();
   if (!training->has_lanes()) training->set_lanes(manifest != nullptr ? manifest->lanes() : options_.workers);
   if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(CheckSameJob(*manifest));
   const uint32_t lanes = manifest != nullptr ? manifest->lanes() : training->lanes();
+  HEARTH_RETURN_IF_ERROR(OpenReport(lanes));
 
+  std::vector<LaneState> cursors;
+  std::vector<LogFile> files;
+  if (manifest != nullptr) {
+    cursors.assign(manifest->lane().begin(), manifest->lane().end());
+    files.assign(manifest->log_file().begin(), manifest->log_file().end());
+    evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
+    dense_parameters_ = manifest->dense_parameters();
+  }
+  HEARTH_ASSIGN_OR_RETURN(leases_, LeaseTable::Make(lanes, options_.workers, cursors));
+  if (!evaluates()) return PrepareTraining(cursors, files);
+  HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
+  leases_->AppendFiles(files, true);  // none of them is read
+  return absl::OkStatus();
+}
+
+// The report comes before what can fail, for it tells of that.
+absl::Status Scheduler::OpenReport(uint32_t lanes) {
   RunReport::Options report;
   report.job = options_.job;
   report.dir = options_.dir;
@@ -84,29 +102,20 @@ absl::Status Scheduler::Prepare() {
   for (const Log& log : options_.job.log()) report.tails = report.tails || !log.directory().empty();
   report.output = options_.output;
   report_ = std::make_unique<RunReport>(report);
+  const Manifest* const manifest = restored();
   if (manifest != nullptr) report_->Resume(*manifest);
-  // What can fail comes after the report, which tells of it.
-  if (manifest != nullptr && !evaluate)
+  if (manifest != nullptr && !evaluates())
     HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(options_.job, *manifest), start_.folder));
   const uint64_t first_step = manifest != nullptr ? manifest->step() + 1 : 0;
   HEARTH_ASSIGN_OR_RETURN(curves_, Curves::Start(options_.env, options_.job, options_.dir, first_step));
   report_->set_curves(curves_.get());
-  if (!evaluate) report_->Warn(WarningsOfJob(options_.job));
+  if (!evaluates()) report_->Warn(WarningsOfJob(options_.job));
+  return absl::OkStatus();
+}
 
-  std::vector<LaneState> restored;
-  std::vector<LogFile> files;
-  if (manifest != nullptr) {
-    restored.assign(manifest->lane().begin(), manifest->lane().end());
-    files.assign(manifest->log_file().begin(), manifest->log_file().end());
-    evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
-    dense_parameters_ = manifest->dense_parameters();
-  }
-  HEARTH_ASSIGN_OR_RETURN(leases_, LeaseTable::Make(lanes, options_.workers, restored));
-  if (evaluate) {
-    HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
-    leases_->AppendFiles(files, true);  // none of them is read
-    return absl::OkStatus();
-  }
+// What an evaluation does without: publications, the source of files, cuts.
+absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files) {
+  const Manifest* const manifest = restored();
   HEARTH_RETURN_IF_ERROR(TidySnapshots());
   if (options_.job.export_().delta_every_steps() > 0) {
     Publisher::Options publisher = {options_.env, options_.job, options_.dir, options_.programs};
@@ -123,13 +132,13 @@ absl::Status Scheduler::Prepare() {
                                            JoinedInTraining(options_.job, side_tables_)));
   }
   const bool closed = manifest != nullptr && manifest->log_list_closed();
-  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, restored, options_.env->NowUs()));
+  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, cursors, options_.env->NowUs()));
   leases_->AppendFiles(source_->files(), source_->closed());
 
   SnapshotCoordinator::Options coordinator;
   coordinator.servers = options_.servers;
   coordinator.workers = options_.workers;
-  coordinator.lanes = lanes;
+  coordinator.lanes = leases_->lanes();
   coordinator.splits = SplitNames(options_.job);
   if (manifest != nullptr) {
     coordinator.task_metrics.assign(manifest->task_metric().begin(), manifest->task_metric().end());
@@ -142,7 +151,7 @@ absl::Status Scheduler::Prepare() {
 std::string Scheduler::SnapshotsFolder() const { return JoinPath(options_.dir, "snapshots"); }
 
 absl::Status Scheduler::ChooseSnapshot() {
-  if (options_.evaluate_snapshot.empty()) {
+  if (!evaluates()) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(SnapshotsFolder()));
     HEARTH_ASSIGN_OR_RETURN(start_, FindNewestSnapshot(SnapshotsFolder()));
     return absl::OkStatus();
@@ -156,14 +165,12 @@ absl::Status Scheduler::ChooseSnapshot() {
 absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
   const std::string path = JoinPath(start_.folder, "MANIFEST");
   HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
-  const bool evaluates = !options_.evaluate_snapshot.empty();
   const std::vector<std::string> differences =
-      evaluates ? ModelDifferences(before, options_.job) : JobDifferences(before, options_.job);
+      evaluates() ? ModelDifferences(before, options_.job) : JobDifferences(before, options_.job);
   if (differences.empty()) {
     for (const std::string& difference : BitDifferences(before, options_.job)) {
-      if (evaluates) break;
-      spdlog::warn("bits_change {} (snapshot != job): the model's bits are those of a run that changes this here",
-                   difference);
+      if (evaluates()) break;
+      spdlog::warn("event=bits_change snapshot_and_job={}", Quoted(difference));
     }
     return absl::OkStatus();
   }
@@ -194,15 +201,17 @@ absl::Status Scheduler::TidySnapshots() {
                                             "\nput the files back, or train with --fresh into another folder"));
   }
   for (const std::string& folder : uncommitted) {
-    spdlog::info("snapshot_removed folder={} cause=\"has no MANIFEST\"", folder);
+    spdlog::info("event=snapshot_removed folder={} cause=\"has no MANIFEST\"", Quoted(folder));
     HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
   }
   if (!corrupt.empty()) {
-    for (const std::string& line : start_.passed_over) spdlog::warn("snapshot_passed_over {}", line);
+    for (const std::string& line : start_.passed_over)
+      spdlog::warn("event=snapshot_passed_over cause={}", Quoted(line));
   }
   for (const std::string& folder : corrupt) {
     const std::string aside = folder + ".corrupt";
-    spdlog::warn("snapshot_set_aside folder={} as={} resumed_from={}", folder, aside, start_.folder);
+    spdlog::warn("event=snapshot_set_aside folder={} as={} resumed_from={}", Quoted(folder), Quoted(aside),
+                 Quoted(start_.folder));
     HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
     HEARTH_RETURN_IF_ERROR(RenamePath(folder, aside));
   }
@@ -241,9 +250,9 @@ absl::Status Scheduler::PollOutside() {
   const int64_t now_us = options_.env->NowUs();
   if (!stop_asked_ && options_.stop_asked && options_.stop_asked()) {
     stop_asked_ = true;
-    spdlog::info("stop_asked phase={}", static_cast<int>(phase_));
+    spdlog::info("event=stop_asked phase={}", static_cast<int>(phase_));
   }
-  const bool trains = phase_ == Phase::kRunning && options_.evaluate_snapshot.empty();
+  const bool trains = phase_ == Phase::kRunning && !evaluates();
   if (stop_asked_ && !stop_sent_ && trains && !departure_.has_value()) {
     Control control;
     control.mutable_ask_cut()->set_stop(true);
@@ -256,7 +265,7 @@ absl::Status Scheduler::PollOutside() {
       leases_->AppendFiles(files, source_->closed());
       Control control;
       for (const LogFile& file : files) {
-        spdlog::info("file_listed number={} path={} bytes={}", file.number(), file.path(), file.bytes());
+        spdlog::info("event=file_listed number={} path={} bytes={}", file.number(), Quoted(file.path()), file.bytes());
         *control.mutable_files_appended()->add_log_file() = file;
       }
       control.mutable_files_appended()->set_log_list_closed(source_->closed());
@@ -284,62 +293,65 @@ absl::Status Scheduler::Handle(const Message& message) {
   if (rank < 1 || rank >= options_.transport->size()) {
     return absl::InternalError(absl::StrCat("a message from rank ", rank, ", which is no rank of this job"));
   }
-  const uint32_t index =
-      static_cast<uint32_t>(IsServer(rank) ? rank - 1 : rank - 1 - static_cast<int>(options_.servers));
-  const std::string who = absl::StrCat(IsServer(rank) ? "ps-" : "worker-", index);
-  absl::StatusOr<Control> decoded = DecodeControl(message);
+  const bool server = IsServer(rank);
+  const uint32_t index = static_cast<uint32_t>(server ? rank - 1 : rank - 1 - static_cast<int>(options_.servers));
+  const std::string who = absl::StrCat(server ? "ps-" : "worker-", index);
+  const absl::StatusOr<Control> decoded = DecodeControl(message);
   if (!decoded.ok()) return Annotate(decoded.status(), who);
   const Control& control = *decoded;
-  const auto unexpected = [&] {
-    return absl::InternalError(absl::StrCat(who, ": sent control message ", static_cast<int>(control.kind_case()),
-                                            " in phase ", static_cast<int>(phase_), ", where none is due"));
-  };
-  if (control.has_from_role() && control.from_role() != (IsServer(rank) ? "ps" : "worker")) {
+  if (control.has_from_role() && control.from_role() != (server ? "ps" : "worker")) {
     return absl::FailedPreconditionError(absl::StrCat(
         "rank ", rank, " is a ", control.from_role(), " where ", who,
         " was due; start one scheduler, then all servers, then all workers, with the same --ps and --worker"));
   }
-  const bool trains = coordinator_ != nullptr && !finished_before_;
+  if (!IsDue(control, server)) {
+    return absl::InternalError(absl::StrCat(who, ": sent control message ", static_cast<int>(control.kind_case()),
+                                            " in phase ", static_cast<int>(phase_), ", where none is due"));
+  }
+  if (control.has_hello()) return Annotate(HandleHello(rank, control.hello()), who);
+  if (control.has_failed()) {
+    HandleFailed(who, control.failed());
+    return absl::OkStatus();
+  }
+  return server ? HandleServer(index, control) : HandleWorker(index, control);
+}
+
+bool Scheduler::IsDue(const Control& control, bool from_server) const {
   switch (control.kind_case()) {
     case Control::kHello:
-      return Annotate(HandleHello(rank, control.hello()), who);
-    case Control::kServerReady:
-      if (!IsServer(rank)) return unexpected();
-      return HandleServerReady(index, control.server_ready());
-    case Control::kWorkerReady:
-      if (IsServer(rank)) return unexpected();
-      return HandleWorkerReady(index, control.worker_ready());
-    case Control::kProgress:
-      if (IsServer(rank)) return unexpected();
-      return trains ? HandleProgress(index, control.progress()) : absl::OkStatus();
-    case Control::kServerAtCut:
-      if (!IsServer(rank) || !trains) return unexpected();
-      report_->OnServer(control.server_at_cut(), index);
-      HEARTH_RETURN_IF_ERROR(coordinator_->AddServer(index, control.server_at_cut()));
-      return CommitWholeCuts();
-    case Control::kWorkerAtCut:
-      if (IsServer(rank) || !trains) return unexpected();
-      return HandleWorkerAtCut(index, control.worker_at_cut());
-    case Control::kEvaluation:
-      if (IsServer(rank)) return unexpected();
-      return HandleEvaluation(control.evaluation());
-    case Control::kStepReport:
-      if (IsServer(rank) || !trains) return unexpected();
-      return HandleStepReport(index, control.step_report());
     case Control::kFailed:
-      HandleFailed(who, control.failed());
-      return absl::OkStatus();
-    case Control::kStartServer:
-    case Control::kStartWorker:
-    case Control::kFilesAppended:
-    case Control::kAskCut:
-    case Control::kGoodbye:
-    case Control::kGo:
-    case Control::kJoinStep:
-    case Control::KIND_NOT_SET:
-      return unexpected();
+      return true;
+    case Control::kServerReady:
+      return from_server;
+    case Control::kServerAtCut:
+      return from_server && trains();
+    case Control::kWorkerReady:
+    case Control::kProgress:
+    case Control::kEvaluation:
+      return !from_server;
+    case Control::kWorkerAtCut:
+    case Control::kStepReport:
+      return !from_server && trains();
+    default:
+      return false;  // what the scheduler itself sends, or nothing
   }
-  return unexpected();
+}
+
+absl::Status Scheduler::HandleServer(uint32_t server, const Control& control) {
+  if (control.has_server_ready()) return HandleServerReady(server, control.server_ready());
+  report_->OnServer(control.server_at_cut(), server);
+  HEARTH_RETURN_IF_ERROR(coordinator_->AddServer(server, control.server_at_cut()));
+  return CommitWholeCuts();
+}
+
+absl::Status Scheduler::HandleWorker(uint32_t worker, const Control& control) {
+  if (control.has_worker_ready()) return HandleWorkerReady(worker, control.worker_ready());
+  if (control.has_progress()) {
+    return trains() ? HandleProgress(worker, control.progress()) : absl::OkStatus();
+  }
+  if (control.has_worker_at_cut()) return HandleWorkerAtCut(worker, control.worker_at_cut());
+  if (control.has_evaluation()) return HandleEvaluation(control.evaluation());
+  return HandleStepReport(worker, control.step_report());
 }
 
 absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
@@ -363,7 +375,7 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
     start->set_step(start_.folder.empty() ? 0 : start_.manifest.step());
     start->set_snapshot(start_.folder);
     start->set_restored_servers(start_.folder.empty() ? 0 : start_.manifest.servers());
-    start->set_read_only(!options_.evaluate_snapshot.empty());
+    start->set_read_only(evaluates());
     HEARTH_RETURN_IF_ERROR(SendToServer(static_cast<uint32_t>(rank - 1), control));
   }
   return all_here ? StartWorkers() : absl::OkStatus();
@@ -371,7 +383,7 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
 
 absl::Status Scheduler::HandleServerReady(uint32_t server, const ServerReady& ready) {
   if (!servers_ready_.insert(server).second) return absl::OkStatus();
-  spdlog::info("server_ready index={} rows={}", server, ready.rows());
+  spdlog::info("event=server_ready index={} rows={}", server, ready.rows());
   return StartWorkers();
 }
 
@@ -391,7 +403,7 @@ absl::Status Scheduler::StartWorkers() {
     for (const LogFile& file : leases_->files()) *start->add_log_file() = file;
     start->set_log_list_closed(leases_->files_closed());
     start->set_snapshot(start_.folder);
-    start->set_evaluate_only(!options_.evaluate_snapshot.empty());
+    start->set_evaluate_only(evaluates());
     start->set_epoch(leases_->epoch());
     for (const SideTableFile& file : side_tables_) *start->add_side_table() = file;
     HEARTH_RETURN_IF_ERROR(SendToWorker(worker, std::move(control)));
@@ -424,7 +436,7 @@ absl::Status Scheduler::MaybeGo() {
   if (phase_ != Phase::kWorkersStart || workers_ready_.size() < options_.workers || !has_snapshot)
     return absl::OkStatus();
   phase_ = Phase::kRunning;
-  if (!options_.evaluate_snapshot.empty()) return absl::OkStatus();  // workers began when they were ready
+  if (evaluates()) return absl::OkStatus();  // workers began when they were ready
   std::vector<Ledger> ledgers(options_.workers);
   for (uint32_t worker = 0; worker < options_.workers; ++worker) {
     for (const LaneState& lane : leases_->LeasesOf(worker)) AddLedger(lane.ledger(), &ledgers[worker]);
@@ -433,7 +445,7 @@ absl::Status Scheduler::MaybeGo() {
   report_->set_files_behind(leases_->FilesBehind());
   Control control;
   control.mutable_go();
-  spdlog::info("go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
+  spdlog::info("event=go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
   HEARTH_RETURN_IF_ERROR(report_->Write("running", 0, ""));
   return SendToWorkers(control);
 }
@@ -507,9 +519,9 @@ void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
   const int code = failed.exit_code() != 0 ? failed.exit_code() : static_cast<int>(kExitInternal);
   const std::string reason = absl::StrCat(who, ": ", failed.reason());
   report_->EndLine();
-  spdlog::error("failed role={} code={} reason=\"{}\"", who, code, failed.reason());
+  spdlog::error("event=failed role={} code={} reason={}", Quoted(who), code, Quoted(failed.reason()));
   const absl::Status written = report_->Write("failed", code, reason);
-  if (!written.ok()) spdlog::error("run_json cause={}", std::string(written.message()));
+  if (!written.ok()) spdlog::error("event=run_json_not_written cause={}", Quoted(written.message()));
   exit_code_ = code;
 }
 
@@ -555,7 +567,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
     publisher_->Committed(manifest.step(), manifest.job_finished());
     report_->set_publication(publisher_->figures());
   }
-  spdlog::info("committed step={} model_hash={:016x} files={} epoch_ended={} stopping={} seconds={:.3f}",
+  spdlog::info("event=committed step={} model_hash={:016x} files={} epoch_ended={} stopping={} seconds={:.3f}",
                manifest.step(), manifest.model_hash(), manifest.file_size(), cut.epoch_ended, cut.stopping,
                static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
   HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
@@ -582,7 +594,7 @@ absl::Status Scheduler::RemoveOldSnapshots() {
       ++held;
     }
   }
-  if (held > held_) spdlog::info("snapshots_held count={} cause=\"somebody reads them\"", held);
+  if (held > held_) spdlog::info("event=snapshots_held count={} cause=\"somebody reads them\"", held);
   held_ = held;
   removal_retry_us_ = held > 0 ? options_.env->NowUs() + kRemovalRetryUs : kNever;
   return absl::OkStatus();
@@ -606,7 +618,7 @@ absl::Status Scheduler::Leave(const std::string& status, int exit_code, const st
       !finished_before_ || !report_->says_finished() || (publisher_ != nullptr && publisher_->figures().published > 0);
   if (news) HEARTH_RETURN_IF_ERROR(report_->Write(status, exit_code, reason));
   report_->PrintTable();
-  spdlog::info("leaving status={} code={} reason=\"{}\"", status, exit_code, reason);
+  spdlog::info("event=leaving status={} code={} reason={}", status, exit_code, Quoted(reason));
   Control control;
   control.mutable_goodbye()->set_exit_code(exit_code);
   control.mutable_goodbye()->set_reason(reason.empty() ? status : reason);

@@ -55,6 +55,8 @@ class Scheduler {
   // Before any message.
   absl::Status Prepare();
   absl::Status ChooseSnapshot();
+  absl::Status OpenReport(uint32_t lanes);
+  absl::Status PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files);
   absl::Status CheckSameJob(const Manifest& manifest) const;
   absl::Status TidySnapshots();
   bool NothingIsLeft() const;
@@ -65,6 +67,10 @@ class Scheduler {
   absl::Status PollOutside();
   int64_t NextDeadlineUs(int64_t now_us) const;
   absl::Status Handle(const Message& message);
+  // Whether such a message may come, from a server or else from a worker, as things stand.
+  bool IsDue(const Control& control, bool from_server) const;
+  absl::Status HandleServer(uint32_t server, const Control& control);
+  absl::Status HandleWorker(uint32_t worker, const Control& control);
   absl::Status HandleHello(int rank, const Hello& hello);
   absl::Status HandleServerReady(uint32_t server, const ServerReady& ready);
   absl::Status HandleWorkerReady(uint32_t worker, const WorkerReady& ready);
@@ -87,6 +93,10 @@ class Scheduler {
   // Tells everyone to leave, and what run.json and the table are to say.
   absl::Status Leave(const std::string& status, int exit_code, const std::string& reason);
 
+  bool evaluates() const { return !options_.evaluate_snapshot.empty(); }  // one snapshot, and nothing else
+  bool trains() const { return coordinator_ != nullptr && !finished_before_; }
+  // What everything starts from; null: from nothing.
+  const Manifest* restored() const { return start_.folder.empty() ? nullptr : &start_.manifest; }
   bool IsServer(int rank) const { return rank >= 1 && rank <= static_cast<int>(options_.servers); }
   absl::Status SendToServer(uint32_t server, Control control);
   absl::Status SendToWorker(uint32_t worker, Control control);

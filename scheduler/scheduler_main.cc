@@ -82,12 +82,13 @@ int Main(const Arguments& arguments) {
   }
   absl::StatusOr<std::unique_ptr<MpiRuntime>> runtime = MpiRuntime::Start(Env::Real());
   if (!runtime.ok()) {
-    spdlog::error("mpi cause=\"{}\"", std::string(runtime.status().message()));
+    spdlog::error("event=failed code={} reason={}", ExitCodeOf(runtime.status()), Quoted(runtime.status().message()));
     FlushLogging();
     return ExitCodeOf(runtime.status());
   }
   const absl::StatusOr<int> code = RunScheduler(arguments, (*runtime)->transport());
-  if (!code.ok()) spdlog::error("failed code={} {}", ExitCodeOf(code.status()), std::string(code.status().message()));
+  if (!code.ok())
+    spdlog::error("event=failed code={} reason={}", ExitCodeOf(code.status()), Quoted(code.status().message()));
   FlushLogging();
   const int exit_code = code.ok() ? *code : ExitCodeOf(code.status());
   // Everybody was told Goodbye, or nobody will be.

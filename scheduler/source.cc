@@ -71,8 +71,9 @@ struct Before {
 // The name of a file of which nothing was read is free again.
 void TakeOff(const Before& before, absl::string_view cause, LogFile* file) {
   const bool untouched = before.PlacesOf(*file).untouched;
-  spdlog::warn("file_taken_off number={} path={} cause=\"{}\": {}", file->number(), file->path(), std::string(cause),
-               untouched ? "nothing of it was trained" : "what was trained of it stays, the rest is left out");
+  spdlog::warn("event=file_taken_off number={} path={} cause={} then={}", file->number(), Quoted(file->path()),
+               Quoted(cause),
+               Quoted(untouched ? "nothing of it was trained" : "what was trained of it stays, the rest is left out"));
   file->set_taken_off(true);
   if (untouched) file->clear_name();
 }
@@ -87,7 +88,7 @@ absl::StatusOr<LogFile> Amended(const Before& before, const LogFile& listed, con
   absl::StatusOr<LogFile> now = Describe(path, listed.log());
   if (absl::IsNotFound(now.status())) {
     if (places.done) {
-      spdlog::info("file_gone path={}: every lane has passed it", path);
+      spdlog::info("event=file_gone path={} cause=\"every lane has passed it\"", Quoted(path));
       return same;
     }
     if (places.untouched && grows) {
@@ -103,13 +104,15 @@ absl::StatusOr<LogFile> Amended(const Before& before, const LogFile& listed, con
   if (!now.ok()) return now.status();
   if ((now->bytes() == listed.bytes() && now->digest() == listed.digest()) || places.done) return same;
   if (places.untouched || places.passed) {
-    spdlog::warn("file_listed_anew path={} bytes={} bytes_before={}: nothing of it is trained in this epoch", path,
-                 now->bytes(), listed.bytes());
+    spdlog::warn(
+        "event=file_listed_anew path={} bytes={} bytes_before={} cause=\"nothing of it is trained in this epoch\"",
+        Quoted(path), now->bytes(), listed.bytes());
     return now;
   }
   if (!places.parted && places.digests && !IsShuffled(before.LogOf(listed))) {
-    spdlog::warn("file_amended path={} bytes={} bytes_before={}: what was trained of it must still be in it", path,
-                 now->bytes(), listed.bytes());
+    spdlog::warn(
+        "event=file_amended path={} bytes={} bytes_before={} then=\"what was trained of it must still be in it\"",
+        Quoted(path), now->bytes(), listed.bytes());
     now->set_amended(true);
     return now;
   }
@@ -278,8 +281,8 @@ absl::Status Source::PollDirectory(const Log& log, int64_t now_us) {
   }
   for (const std::string& name : names) {
     if (!seen_.empty() && name < *seen_.rbegin()) {
-      spdlog::warn("late_file path={} after={}: its name sorts before one that is listed; it is trained after it",
-                   JoinPath(folder, name), *seen_.rbegin());
+      spdlog::warn("event=late_file path={} after={} cause=\"its name sorts before one that is listed\"",
+                   Quoted(JoinPath(folder, name)), Quoted(*seen_.rbegin()));
     }
     HEARTH_RETURN_IF_ERROR(Append(JoinPath(folder, name), name, log_));
     seen_.insert(name);
@@ -288,7 +291,8 @@ absl::Status Source::PollDirectory(const Log& log, int64_t now_us) {
   const bool idle =
       log.idle_seconds_max() > 0 && static_cast<double>(now_us - newest_us_) >= log.idle_seconds_max() * 1e6;
   if (ended || idle) {
-    spdlog::info("log_closed log={} files={} cause={}", log.name(), seen_.size(), ended ? "marker" : "idle");
+    spdlog::info("event=log_closed log={} files={} cause={}", Quoted(log.name()), seen_.size(),
+                 ended ? "marker" : "idle");
     ++log_;
     seen_.clear();
     newest_us_ = -1;

@@ -36,14 +36,14 @@ Evaluator::Evaluator(const EvaluatorOptions& options)
     : options_(options), puller_(options.clients, kPortEvaluatePull) {}
 Evaluator::~Evaluator() = default;
 
-absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_t step) {
+absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(DenseReplica* replica, uint64_t step) {
   std::vector<std::string> tasks;
   for (const Task& task : options_.job.task()) tasks.push_back(task.name());
   std::vector<Evaluation> evaluations;
   for (int split = 0; split < options_.job.split_size(); ++split) {
     const Split& config = options_.job.split(split);
     const std::string where = absl::StrCat("split ", config.name());
-    auto rows = Predict(trainer, split, step);
+    auto rows = Predict(replica, split, step);
     if (!rows.ok()) return Annotate(rows.status(), where);
     if (options_.worker != 0) {
       HEARTH_RETURN_IF_ERROR(SendToFirst(*rows, split, step));
@@ -57,7 +57,7 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
       HEARTH_ASSIGN_OR_RETURN(const std::vector<std::unique_ptr<Batch>> head, ReadHead(split, step));
       if (!head.empty()) {
         HEARTH_ASSIGN_OR_RETURN(*evaluations.back().mutable_diagnostics(),
-                                trainer->Diagnose(head, kDiagnosedRecordsMax));
+                                replica->Diagnose(head, kDiagnosedRecordsMax));
       }
     }
     if (config.predictions()) {
@@ -67,8 +67,8 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(Trainer* trainer, uint64_
                                                                   OutputFile::Links::kReplace));
       HEARTH_RETURN_IF_ERROR(WritePredictions(file.get(), *rows, tasks, files_[static_cast<size_t>(split)]));
     }
-    spdlog::info("evaluated split={} step={} records={} bad_records={}", config.name(), step, rows->records(),
-                 rows->rejected);
+    spdlog::info("event=evaluated split={} step={} records={} bad_records={}", Quoted(config.name()), step,
+                 rows->records(), rows->rejected);
   }
   return evaluations;
 }
@@ -116,7 +116,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Batch>>> Evaluator::ReadHead(int spli
 }
 
 // This worker's share of the split: the pieces of lane `worker` of `workers`.
-absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, uint64_t step) {
+absl::StatusOr<PredictionRows> Evaluator::Predict(DenseReplica* replica, int split, uint64_t step) {
   FileList files(options_.env);
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<LaneReader> reader,
                           OpenReader(split, options_.worker, options_.workers, &files));
@@ -132,21 +132,22 @@ absl::StatusOr<PredictionRows> Evaluator::Predict(Trainer* trainer, int split, u
       continue;
     }
     HEARTH_RETURN_IF_ERROR(PullRows(step, batch.get()));
-    HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, trainer->Predict(*batch));
+    HEARTH_ASSIGN_OR_RETURN(const std::vector<float> logits, replica->Predict(*batch));
     rows.Append(batch.get(), logits);
     HEARTH_RETURN_IF_ERROR(CheckRecordCount(options_.job.split(split).records_max(), rows));
   }
+  const std::string name = Quoted(options_.job.split(split).name());
   if (rows.rejected > 0) {
-    spdlog::warn("split={} bad_records={} first=\"{}\" (left out of the evaluation)", options_.job.split(split).name(),
-                 rows.rejected, rows.bad_record);
+    spdlog::warn("event=bad_records_left_out split={} bad_records={} first={}", name, rows.rejected,
+                 Quoted(rows.bad_record));
   }
   for (const Reading::Column& column : reading.column()) {
-    spdlog::warn("split={} column={} unreadable={} first=\"{}\" (no numbers: they read as missing)",
-                 options_.job.split(split).name(), column.name(), column.unreadable(), column.example());
+    spdlog::warn("event=no_numbers_read_as_missing split={} column={} unreadable={} first={}", name,
+                 Quoted(column.name()), column.unreadable(), Quoted(column.example()));
   }
   for (const Reading::Join& join : reading.join()) {
-    spdlog::info("split={} side_table={} matched={} unmatched={} without_key={}", options_.job.split(split).name(),
-                 join.side_table(), join.matched(), join.unmatched(), join.without_key());
+    spdlog::info("event=joined split={} side_table={} matched={} unmatched={} without_key={}", name,
+                 Quoted(join.side_table()), join.matched(), join.unmatched(), join.without_key());
   }
   return rows;
 }

@@ -14,7 +14,7 @@
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "ps/ps_client.h"
-#include "worker/dense/trainer.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/evaluation/predictions.h"
 #include "worker/log/log_reader.h"
 
@@ -42,13 +42,13 @@ class Evaluator {
   ~Evaluator();
 
   // All splits at the cut `step`. On worker 0 one Evaluation a split, on the others none.
-  absl::StatusOr<std::vector<Evaluation>> Run(Trainer* trainer, uint64_t step);
+  absl::StatusOr<std::vector<Evaluation>> Run(DenseReplica* replica, uint64_t step);
 
  private:
   explicit Evaluator(const EvaluatorOptions& options);
   absl::StatusOr<std::unique_ptr<LaneReader>> OpenReader(int split, int lane, int lanes, FileList* files);
   absl::Status PullRows(uint64_t step, Batch* batch);
-  absl::StatusOr<PredictionRows> Predict(Trainer* trainer, int split, uint64_t step);
+  absl::StatusOr<PredictionRows> Predict(DenseReplica* replica, int split, uint64_t step);
   absl::StatusOr<std::vector<std::unique_ptr<Batch>>> ReadHead(int split, uint64_t step);
   absl::Status SendToFirst(const PredictionRows& rows, int split, uint64_t step);
   absl::Status Gather(int split, uint64_t step, PredictionRows* rows);

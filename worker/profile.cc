@@ -68,7 +68,7 @@ absl::Status StepProfile::After(uint64_t step, bool last) {
     const std::string aside = path_ + ".part";
     result->save(aside);
     HEARTH_RETURN_IF_ERROR(RenamePath(aside, path_));
-    spdlog::info("profile of steps {} to {} in {}", begin_, step, path_);
+    spdlog::info("event=profiled first_step={} last_step={} path={}", begin_, step, Quoted(path_));
     return absl::OkStatus();
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("metrics.profile, step ", step, ": ", error.what()));

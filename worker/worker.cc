@@ -23,10 +23,10 @@
 #include "common/net/wire.h"
 #include "common/proto/control.pb.h"
 #include "worker/dense/dense_reducer.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/dense/dense_step.h"
 #include "worker/dense/device_step.h"
 #include "worker/dense/host_step.h"
-#include "worker/dense/trainer.h"
 #include "worker/evaluation/auc.h"
 #include "worker/evaluator.h"
 #include "worker/log/log_reader.h"
@@ -133,7 +133,7 @@ struct Worker::State {
   std::vector<Log> logs;  // the job's (unless only evaluating), then the splits'
   std::shared_ptr<const LogSchema> schema;
   ClientOptions clients;
-  std::unique_ptr<Trainer> trainer;
+  std::unique_ptr<DenseReplica> replica;
   std::unique_ptr<Evaluator> evaluator;                // none without splits
   std::vector<std::unique_ptr<LaneAccount>> accounts;  // [held lanes]
   std::vector<std::unique_ptr<LaneReader>> readers;    // [held lanes], until the pipeline takes them
@@ -165,11 +165,7 @@ Worker::State::~State() {
   control_thread.reset();
 }
 
-absl::Status Worker::Run() {
-  const absl::Status status = state_->Run();
-  if (!status.ok()) spdlog::error("worker={} failed: {}", state_->options.index, status.ToString());
-  return status;
-}
+absl::Status Worker::Run() { return state_->Run(); }
 
 absl::Status Worker::State::Run() {
   HEARTH_RETURN_IF_ERROR(page.Serve(options.job.metrics()));
@@ -182,8 +178,8 @@ absl::Status Worker::State::Run() {
   const StartWorker start = message.start_worker();
   HEARTH_RETURN_IF_ERROR(Prepare(start));
   Control ready;
-  ready.mutable_worker_ready()->set_dense_parameters(static_cast<uint64_t>(trainer->parameters()));
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t dense_hash, trainer->Hash());
+  ready.mutable_worker_ready()->set_dense_parameters(static_cast<uint64_t>(replica->parameters()));
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t dense_hash, replica->Hash());
   ready.mutable_worker_ready()->set_dense_hash(dense_hash);
   ready.mutable_worker_ready()->set_device(NameOf(options.device));
   HEARTH_RETURN_IF_ERROR(Send(&ready));
@@ -202,7 +198,7 @@ absl::Status Worker::State::Run() {
   const StepClock::Options clock = ClockOptions(start);
   if (StepClock(clock).FinishedAt(start.step())) {
     // Resumed from the end: nothing is left to train, and the last cut's parts are committed already.
-    spdlog::info("nothing left to train step={}", start.step());
+    spdlog::info("event=nothing_left_to_train step={}", start.step());
     return WaitForGoodbye();
   }
   PipelineOptions piping;
@@ -348,9 +344,9 @@ absl::Status Worker::State::PrepareModel(const StartWorker& start) {
   if (fresh && !start.evaluate_only()) {
     HEARTH_ASSIGN_OR_RETURN(base_rates, CountBaseRates(options.job, schema, files.files(), kBaseRateRecordsMax));
   }
-  HEARTH_ASSIGN_OR_RETURN(trainer, Trainer::Create(options.job, base_rates, options.device));
-  if (!fresh) HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(start.snapshot(), kDenseFile)));
-  spdlog::info("model built parameters={} restored={}", trainer->parameters(), !fresh);
+  HEARTH_ASSIGN_OR_RETURN(replica, DenseReplica::Create(options.job, base_rates, options.device));
+  if (!fresh) HEARTH_RETURN_IF_ERROR(replica->Restore(JoinPath(start.snapshot(), kDenseFile)));
+  spdlog::info("event=model_built parameters={} restored={}", replica->parameters(), !fresh);
   const Profile& wanted = options.job.metrics().profile();
   if (is_first() && wanted.steps() > 0 && !start.evaluate_only()) {
     HEARTH_ASSIGN_OR_RETURN(profile, StepProfile::Create(wanted, JoinPath(options.dir, "profile/worker-0.json")));
@@ -404,7 +400,7 @@ absl::Status Worker::State::PrepareLanes(const StartWorker& start) {
 absl::Status Worker::State::PrepareStep() {
   const double clip_norm = options.job.training().clip_norm();
   if (options.device.gpu == kNoGpu) {
-    dense_step = MakeHostStep(env, trainer.get(), options.collective, lanes, clip_norm);
+    dense_step = MakeHostStep(env, replica.get(), options.collective, lanes, clip_norm);
     return absl::OkStatus();
   }
   DeviceStepOptions step_options;
@@ -412,7 +408,7 @@ absl::Status Worker::State::PrepareStep() {
   step_options.clip_norm = clip_norm;
   // Sums by way of the hosts hold up what computes: all at once then.
   if (!options.device.alone) step_options.bucket_bytes_min = 0;
-  HEARTH_ASSIGN_OR_RETURN(dense_step, MakeDeviceStep(env, trainer.get(), options.device_collective, step_options));
+  HEARTH_ASSIGN_OR_RETURN(dense_step, MakeDeviceStep(env, replica.get(), options.device_collective, step_options));
   return absl::OkStatus();
 }
 
@@ -496,7 +492,8 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   const int64_t run_us = env->NowUs() - begin_us;
 
   if (sum.verdict.skip)
-    spdlog::warn("step={} skipped: loss or gradient not finite records={}", number, sum.verdict.records);
+    spdlog::warn("event=step_skipped step={} records={} cause=\"loss or gradient not finite\"", number,
+                 sum.verdict.records);
   const std::vector<LogFile> listed = sum.verdict.skip ? files.files() : std::vector<LogFile>();
   for (size_t i = 0; i < votes.size(); ++i) {
     HEARTH_RETURN_IF_ERROR(accounts[i]->Enter(*batch->lanes[i], sum.verdict.skip, listed));
@@ -564,7 +561,7 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   WorkerAtCut* at_cut = control.mutable_worker_at_cut();
   at_cut->set_step(number);
   // A snapshot that cannot train on replaces none that can, and a run that ends like this has not finished.
-  HEARTH_ASSIGN_OR_RETURN(const bool finite, trainer->Finite());
+  HEARTH_ASSIGN_OR_RETURN(const bool finite, replica->Finite());
   if (!finite) return Diverged(number, "a dense parameter is not finite");
   if (cut.job_finished && skipped_in_row > 0) {
     return Diverged(number,
@@ -577,7 +574,7 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   if (is_first()) {
     const std::string folder = JoinPath(options.dir, absl::StrCat("snapshots/", number));
     HEARTH_RETURN_IF_ERROR(MakeDirectories(folder));
-    HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, trainer->Save(JoinPath(folder, kDenseFile), number));
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, replica->Save(JoinPath(folder, kDenseFile), number));
     HEARTH_ASSIGN_OR_RETURN(const std::vector<FileEntry> entries, DescribeFiles(folder, {kDenseFile}));
     at_cut->set_dense_hash(hash);
     for (const FileEntry& entry : entries) *at_cut->add_file() = entry;
@@ -590,7 +587,7 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
   step = number;
   FillProgress(at_cut->mutable_progress());
   HEARTH_RETURN_IF_ERROR(Send(&control));
-  spdlog::info("cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
+  spdlog::info("event=cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
   if (!evaluates) return absl::OkStatus();
   HEARTH_RETURN_IF_ERROR(Evaluate(number));
   // Worker 0 has more to do; a wait for it is not to look to NCCL's watchdog like a link that does not move.
@@ -599,7 +596,7 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
 
 absl::Status Worker::State::Evaluate(uint64_t number) {
   if (evaluator == nullptr) return absl::OkStatus();
-  HEARTH_ASSIGN_OR_RETURN(std::vector<Evaluation> evaluations, evaluator->Run(trainer.get(), number));
+  HEARTH_ASSIGN_OR_RETURN(std::vector<Evaluation> evaluations, evaluator->Run(replica.get(), number));
   for (Evaluation& evaluation : evaluations) {
     Control control;
     *control.mutable_evaluation() = std::move(evaluation);
@@ -611,17 +608,12 @@ absl::Status Worker::State::Evaluate(uint64_t number) {
 // What Progress.task and Progress.pull_seconds hold is handed over, not kept.
 void Worker::State::FillProgress(Progress* progress) {
   progress->set_step(step);
-  Ledger* ledger = progress->mutable_ledger();
   double fraction = 0;
   const std::vector<LogFile> listed = files.files();
   const uint32_t epochs = std::max<uint32_t>(1, options.job.training().epochs());
   for (const auto& account : accounts) {
-    const Ledger& lane = account->state().ledger();
     const Cursor& cursor = account->state().cursor();
-    ledger->set_read(ledger->read() + lane.read());
-    ledger->set_trained(ledger->trained() + lane.trained());
-    ledger->set_rejected(ledger->rejected() + lane.rejected());
-    ledger->set_filtered(ledger->filtered() + lane.filtered());
+    AddLedger(account->state().ledger(), progress->mutable_ledger());
     MergeReading(account->state().reading(), progress->mutable_reading());
     fraction += (cursor.epoch() + EpochFraction(options.job, listed, cursor)) / epochs;
   }

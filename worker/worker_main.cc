@@ -79,7 +79,7 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
   }
 #endif
   options.device_collective = between_gpus.get();
-  spdlog::info("device={} gpu={} reduction={}", NameOf(options.device), options.device.gpu,
+  spdlog::info("event=device device={} gpu={} reduction={}", Quoted(NameOf(options.device)), options.device.gpu,
                options.device.alone ? "nccl" : "mpi");
   // Left alive on an error: threads may wait for peers, and the process is about to be ended as a whole.
   auto worker = std::make_unique<Worker>(options);
@@ -95,6 +95,7 @@ absl::Status Train(const Arguments& arguments, MpiRuntime* runtime) {
 // Tells the scheduler, which ends the job with this code; ends it here when the scheduler does not.
 [[noreturn]] void Fail(const absl::Status& status, const Arguments& arguments, MpiRuntime* runtime) {
   const int code = ExitCodeOf(status);
+  spdlog::error("event=failed code={} reason={}", code, Quoted(status.message()));
   std::fprintf(stderr, "hearth-worker: %s\n", std::string(status.message()).c_str());
   FlushLogging();
   Control control = FailedControl(status);

@@ -25,6 +25,13 @@ Reading::Join* JoinOf(const std::string& side_table, Reading* reading) {
 
 }  // namespace
 
+void AddLedger(const Ledger& more, Ledger* sum) {
+  sum->set_read(sum->read() + more.read());
+  sum->set_trained(sum->trained() + more.trained());
+  sum->set_rejected(sum->rejected() + more.rejected());
+  sum->set_filtered(sum->filtered() + more.filtered());
+}
+
 void MergeReading(const Reading& from, Reading* into) {
   for (const Reading::Column& more : from.column()) {
     Reading::Column* const column = ColumnOf(more.name(), into);

@@ -6,6 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_replace.h"
 #include "common/base/status.h"
 
 namespace hearth {
@@ -27,6 +29,10 @@ absl::Status StartLogging(const std::string& who, const std::string& file) {
   logger->flush_on(spdlog::level::info);  // events are few, and a process may be killed at any moment
   spdlog::set_default_logger(std::move(logger));
   return absl::OkStatus();
+}
+
+std::string Quoted(absl::string_view text) {
+  return absl::StrCat("\"", absl::StrReplaceAll(absl::Utf8SafeCHexEscape(text), {{"\\'", "'"}}), "\"");
 }
 
 void FlushLogging() { spdlog::default_logger_raw()->flush(); }

@@ -1,5 +1,6 @@
-// Logging: an event is one line of fixed keys, through spdlog. Roles write DIR/logs/<role>-<index>.log, warnings and
-// errors also stderr.
+// Logging through spdlog: one event, one line, `event=name key=value …` behind time, level and role (docs/FORMATS.md,
+// "Logs of the roles"). A text that is not a word of our own is Quoted. Roles write DIR/logs/<role>-<index>.log,
+// warnings and errors also stderr.
 #pragma once
 
 #include <spdlog/spdlog.h>
@@ -7,12 +8,15 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace hearth {
 
 // Sets spdlog's default logger. `file` empty: stderr alone. `who`, e.g. "worker-1", begins each line after time and
 // level.
 absl::Status StartLogging(const std::string& who, const std::string& file);
+// In quotes, with quotes, backslashes and what does not print escaped as in C: one line always.
+std::string Quoted(absl::string_view text);
 // Writes what is buffered.
 void FlushLogging();
 

@@ -34,8 +34,8 @@ absl::Status Annotate(const absl::Status& status, absl::string_view context) {
 namespace internal {
 
 void CheckFailed(const char* file, int line, const char* condition, const std::string& message) {
-  const std::string text = absl::StrCat("event=check_failed at=", file, ":", line, " condition=\"", condition,
-                                        "\" message=\"", message, "\"");
+  const std::string text = absl::StrCat("event=check_failed at=", file, ":", line, " condition=", Quoted(condition),
+                                        " message=", Quoted(message));
   spdlog::logger* logger = spdlog::default_logger_raw();
   if (logger != nullptr && !logger->name().empty()) {  // ours: it writes to stderr, too
     logger->critical(text);

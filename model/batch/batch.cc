@@ -132,7 +132,6 @@ void BatchBuilder::AddLabels(absl::Span<const float> labels, absl::Span<const fl
 
 void BatchBuilder::EndRecord(uint32_t file, uint64_t offset) {
   Batch& batch = *state_->batch;
-  if (batch.records == 0) batch.file = file;
   ++batch.records;
   batch.file_of.push_back(file);
   batch.offset.push_back(offset);

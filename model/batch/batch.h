@@ -57,7 +57,6 @@ struct Batch {
   std::unique_ptr<StagedBatch> staged;  // a copy of the above where the model computes; none on the host
 
   // Where the records come from: for predictions, dead letters and GAUC.
-  uint32_t file = 0;                   // number in the list of files
   std::vector<uint64_t> offset;        // [records] byte offset (of the decompressed text) of the record; window order
   std::vector<uint32_t> file_of;       // [records] file of each record (a window may span files)
   std::vector<uint64_t> user;          // [records] 64-bit hash of the GAUC column, or kNoUser; empty: no GAUC

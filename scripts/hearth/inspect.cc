@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/manifest.h"
+#include "common/artifact/reading.h"
 #include "common/artifact/safetensors.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -22,12 +23,7 @@ using Json = nlohmann::ordered_json;
 
 Ledger Total(const Manifest& manifest) {
   Ledger total;
-  for (const LaneState& lane : manifest.lane()) {
-    total.set_read(total.read() + lane.ledger().read());
-    total.set_trained(total.trained() + lane.ledger().trained());
-    total.set_rejected(total.rejected() + lane.ledger().rejected());
-    total.set_filtered(total.filtered() + lane.ledger().filtered());
-  }
+  for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &total);
   return total;
 }
 

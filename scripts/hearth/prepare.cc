@@ -22,22 +22,43 @@
 namespace hearth {
 namespace {
 
-void FindMissing(const Job& job, const std::string& field, const std::string& path, std::vector<std::string>* missing) {
-  const std::string resolved = ResolvePath(job, path);
-  if (!PathExists(resolved)) missing->push_back(absl::StrCat(field, ": ", resolved, ": no such file"));
+// A file or folder that a job names.
+struct Input {
+  std::string field;
+  std::string path;  // resolved
+  bool folder = false;
+};
+
+std::vector<Input> InputsOf(const Job& job) {
+  std::vector<Input> inputs;
+  const auto add = [&](const std::string& field, const std::string& path, bool folder) {
+    inputs.push_back({field, ResolvePath(job, path), folder});
+  };
+  for (int i = 0; i < job.log_size(); ++i) {
+    for (const std::string& path : job.log(i).path()) add(absl::StrCat("log[", i, "].path"), path, false);
+    const std::string& directory = job.log(i).directory();
+    if (!directory.empty()) add(absl::StrCat("log[", i, "].directory"), directory, true);
+  }
+  for (int i = 0; i < job.side_table_size(); ++i) {
+    add(absl::StrCat("side_table[", i, "].path"), job.side_table(i).path(), false);
+  }
+  for (int i = 0; i < job.split_size(); ++i) {
+    for (const std::string& path : job.split(i).log().path()) {
+      add(absl::StrCat("split[", i, "].log.path"), path, false);
+    }
+  }
+  return inputs;
 }
 
-// A pipe can be read once, and a folder not at all: a log is read by several, and again after a restart.
-void FindIrregular(const Job& job, const std::string& field, const std::string& path,
-                   std::vector<std::string>* faults) {
-  const std::string resolved = ResolvePath(job, path);
+// A pipe can be read once, and a folder not at all: a log is read by several, and again after a restart. Empty where
+// the path is fit, or nothing is there.
+std::string IrregularityOf(const std::string& path) {
   std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(resolved, error);
-  if (error || !std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) return;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (error || !std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) return "";
   const bool folder = std::filesystem::is_directory(status);
-  faults->push_back(
-      absl::StrCat(field, ": ", resolved, ": is ", folder ? "a folder" : "no regular file", "; name ",
-                   folder ? "its files, or give log.directory instead" : "a file: write the data to one"));
+  return absl::StrCat("is ", folder ? "a folder" : "no regular file", "; name ",
+                      folder ? "its files, or give log.directory instead" : "a file: write the data to one");
 }
 
 // A run that has committed something but of which nothing verifies must not silently begin anew.
@@ -75,43 +96,19 @@ int Complain(const absl::Status& status) {
   return ExitCodeOf(status);
 }
 
-absl::Status CheckRegular(const Job& job);
-
 absl::Status CheckInputs(const Job& job) {
-  std::vector<std::string> missing;
-  for (int i = 0; i < job.log_size(); ++i) {
-    const std::string field = absl::StrCat("log[", i, "]");
-    for (const std::string& path : job.log(i).path()) FindMissing(job, field + ".path", path, &missing);
-    if (!job.log(i).directory().empty()) FindMissing(job, field + ".directory", job.log(i).directory(), &missing);
+  std::vector<std::string> missing, irregular;
+  for (const Input& input : InputsOf(job)) {
+    const std::string where = absl::StrCat(input.field, ": ", input.path, ": ");
+    if (!PathExists(input.path)) missing.push_back(where + "no such file");
+    const std::string fault = input.folder ? "" : IrregularityOf(input.path);
+    if (!fault.empty()) irregular.push_back(where + fault);
   }
-  for (int i = 0; i < job.side_table_size(); ++i) {
-    FindMissing(job, absl::StrCat("side_table[", i, "].path"), job.side_table(i).path(), &missing);
+  if (!missing.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat(absl::StrJoin(missing, "\n"), "\nput them there, or point the job at them: --set data_dir=…"));
   }
-  for (int i = 0; i < job.split_size(); ++i) {
-    for (const std::string& path : job.split(i).log().path()) {
-      FindMissing(job, absl::StrCat("split[", i, "].log.path"), path, &missing);
-    }
-  }
-  if (missing.empty()) return CheckRegular(job);
-  return absl::NotFoundError(
-      absl::StrCat(absl::StrJoin(missing, "\n"), "\nput them there, or point the job at them: --set data_dir=…"));
-}
-
-absl::Status CheckRegular(const Job& job) {
-  std::vector<std::string> faults;
-  for (int i = 0; i < job.log_size(); ++i) {
-    for (const std::string& path : job.log(i).path())
-      FindIrregular(job, absl::StrCat("log[", i, "].path"), path, &faults);
-  }
-  for (int i = 0; i < job.side_table_size(); ++i) {
-    FindIrregular(job, absl::StrCat("side_table[", i, "].path"), job.side_table(i).path(), &faults);
-  }
-  for (int i = 0; i < job.split_size(); ++i) {
-    for (const std::string& path : job.split(i).log().path()) {
-      FindIrregular(job, absl::StrCat("split[", i, "].log.path"), path, &faults);
-    }
-  }
-  return faults.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(faults, "\n"));
+  return irregular.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(irregular, "\n"));
 }
 
 absl::Status CheckReading(const Job& job, const std::string& job_path) {

@@ -107,6 +107,26 @@ bool IsReadable(int descriptor) {
   return poll(&one, 1, 0) > 0;
 }
 
+// What an ended child left in the pipe; an orphan may hold it open.
+void Drain(Relay* relay) {
+  while (relay->reads() >= 0 && IsReadable(relay->reads())) relay->Read();
+  if (relay->open() && relay->reads() >= 0) relay->Close();
+}
+
+// Waits until a signal is there or text can move, `wait_us` at most, and moves what can.
+void MoveText(int signals, int64_t wait_us, Relay* out, Relay* err) {
+  pollfd waits[] = {{signals, POLLIN, 0},
+                    {out->reads(), POLLIN, 0},
+                    {err->reads(), POLLIN, 0},
+                    {out->writes(), POLLOUT, 0},
+                    {err->writes(), POLLOUT, 0}};
+  poll(waits, std::size(waits), static_cast<int>((wait_us + 999) / 1000));
+  if (waits[1].revents != 0) out->Read();
+  if (waits[2].revents != 0) err->Read();
+  if (waits[3].revents != 0) out->Write();
+  if (waits[4].revents != 0) err->Write();
+}
+
 // Both ends, -1 where there are none.
 struct Pipe {
   int read = -1, write = -1;
@@ -194,11 +214,8 @@ absl::StatusOr<Supervisor::End> Supervisor::Run(const Command& command) {
       ended_with = wait_status;
       ended_us = Env::Real()->NowUs();
     }
-    if (ended_with) {  // what is still in the pipes; an orphan may hold them open
-      for (Relay* relay : {&out, &err}) {
-        while (relay->reads() >= 0 && IsReadable(relay->reads())) relay->Read();
-        if (relay->open() && relay->reads() >= 0) relay->Close();
-      }
+    if (ended_with) {
+      for (Relay* relay : {&out, &err}) Drain(relay);
     }
     const int64_t now_us = Env::Real()->NowUs();
     if (!ended_with && now_us >= kill_at_us) kill(-child, SIGKILL);
@@ -206,18 +223,8 @@ absl::StatusOr<Supervisor::End> Supervisor::Run(const Command& command) {
       kill(child, SIGUSR1);
       ask_at_us = now_us + kAskAgainUs;
     }
-    pollfd waits[] = {{signals_, POLLIN, 0},
-                      {out.reads(), POLLIN, 0},
-                      {err.reads(), POLLIN, 0},
-                      {out.writes(), POLLOUT, 0},
-                      {err.writes(), POLLOUT, 0}};
-    const int64_t until_us = std::min<int64_t>(1000000, kill_at_us > now_us ? kill_at_us - now_us : kNever);
-    if (!ended_with || out.writes() >= 0 || err.writes() >= 0)
-      poll(waits, std::size(waits), static_cast<int>((until_us + 999) / 1000));
-    if (waits[1].revents != 0) out.Read();
-    if (waits[2].revents != 0) err.Read();
-    if (waits[3].revents != 0) out.Write();
-    if (waits[4].revents != 0) err.Write();
+    const int64_t wait_us = std::min<int64_t>(1000000, kill_at_us > now_us ? kill_at_us - now_us : kNever);
+    if (!ended_with || out.writes() >= 0 || err.writes() >= 0) MoveText(signals_, wait_us, &out, &err);
     const int signal = NextSignal(0);
     if (signal == 0 || signal == SIGCHLD || ended_with) continue;
     kill(child, signal);

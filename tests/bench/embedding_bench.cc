@@ -16,8 +16,8 @@
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
-#include "embedding/rocksdb_store.h"
 #include "embedding/row_arena.h"
+#include "tests/embedding/map_store.h"
 
 namespace hearth {
 namespace {

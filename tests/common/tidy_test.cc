@@ -223,7 +223,7 @@ TEST(Tidy, AFolderMayNotIncludeAgainstTheTable) {
                                                         {"worker/a.cc", "worker/bundle/score.h"},
                                                         {"worker/log/a.cc", "embedding/embedding_table.h"},
                                                         {"worker/log/a.cc", "worker/step/pipeline.h"},
-                                                        {"worker/step/a.cc", "worker/dense/trainer.h"},
+                                                        {"worker/step/a.cc", "worker/dense/dense_replica.h"},
                                                         {"worker/collective/a.cc", "worker/device/device_collective.h"},
                                                         {"model/batch/batch.cc", "embedding/sign.h"},
                                                         {"model/batch/batch.cc", "model/home.h"},
@@ -242,7 +242,7 @@ TEST(Tidy, AFolderMayNotIncludeAgainstTheTable) {
                                                         {"scripts/hearth/a.cc", "worker/log/log_reader.h"},
                                                         {"worker/a.cc", "absl/status/status.h"},
                                                         {"worker/dense/a.cc", "model/home.h"},
-                                                        {"worker/dense/a.cc", "worker/dense/trainer.h"},
+                                                        {"worker/dense/a.cc", "worker/dense/dense_replica.h"},
                                                         {"tests/ps/a_test.cc", "worker/step/pipeline.h"}}) {
     EXPECT_THAT(faults(path, header), IsEmpty()) << path << " " << header;
   }
@@ -252,7 +252,8 @@ TEST(Tidy, AFolderMayNotIncludeAgainstTheTable) {
 
 TEST(Tidy, AThirdPartyStaysBehindItsFence) {
   const std::array<std::pair<const char*, std::vector<const char*>>, 5> cases = {{
-      {"torch/torch.h", {"model/home.cc", "worker/dense/trainer.cc", "worker/worker_main.cc", "tests/golden/golden.h"}},
+      {"torch/torch.h",
+       {"model/home.cc", "worker/dense/dense_replica.cc", "worker/worker_main.cc", "tests/golden/golden.h"}},
       {"rocksdb/db.h", {"embedding/rocksdb_store.cc"}},
       {"mpi.h", {"common/net/mpi_runtime.cc"}},
       {"nccl.h", {"worker/device/nccl_collective.cc"}},

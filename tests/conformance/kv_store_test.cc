@@ -13,6 +13,7 @@
 #include "common/base/file.h"
 #include "embedding/rocksdb_store.h"
 #include "gtest/gtest.h"
+#include "tests/embedding/map_store.h"
 
 namespace hearth {
 namespace {

@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -33,6 +34,9 @@ job {
 }
 """
 RECORDS, TEST_RECORDS = 6000, 1500
+# docs/FORMATS.md, "Logs of the roles"
+LOG_LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} (info|warning|error|critical) (scheduler|ps|worker)-\d+ '
+                      r'event=[a-z_]+( [a-z0-9_]+=("([^"\\]|\\.)*"|[^\s"]+))*')
 
 
 class Failure(Exception):
@@ -84,6 +88,12 @@ class Bench:
             lines = path.read_text(errors="replace").splitlines()[-8:]
             text += f"{path.relative_to(self.root)}:\n  " + "\n  ".join(lines) + "\n"
         return text
+
+    def check_logs(self):
+        """Every line of every role's log obeys the one grammar; a kill may have cut the last one."""
+        for path in self.root.glob("*/logs/*-*.log"):
+            for line in path.read_text().split("\n")[:-1]:
+                check(LOG_LINE.fullmatch(line), f"{path.relative_to(self.root)} has a line that is no event: {line}")
 
     def generate(self, records=RECORDS, name="data"):
         (self.root / "spec.txtpb").write_text(SPEC)
@@ -530,7 +540,9 @@ def main(cases=CASES, prefix="hearth-e2e-", bench=Bench):
         print(case.__name__, flush=True)
         started = time.monotonic()
         try:
-            case(bench(arguments.bin, root))
+            made = bench(arguments.bin, root)
+            case(made)
+            made.check_logs()
             print(f"  passed in {time.monotonic() - started:.0f} s", flush=True)
         except Failure as failure:
             failed += 1

@@ -12,9 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
-from e2e import SPEC, Bench, Failure, check, check_equal, check_finished
+import e2e
+from e2e import SPEC, Bench, check, check_equal, check_finished
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 RECORDS = 3000
@@ -35,10 +35,17 @@ def command(*words, expect=0):
     return done.stdout
 
 
-def pack(arguments, out, *options, **more):
-    if arguments.torch:
-        options += ("--without-torch",)
-    return command(REPO / "scripts/pack", pathlib.Path(arguments.bin).parent.name, out, *options, **more)
+class PackBench(Bench):
+    torch = None  # the node's torch package
+
+    @property
+    def preset(self):
+        return pathlib.Path(self.hearth).parents[1].name
+
+    def pack(self, out, *options, **more):
+        if self.torch:
+            options += ("--without-torch",)
+        return command(REPO / "scripts/pack", self.preset, out, *options, **more)
 
 
 class Root:
@@ -71,13 +78,12 @@ class Root:
         return done.stdout
 
 
-def an_empty_root_trains_to_the_builds_hash(arguments, folder):
-    bench = Bench(arguments.bin, folder)
+def an_empty_root_trains_to_the_builds_hash(bench):
     bench.generate(records=RECORDS)
     own = bench.train("own", ps=1, worker=2)
     archive = bench.root / "pack.tar.gz"
-    print("  " + pack(arguments, archive, "--no-tests").strip(), flush=True)
-    root = Root(bench.root / "root", arguments.torch and pathlib.Path(arguments.torch).parent)
+    print("  " + bench.pack(archive, "--no-tests").strip(), flush=True)
+    root = Root(bench.root / "root", bench.torch and pathlib.Path(bench.torch).parent)
     (root.folder / "opt").mkdir()
     command("tar", "-C", root.folder / "opt", "-xzf", archive)
     (root.folder / "tmp/spec.txtpb").write_text(SPEC)
@@ -88,21 +94,21 @@ def an_empty_root_trains_to_the_builds_hash(arguments, folder):
     check_finished(run, RECORDS)
     check_equal(run["model_hash"], own["model_hash"], f"{output}\nhash of the packed programs against the build's")
     root.run("cd /tmp && /opt/pack/bin/hearth verify run")
-    if arguments.torch:
+    if bench.torch:
         text = root.run("/opt/pack/bin/hearth train /tmp/data/job.txtpb --out /tmp/none", expect=78, torch=False)
         check("HEARTH_TORCH_LIB" in text and len(text.splitlines()) == 1, f"not one line with the remedy: {text}")
         root.run("/opt/pack/bin/hearth inspect /tmp/run", torch=False)
 
 
-def bad_arguments_are_told_with_their_exit_code(arguments, folder):
-    folder = pathlib.Path(folder)
+def bad_arguments_are_told_with_their_exit_code(bench):
+    folder = bench.root
     tool = REPO / "scripts/pack"
     command(tool, expect=64)
     command(tool, "nothing", folder / "out", expect=64)
-    command(tool, pathlib.Path(arguments.bin).parent.name, folder / "no/such/folder", expect=64)
+    command(tool, bench.preset, folder / "no/such/folder", expect=64)
     (folder / "full").mkdir()
     (folder / "full/file").touch()
-    pack(arguments, folder / "full", expect=64)
+    bench.pack(folder / "full", expect=64)
     copy = folder / "repo"  # a checkout in which nothing is built
     (copy / "scripts").mkdir(parents=True)
     shutil.copy(tool, copy / "scripts/pack")
@@ -118,19 +124,11 @@ CASES = (an_empty_root_trains_to_the_builds_hash, bad_arguments_are_told_with_th
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--torch")
-    parser.add_argument("case", choices=[case.__name__ for case in CASES])
-    arguments = parser.parse_args()
-    root = tempfile.mkdtemp(prefix="hearth-pack-")
-    try:
-        next(case for case in CASES if case.__name__ == arguments.case)(arguments, root)
-        print("passed")
-    except Failure as failure:
-        sys.exit(f"FAILED: {failure}")
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    arguments, sys.argv[1:] = parser.parse_known_args()
+    PackBench.torch = arguments.torch
+    e2e.main(CASES, "hearth-pack-", PackBench)
 
 
 if __name__ == "__main__":

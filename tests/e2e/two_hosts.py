@@ -2,18 +2,15 @@
 """hearth train --hostfile over two hosts: two network namespaces joined by a cable, with an agent in the place of ssh.
 Needs the right to make namespaces (root).
 
-Usage: two_hosts.py --bin DIR
+Usage: two_hosts.py --bin DIR all
 """
-import argparse
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 
-from e2e import LONG, Bench, Failure, check, check_equal, check_finished
+import e2e
+from e2e import LONG, check, check_equal, check_finished
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 NET = "10.77.0.0/24"
@@ -97,19 +94,5 @@ def two_hosts_train_to_the_hash_of_one(bench):
     check_equal(run["model_hash"], whole["model_hash"], "hash over two hosts, one rank killed, against one host")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
-    arguments = parser.parse_args()
-    root = tempfile.mkdtemp(prefix="hearth-hosts-")
-    try:
-        two_hosts_train_to_the_hash_of_one(Bench(arguments.bin, root))
-        print("passed")
-    except Failure as failure:
-        sys.exit(f"FAILED: {failure}")
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
 if __name__ == "__main__":
-    main()
+    e2e.main([two_hosts_train_to_the_hash_of_one], "hearth-hosts-")

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "embedding/rocksdb_store.h"
+#include "tests/embedding/map_store.h"
 #include "tests/embedding/reference_table.h"
 
 namespace hearth {

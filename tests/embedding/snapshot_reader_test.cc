@@ -5,6 +5,7 @@
 
 #include "common/job/config.h"
 #include "embedding/rocksdb_store.h"
+#include "tests/embedding/map_store.h"
 #include "tests/embedding/reference_table.h"
 
 namespace hearth {

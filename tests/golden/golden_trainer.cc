@@ -14,8 +14,8 @@
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/sparse_optimizer.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/dense/host_step.h"
-#include "worker/dense/trainer.h"
 #include "worker/log/log_reader.h"
 
 namespace hearth {
@@ -65,7 +65,7 @@ class Golden {
     HEARTH_ASSIGN_OR_RETURN(const auto files, ListLogFiles(job_, logs));
     files_.Append(files, true);
     HEARTH_ASSIGN_OR_RETURN(const auto base_rates, CountBaseRates(job_, schema, files, 65536));
-    HEARTH_ASSIGN_OR_RETURN(trainer_, Trainer::Create(job_, base_rates));
+    HEARTH_ASSIGN_OR_RETURN(replica_, DenseReplica::Create(job_, base_rates));
     for (uint32_t lane = 0; lane < lanes_; ++lane) {
       LaneReaderOptions options;
       options.job = job_;
@@ -140,7 +140,7 @@ class Golden {
       Batch* batch = (*batches)[lane].get();
       if (batch == nullptr || batch->records == 0) continue;
       for (RowGroup& group : batch->groups) Pull(view, step, &group);
-      HEARTH_RETURN_IF_ERROR(TrainLane(trainer_->dense_model(), batch, &results[lane]));
+      HEARTH_RETURN_IF_ERROR(TrainLane(replica_->dense_model(), batch, &results[lane]));
       n += batch->records;
       skip |= !results[lane].finite;
     }
@@ -161,7 +161,7 @@ class Golden {
   }
 
   absl::Status UpdateDense(uint64_t n, const std::vector<LaneResult>& results) {
-    std::vector<float> sum(trainer_->parameters(), 0);
+    std::vector<float> sum(replica_->parameters(), 0);
     std::vector<BatchMoments> moments;
     for (const LaneResult& result : results) {
       // A lane without records adds zeros, which change no bit of a sum that starts at +0.
@@ -170,7 +170,7 @@ class Golden {
     }
     for (float& g : sum) g /= static_cast<float>(n);
     HEARTH_CHECK(job_.training().clip_norm() == 0, "the golden trainer does not clip");
-    return UpdateModel(trainer_->dense_model(), sum, PoolMoments(moments));
+    return UpdateModel(replica_->dense_model(), sum, PoolMoments(moments));
   }
 
   void UpdateRows(uint64_t step, uint64_t n, const std::vector<std::unique_ptr<Batch>>& batches, Tables* tables) const {
@@ -221,7 +221,7 @@ class Golden {
     for (const auto& [sign, row] : history_.back().second) {
       if (Live(sign, row, step)) result_.rows_hash += RowHash(TableOf(sign), sign, row.meta, row.values);
     }
-    HEARTH_ASSIGN_OR_RETURN(result_.dense_hash, trainer_->Hash());
+    HEARTH_ASSIGN_OR_RETURN(result_.dense_hash, replica_->Hash());
     result_.model_hash = ModelHash(result_.rows_hash, result_.dense_hash);
     return result_;
   }
@@ -230,7 +230,7 @@ class Golden {
   const std::string scratch_;
   uint32_t lanes_ = 1;
   FileList files_{Env::Real()};
-  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<DenseReplica> replica_;
   std::vector<std::unique_ptr<LaneReader>> readers_;
   std::vector<uint64_t> cuts_;                       // asked for
   std::deque<std::pair<uint64_t, Tables>> history_;  // (step, tables after it), oldest first

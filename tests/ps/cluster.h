@@ -12,9 +12,9 @@
 #include "common/base/status.h"
 #include "common/net/transport.h"
 #include "common/net/wire.h"
-#include "embedding/rocksdb_store.h"
 #include "ps/shard.h"
 #include "ps/shard_map.h"
+#include "tests/embedding/map_store.h"
 #include "tests/ps/plan.h"
 
 namespace hearth {

@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "common/base/status.h"
-#include "embedding/rocksdb_store.h"
 #include "ps/shard.h"
+#include "tests/embedding/map_store.h"
 #include "tests/ps/plan.h"
 
 namespace hearth {

@@ -6,8 +6,8 @@
 
 #include "common/net/transport.h"
 #include "common/net/wire.h"
-#include "embedding/rocksdb_store.h"
 #include "ps/shard_map.h"
+#include "tests/embedding/map_store.h"
 #include "tests/ps/plan.h"
 
 namespace hearth {

@@ -20,7 +20,7 @@
 #include "model/batch/batch.h"
 #include "model/export/export_manifest.h"
 #include "worker/bundle/score.h"
-#include "worker/dense/trainer.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/log/delimited.h"
 #include "worker/log/log_reader.h"
 #ifdef HEARTH_ONNX
@@ -173,8 +173,8 @@ double Probability(float logit) { return 1.0 / (1.0 + std::exp(-static_cast<doub
 absl::StatusOr<std::vector<float>> PredictFromSnapshot(const ExportSource& source, const std::vector<Sample>& samples,
                                                        const ExportedRows& rows) {
   const std::vector<double> base_rates(static_cast<size_t>(source.job.task_size()), 0.5);  // overwritten by Restore
-  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::Create(source.job, base_rates));
-  HEARTH_RETURN_IF_ERROR(trainer->Restore(JoinPath(source.folder, "dense.safetensors")));
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<DenseReplica> replica, DenseReplica::Create(source.job, base_rates));
+  HEARTH_RETURN_IF_ERROR(replica->Restore(JoinPath(source.folder, "dense.safetensors")));
   const std::unique_ptr<Batch> batch = BatchOf(source.job, samples);
   for (RowGroup& group : batch->groups) {
     group.rows.assign(group.unique.size() * group.dim, 0.0f);
@@ -184,7 +184,7 @@ absl::StatusOr<std::vector<float>> PredictFromSnapshot(const ExportSource& sourc
         std::copy(found->second.begin(), found->second.end(), group.rows.begin() + i * group.dim);
     }
   }
-  return trainer->Predict(*batch);
+  return replica->Predict(*batch);
 }
 
 absl::Status WriteGolden(const std::string& path, const Job& job, const std::vector<Sample>& samples,

@@ -19,7 +19,7 @@
 #include "embedding/sign.h"
 #include "model/export/export.h"
 #include "model/multi_task_model.h"
-#include "worker/dense/trainer.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/log/log_reader.h"
 
 namespace hearth {
@@ -134,7 +134,7 @@ absl::Status LoadWeights(const SafetensorsFile& file, const std::string& path, M
 struct BundleScorer::State {
   Job job;
   std::vector<std::unique_ptr<RowFiles>> tables;  // by number − 1
-  std::unique_ptr<Trainer> model;
+  std::unique_ptr<DenseReplica> model;
 };
 
 BundleScorer::BundleScorer(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -162,7 +162,7 @@ absl::StatusOr<std::unique_ptr<BundleScorer>> BundleScorer::Open(const std::stri
   try {
     const std::shared_ptr<MultiTaskModel> model = MakeModel(MakeModelSpec(state->job, base_rates));
     HEARTH_RETURN_IF_ERROR(LoadWeights(dense, path, model.get()));
-    HEARTH_ASSIGN_OR_RETURN(state->model, Trainer::Wrap(state->job, model));
+    HEARTH_ASSIGN_OR_RETURN(state->model, DenseReplica::Wrap(state->job, model));
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("building the model: ", error.what()));
   }

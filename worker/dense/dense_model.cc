@@ -36,7 +36,7 @@ const char* DtypeOf(const torch::Tensor& tensor) {
 }  // namespace
 
 DenseModel::DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, int gpu)
-    : apart_(gpu != kNoGpu),
+    : off_host_(gpu != kNoGpu),
       device_(gpu < 0 ? torch::Device(torch::kCPU) : torch::Device(torch::kCUDA, static_cast<int8_t>(gpu))),
       job_(job),
       layout_(MakeFeatureLayout(job)),
@@ -56,7 +56,7 @@ DenseModel::DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, in
   for (const auto& item : model_->named_parameters()) parameters_.push_back({item.key(), item.value(), 0, {}});
   const auto by_name = [](const auto& a, const auto& b) { return a.name < b.name; };
   std::sort(parameters_.begin(), parameters_.end(), by_name);
-  const int64_t unit = apart_ ? kAlignedFloats : 1;
+  const int64_t unit = off_host_ ? kAlignedFloats : 1;
   int64_t size = 0;
   for (Parameter& parameter : parameters_) {
     parameter.offset = size;
@@ -68,18 +68,19 @@ DenseModel::DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, in
   for (Parameter& parameter : parameters_) {
     host_weights_.narrow(0, parameter.offset, parameter.tensor.numel()).view(parameter.shape).copy_(parameter.tensor);
   }
-  weights_ = apart_ ? host_weights_.to(device_, torch::kFloat32, /*non_blocking=*/false, /*copy=*/true) : host_weights_;
+  weights_ =
+      off_host_ ? host_weights_.to(device_, torch::kFloat32, /*non_blocking=*/false, /*copy=*/true) : host_weights_;
   for (Parameter& parameter : parameters_) {
     parameter.tensor.set_data(weights_.narrow(0, parameter.offset, parameter.tensor.numel()).view(parameter.shape));
   }
-  if (updater_.adam() && apart_) {
+  if (updater_.adam() && off_host_) {
     first_moment_ = torch::zeros_like(weights_);
     second_moment_ = torch::zeros_like(weights_);
   }
   for (auto& item : model_->named_buffers()) {
     if (!item.value().defined()) continue;
     torch::Tensor host = item.value();
-    if (apart_) {
+    if (off_host_) {
       host = host.clone();
       item.value().set_data(item.value().to(device_));
     }
@@ -181,7 +182,7 @@ void DenseModel::UpdateRunningStatistics(const BatchMoments& pooled) {
 
 void DenseModel::Update(const torch::Tensor& gradient) {
   torch::NoGradGuard no_grad;
-  if (!apart_) {
+  if (!off_host_) {
     updater_.Update(weights_.data_ptr<float>(), gradient.data_ptr<float>());
     return;
   }
@@ -200,7 +201,7 @@ void DenseModel::Update(const torch::Tensor& gradient) {
 std::vector<NamedTensor> DenseModel::Tensors() {
   torch::NoGradGuard no_grad;
   const bool moments = updater_.adam();
-  if (apart_) {
+  if (off_host_) {
     host_weights_.copy_(weights_);
     if (moments) {
       ViewOf(updater_.first_moment(), weights_.sizes(), torch::kFloat32).copy_(first_moment_);
@@ -231,7 +232,7 @@ std::vector<NamedTensor> DenseModel::Tensors() {
 
 void DenseModel::Restored() {
   updater_.set_updates(updates_);
-  if (!apart_) return;
+  if (!off_host_) return;
   torch::NoGradGuard no_grad;
   weights_.copy_(host_weights_);
   if (updater_.adam()) {

@@ -1,5 +1,5 @@
 // What the dense half of a step computes with, on the CPU or on a GPU: the model, all its parameters views into one
-// array, the optimizer's state, and the way from a batch to the model's input. Private to trainer.cc and
+// array, the optimizer's state, and the way from a batch to the model's input. Private to dense_replica.cc and
 // device_step.cc, which turn what Torch throws into a Status.
 #pragma once
 
@@ -46,11 +46,11 @@ class DenseModel {
   // gpu: its number; kNoGpu: the CPU; kCopiesOnCpu: as on a GPU, but there is none, for tests (device.h).
   DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, int gpu);
 
-  // Views of the batch's own arrays, which outlive them. REQUIRES: !apart().
+  // Views of the batch's own arrays, which outlive them. REQUIRES: !off_host().
   DenseInput View(const Batch& batch) const;
   // Copies; to a GPU through pinned memory on the calling thread's stream, which nothing waits for. Any thread.
   DenseInput Upload(const Batch& batch) const;
-  DenseInput InputOf(const Batch& batch) const { return apart_ ? Upload(batch) : View(batch); }
+  DenseInput InputOf(const Batch& batch) const { return off_host_ ? Upload(batch) : View(batch); }
   torch::Tensor Features(const DenseInput& input, int64_t records) const;          // [records, V]
   torch::Tensor Loss(const torch::Tensor& logits, const DenseInput& input) const;  // of logits [records, T]
   torch::Tensor Evaluate(const Batch& batch) const;                                // logits [records, T]
@@ -70,8 +70,8 @@ class DenseModel {
   MultiTaskModel* model() { return model_.get(); }
   const Job& job() const { return job_; }
   torch::Device device() const { return device_; }
-  bool apart() const { return apart_; }  // parameters are not in the host's memory, or as if they were not
-  // [size] in name order. Where apart each parameter begins at a multiple of 128 bytes; what lies between stays zero.
+  bool off_host() const { return off_host_; }  // parameters are not in the host's memory, or as if they were not
+  // [size] in name order. Off the host each parameter begins at a multiple of 128 bytes; what lies between stays zero.
   const torch::Tensor& weights() const { return weights_; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int64_t updates() const { return updates_; }
@@ -80,11 +80,11 @@ class DenseModel {
   struct Buffer {
     std::string name;
     torch::Tensor tensor;  // the model's
-    torch::Tensor host;    // unless apart the same
+    torch::Tensor host;    // on the host the same
   };
   torch::Tensor Pooled(const DenseInput::Group& group, size_t index, int64_t records) const;
 
-  const bool apart_;
+  const bool off_host_;
   const torch::Device device_;
   const Job job_;
   const FeatureLayout layout_;
@@ -95,11 +95,11 @@ class DenseModel {
   const std::shared_ptr<MultiTaskModel> model_;
   std::vector<Parameter> parameters_;           // in name order
   std::vector<Buffer> buffers_;                 // in name order
-  DenseUpdater updater_;                        // where apart its moments are copies for snapshots
+  DenseUpdater updater_;                        // off the host its moments are copies for snapshots
   int64_t updates_ = 0;                         // the updater's count, where a NamedTensor can point at it
   torch::Tensor weights_;                       // [size]
-  torch::Tensor first_moment_, second_moment_;  // [size] where apart, for Adam
-  torch::Tensor host_weights_;                  // unless apart the same as weights_, else a copy for snapshots
+  torch::Tensor first_moment_, second_moment_;  // [size] off the host, for Adam
+  torch::Tensor host_weights_;                  // on the host the same as weights_, else a copy for snapshots
 };
 
 }  // namespace hearth

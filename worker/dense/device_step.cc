@@ -67,13 +67,13 @@ struct Staged : StagedBatch {
 
 class DeviceStep : public DenseStep {
  public:
-  DeviceStep(Env* env, Trainer* trainer, DeviceCollective* collective, const DeviceStepOptions& options)
+  DeviceStep(Env* env, DenseReplica* replica, DeviceCollective* collective, const DeviceStepOptions& options)
       : env_(env),
-        dense_(trainer->dense_model()),
+        dense_(replica->dense_model()),
         collective_(collective),
         lanes_(options.lanes),
         clip_norm_(options.clip_norm),
-        tail_(options.lanes, trainer->moment_columns()),
+        tail_(options.lanes, replica->moment_columns()),
         up_(dense_->device()),
         down_(dense_->device()),
         sum_(torch::zeros_like(dense_->weights())),
@@ -336,14 +336,14 @@ class DeviceStep : public DenseStep {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DenseStep>> MakeDeviceStep(Env* env, Trainer* trainer, DeviceCollective* collective,
+absl::StatusOr<std::unique_ptr<DenseStep>> MakeDeviceStep(Env* env, DenseReplica* replica, DeviceCollective* collective,
                                                           const DeviceStepOptions& options) {
-  HEARTH_CHECK(trainer->dense_model()->apart(), "a device's step for a model in the host's memory");
+  HEARTH_CHECK(replica->dense_model()->off_host(), "a device's step for a model in the host's memory");
   try {
-    return std::unique_ptr<DenseStep>(std::make_unique<DeviceStep>(env, trainer, collective, options));
+    return std::unique_ptr<DenseStep>(std::make_unique<DeviceStep>(env, replica, collective, options));
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("worker ", collective->worker(), " on ",
-                                            trainer->dense_model()->device().str(), ": ", error.what()));
+                                            replica->dense_model()->device().str(), ": ", error.what()));
   }
 }
 

@@ -14,8 +14,8 @@
 #include <memory>
 
 #include "common/base/env.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/dense/dense_step.h"
-#include "worker/dense/trainer.h"
 #include "worker/device/device_collective.h"
 
 namespace hearth {
@@ -27,9 +27,9 @@ struct DeviceStepOptions {
   int64_t bucket_bytes_min = int64_t{1} << 20;
 };
 
-// trainer (not on the plain CPU), collective and env outlive the step; while it lives nobody else runs backward through
-// the trainer's model.
-absl::StatusOr<std::unique_ptr<DenseStep>> MakeDeviceStep(Env* env, Trainer* trainer, DeviceCollective* collective,
+// replica (not on the plain CPU), collective and env outlive the step; while it lives nobody else runs backward through
+// the replica's model.
+absl::StatusOr<std::unique_ptr<DenseStep>> MakeDeviceStep(Env* env, DenseReplica* replica, DeviceCollective* collective,
                                                           const DeviceStepOptions& options);
 
 }  // namespace hearth

@@ -17,10 +17,10 @@ torch::Tensor ViewOf(absl::Span<const float> values, at::IntArrayRef shape) {
 
 class HostStep : public DenseStep {
  public:
-  HostStep(Env* env, Trainer* trainer, Collective* collective, uint32_t lanes, double clip_norm)
+  HostStep(Env* env, DenseReplica* replica, Collective* collective, uint32_t lanes, double clip_norm)
       : env_(env),
-        model_(trainer->dense_model()),
-        reducer_(collective, lanes, trainer->parameters(), trainer->moment_columns(), clip_norm) {}
+        model_(replica->dense_model()),
+        reducer_(collective, lanes, replica->parameters(), replica->moment_columns(), clip_norm) {}
 
   absl::Status Stage(Batch*) override { return absl::OkStatus(); }
 
@@ -47,10 +47,10 @@ class HostStep : public DenseStep {
 
 }  // namespace
 
-std::unique_ptr<DenseStep> MakeHostStep(Env* env, Trainer* trainer, Collective* collective, uint32_t lanes,
+std::unique_ptr<DenseStep> MakeHostStep(Env* env, DenseReplica* replica, Collective* collective, uint32_t lanes,
                                         double clip_norm) {
-  HEARTH_CHECK(!trainer->dense_model()->apart(), "a host's step for a model that is not in the host's memory");
-  return std::make_unique<HostStep>(env, trainer, collective, lanes, clip_norm);
+  HEARTH_CHECK(!replica->dense_model()->off_host(), "a host's step for a model that is not in the host's memory");
+  return std::make_unique<HostStep>(env, replica, collective, lanes, clip_norm);
 }
 
 absl::Status TrainLane(DenseModel* model, Batch* batch, LaneResult* result) {

@@ -10,13 +10,13 @@
 #include "model/batch/batch.h"
 #include "worker/collective/collective.h"
 #include "worker/dense/dense_reducer.h"
+#include "worker/dense/dense_replica.h"
 #include "worker/dense/dense_step.h"
-#include "worker/dense/trainer.h"
 
 namespace hearth {
 
-// trainer, collective and env outlive the step. REQUIRES: the trainer's model is in the host's memory.
-std::unique_ptr<DenseStep> MakeHostStep(Env* env, Trainer* trainer, Collective* collective, uint32_t lanes,
+// replica, collective and env outlive the step. REQUIRES: the replica's model is in the host's memory.
+std::unique_ptr<DenseStep> MakeHostStep(Env* env, DenseReplica* replica, Collective* collective, uint32_t lanes,
                                         double clip_norm);
 
 // Its parts, for a reference that sums by itself. As above they REQUIRE a model in the host's memory.

@@ -214,7 +214,7 @@ Gpus VisibleGpus() {
     }
     return gpus;
   } catch (const std::exception& error) {
-    spdlog::warn("no GPU can be used: {}", error.what());
+    spdlog::warn("event=no_gpu_can_be_used cause={}", Quoted(error.what()));
     return Gpus();
   }
 }

@@ -82,14 +82,10 @@ std::string DescribeColumns(const std::string& path, const std::string& header, 
 
 bool IsShuffled(const Log& log) { return log.shuffle().pieces() || log.shuffle().window_records_max() > 0; }
 
-}  // namespace
-
 // --- LogSchema ---
 
-class LogSchemaImpl : public LogSchema {
+class SchemaCheck {
  public:
-  const AttributeTables& tables() const { return tables_; }
-
   // Reads what is there to be read; every fault becomes a line.
   void Load(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users,
             const std::vector<SideTableFile>& side_tables, AttributeTable::Rows rows) {
@@ -127,6 +123,7 @@ class LogSchemaImpl : public LogSchema {
     if (lines_.empty()) return absl::OkStatus();
     return absl::Status(code_, absl::StrJoin(lines_, "\n"));
   }
+  AttributeTables TakeTables() { return std::move(tables_); }
 
  private:
   static bool Exists(const Job& job, const std::string& side_table) {
@@ -192,20 +189,22 @@ class LogSchemaImpl : public LogSchema {
   absl::StatusCode code_ = absl::StatusCode::kOk;
 };
 
+}  // namespace
+
 absl::StatusOr<std::shared_ptr<const LogSchema>> LogSchema::Open(const Job& job, const std::vector<Log>& logs,
                                                                  const std::vector<std::string>& users,
                                                                  const std::vector<SideTableFile>& side_tables) {
-  auto schema = std::make_shared<LogSchemaImpl>();
-  schema->Load(job, logs, users, side_tables, AttributeTable::Rows::kAll);
-  HEARTH_RETURN_IF_ERROR(schema->status());
-  return std::shared_ptr<const LogSchema>(std::move(schema));
+  SchemaCheck check;
+  check.Load(job, logs, users, side_tables, AttributeTable::Rows::kAll);
+  HEARTH_RETURN_IF_ERROR(check.status());
+  return std::shared_ptr<const LogSchema>(new LogSchema(check.TakeTables()));
 }
 
 absl::Status LogSchema::Check(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users) {
-  LogSchemaImpl schema;
-  schema.LoadExpressions(job, logs);
-  schema.Load(job, logs, users, {}, AttributeTable::Rows::kNone);
-  return schema.status();
+  SchemaCheck check;
+  check.LoadExpressions(job, logs);
+  check.Load(job, logs, users, {}, AttributeTable::Rows::kNone);
+  return check.status();
 }
 
 // --- LaneReader ---
@@ -217,7 +216,7 @@ class LaneReaderImpl : public LaneReader {
   explicit LaneReaderImpl(const LaneReaderOptions& options)
       : options_(options),
         env_(options.env != nullptr ? options.env : Env::Real()),
-        schema_(std::static_pointer_cast<const LogSchemaImpl>(options.schema)),
+        schema_(options.schema),
         spool_(NewSpool()),
         builder_(options.job),
         cursor_(options.start) {}
@@ -280,7 +279,7 @@ class LaneReaderImpl : public LaneReader {
 
   const LaneReaderOptions options_;
   Env* const env_;
-  std::shared_ptr<const LogSchemaImpl> schema_;
+  std::shared_ptr<const LogSchema> schema_;
   bool tails_ = false;  // some log is a directory
 
   // Where the lane is in the list of files.
@@ -325,8 +324,7 @@ absl::Status LaneReaderImpl::Start() {
     return absl::InvalidArgumentError(absl::StrCat("lane ", options_.lane, " of ", options_.lanes, " does not exist"));
   }
   if (schema_ == nullptr) {
-    HEARTH_ASSIGN_OR_RETURN(const auto schema, LogSchema::Open(options_.job, options_.logs));
-    schema_ = std::static_pointer_cast<const LogSchemaImpl>(schema);
+    HEARTH_ASSIGN_OR_RETURN(schema_, LogSchema::Open(options_.job, options_.logs));
   }
   for (const Log& log : options_.logs) tails_ |= !log.directory().empty();
   files_ = options_.files->files();

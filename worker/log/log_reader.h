@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -14,11 +15,12 @@
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "model/batch/batch.h"
+#include "worker/log/side_table.h"
 
 namespace hearth {
 
-// What all lanes of a process share: side tables in memory, compiled expressions, the schema. Immutable after Open;
-// threads may share it.
+// What all lanes of a process share: the job's columns, checked against its files, and side tables in memory.
+// Immutable; threads may share it.
 class LogSchema {
  public:
   // Checks every column that slots, tasks, filters and joins name against each log's header (or Log.column) and side
@@ -33,7 +35,11 @@ class LogSchema {
   // The same faults, and those of expressions that no file has to be read for, from the headers alone: a side table's
   // rows are not read. For whoever starts the readers.
   static absl::Status Check(const Job& job, const std::vector<Log>& logs, const std::vector<std::string>& users = {});
-  virtual ~LogSchema() = default;
+  const AttributeTables& tables() const { return tables_; }  // those that the logs join
+
+ private:
+  explicit LogSchema(AttributeTables tables) : tables_(std::move(tables)) {}
+  const AttributeTables tables_;
 };
 
 struct LaneReaderOptions {

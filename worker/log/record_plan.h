@@ -18,8 +18,6 @@
 
 namespace hearth {
 
-using AttributeTables = std::map<std::string, std::unique_ptr<const AttributeTable>>;  // by name
-
 // What is wrong with the job's expressions, and with those logs' filters, whatever columns there are: one line each, as
 // Compile says it behind "log \"NAME\": ". Looks at no file.
 std::vector<std::string> FaultsOfExpressions(const Job& job, const std::vector<Log>& logs);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,5 +48,7 @@ class AttributeTable {
   std::vector<absl::string_view> fields_;            // [rows, columns]
   absl::flat_hash_map<absl::string_view, uint64_t> rows_;
 };
+
+using AttributeTables = std::map<std::string, std::unique_ptr<const AttributeTable>>;  // by name
 
 }  // namespace hearth

@@ -25,6 +25,12 @@ class LoggingTest : public testing::Test {
   const std::shared_ptr<spdlog::logger> before_;
 };
 
+TEST(Quoted, HoldsAnyTextOnOneLine) {
+  EXPECT_EQ(Quoted("it's Zürich"), "\"it's Zürich\"");
+  EXPECT_EQ(Quoted("a \"b\" \\ c\n\x01"), R"("a \"b\" \\ c\n\x01")");
+  EXPECT_EQ(Quoted(""), "\"\"");
+}
+
 TEST_F(LoggingTest, EventsGoToTheFileAndWarningsToStderrToo) {
   testing::internal::CaptureStderr();
   ASSERT_TRUE(StartLogging("worker-1", path_).ok());

@@ -137,7 +137,6 @@ TEST(BatchBuilder, KeepsPlacesLabelsAndDenseAndZeroesMaskedLabels) {
   Random random(5);
   const auto batch = BuildFrom(&builder, RandomValues(&random, 5, 5, 9), &random);
   EXPECT_EQ(batch->kind, Batch::Kind::kRecords);
-  EXPECT_EQ(batch->file, 7u);
   EXPECT_EQ(batch->file_of, (std::vector<uint32_t>{7, 7, 7, 8, 8}));
   EXPECT_EQ(batch->offset, (std::vector<uint64_t>{0, 100, 200, 300, 400}));
   EXPECT_EQ(batch->labels, (std::vector<float>{1, 1, 1, 0, 1, 1, 1, 0, 1, 1}));

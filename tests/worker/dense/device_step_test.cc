@@ -72,18 +72,18 @@ Job SgdJob() {
   return job;
 }
 
-std::unique_ptr<Trainer> MakeTrainer(const Job& job, const Shape& shape) {
+std::unique_ptr<DenseReplica> MakeReplica(const Job& job, const Shape& shape) {
   const ModelSpec spec = MakeModelSpec(job, {0.3, 0.1});
-  auto trainer = Trainer::Wrap(job, shape.batched ? MakeBatchedModel(spec) : MakeModel(spec), shape.gpu);
-  HEARTH_CHECK(trainer.ok(), "", trainer.status().ToString());
-  return *std::move(trainer);
+  auto replica = DenseReplica::Wrap(job, shape.batched ? MakeBatchedModel(spec) : MakeModel(spec), shape.gpu);
+  HEARTH_CHECK(replica.ok(), "", replica.status().ToString());
+  return *std::move(replica);
 }
 
-std::unique_ptr<DenseStep> MakeStep(const Job& job, const Shape& shape, Trainer* trainer, Collective* collective,
+std::unique_ptr<DenseStep> MakeStep(const Job& job, const Shape& shape, DenseReplica* replica, Collective* collective,
                                     DeviceCollective* device_collective) {
   const double clip_norm = job.training().clip_norm();
-  if (shape.gpu == kNoGpu) return MakeHostStep(Env::Real(), trainer, collective, kLanes, clip_norm);
-  auto step = MakeDeviceStep(Env::Real(), trainer, device_collective, {kLanes, clip_norm, shape.bucket_bytes_min});
+  if (shape.gpu == kNoGpu) return MakeHostStep(Env::Real(), replica, collective, kLanes, clip_norm);
+  auto step = MakeDeviceStep(Env::Real(), replica, device_collective, {kLanes, clip_norm, shape.bucket_bytes_min});
   HEARTH_CHECK(step.ok(), "", step.status().ToString());
   return *std::move(step);
 }
@@ -96,9 +96,9 @@ Outcome TrainFourSteps(const Job& job, const Shape& shape, int poison_step = 0, 
   outcome.hashes.resize(static_cast<size_t>(shape.workers));
   LocalCollectiveHub hub(Env::Real(), shape.workers);
   RunInThreads(shape.workers, [&](int worker) {
-    const std::unique_ptr<Trainer> trainer = MakeTrainer(job, shape);
+    const std::unique_ptr<DenseReplica> replica = MakeReplica(job, shape);
     const auto hosted = MakeHostedCollective(hub.collective(worker));
-    const auto dense_step = MakeStep(job, shape, trainer.get(), hub.collective(worker), hosted.get());
+    const auto dense_step = MakeStep(job, shape, replica.get(), hub.collective(worker), hosted.get());
     for (int step = 1; step <= 4; ++step) {
       std::vector<std::unique_ptr<Batch>> lanes;
       std::vector<LaneVote> votes;
@@ -139,8 +139,8 @@ Outcome TrainFourSteps(const Job& job, const Shape& shape, int poison_step = 0, 
       const absl::Status updated = dense_step->Update(sum);
       ASSERT_TRUE(updated.ok()) << updated;
     }
-    outcome.hashes[static_cast<size_t>(worker)] = *trainer->Hash();
-    if (worker == 0) outcome.predictions = *trainer->Predict(*BatchOf(job, 9, 0));
+    outcome.hashes[static_cast<size_t>(worker)] = *replica->Hash();
+    if (worker == 0) outcome.predictions = *replica->Predict(*BatchOf(job, 9, 0));
   });
   return outcome;
 }
@@ -191,8 +191,8 @@ TEST(DeviceStep, ClipsALongGradient) {
 
 TEST(DeviceStep, UpdatesByAdamAsTheHostDoes) {
   const Job job = TestJob();
-  const std::unique_ptr<Trainer> host = MakeTrainer(job, {kNoGpu});
-  const std::unique_ptr<Trainer> device = MakeTrainer(job, {});
+  const std::unique_ptr<DenseReplica> host = MakeReplica(job, {kNoGpu});
+  const std::unique_ptr<DenseReplica> device = MakeReplica(job, {});
   DenseModel* const models[] = {host->dense_model(), device->dense_model()};
   torch::manual_seed(3);
   for (int t = 0; t < 50; ++t) {
@@ -205,7 +205,7 @@ TEST(DeviceStep, UpdatesByAdamAsTheHostDoes) {
     }
     for (int i = 0; i < 2; ++i) models[i]->Update(gradients[i]);
   }
-  const std::unique_ptr<Trainer> before = MakeTrainer(job, {kNoGpu});
+  const std::unique_ptr<DenseReplica> before = MakeReplica(job, {kNoGpu});
   for (size_t p = 0; p < models[0]->parameters().size(); ++p) {
     const torch::Tensor moved = models[0]->parameters()[p].tensor.detach();
     const torch::Tensor difference = moved - models[1]->parameters()[p].tensor.detach();
@@ -246,13 +246,14 @@ TEST(DeviceStep, ASnapshotGoesFromHostToDeviceAndBack) {
   const std::string path = JoinPath(testing::TempDir(), absl::StrCat("device_step_test-", getpid(), ".safetensors"));
   LocalCollectiveHub hub(Env::Real(), 1);
   const auto hosted = MakeHostedCollective(hub.collective(0));
-  const auto host = MakeTrainer(job, {kNoGpu});
-  const auto device = MakeTrainer(job, {});
+  const auto host = MakeReplica(job, {kNoGpu});
+  const auto device = MakeReplica(job, {});
   const auto host_step = MakeStep(job, {kNoGpu}, host.get(), hub.collective(0), nullptr);
   const auto device_step = MakeStep(job, {}, device.get(), nullptr, hosted.get());
-  const std::pair<Trainer*, DenseStep*> both[] = {{host.get(), host_step.get()}, {device.get(), device_step.get()}};
+  const std::pair<DenseReplica*, DenseStep*> both[] = {{host.get(), host_step.get()},
+                                                       {device.get(), device_step.get()}};
   for (int step = 1; step <= 4; ++step) {
-    for (const auto& [trainer, dense_step] : both) {
+    for (const auto& [replica, dense_step] : both) {
       std::vector<std::unique_ptr<Batch>> lanes;
       std::vector<LaneVote> votes(kLanes);
       for (uint32_t lane = 0; lane < kLanes; ++lane) {
@@ -263,8 +264,8 @@ TEST(DeviceStep, ASnapshotGoesFromHostToDeviceAndBack) {
       ASSERT_TRUE(dense_step->Run(lanes, absl::MakeSpan(votes), &sum).ok());
       ASSERT_TRUE(dense_step->Update(sum).ok());
     }
-    Trainer* const from = step % 2 == 1 ? host.get() : device.get();
-    Trainer* const to = step % 2 == 1 ? device.get() : host.get();
+    DenseReplica* const from = step % 2 == 1 ? host.get() : device.get();
+    DenseReplica* const to = step % 2 == 1 ? device.get() : host.get();
     const auto hash = from->Save(path, static_cast<uint64_t>(step));
     ASSERT_TRUE(hash.ok()) << hash.status();
     EXPECT_NE(*to->Hash(), *hash);
@@ -300,8 +301,8 @@ class RecordingCollective : public DeviceCollective {
 };
 
 absl::Status RunOnce(const Job& job, const Shape& shape, RecordingCollective* collective) {
-  const auto trainer = MakeTrainer(job, shape);
-  const auto dense_step = MakeStep(job, shape, trainer.get(), nullptr, collective);
+  const auto replica = MakeReplica(job, shape);
+  const auto dense_step = MakeStep(job, shape, replica.get(), nullptr, collective);
   std::vector<std::unique_ptr<Batch>> lanes;
   for (uint32_t lane = 0; lane < kLanes; ++lane) lanes.push_back(BatchOf(job, 1, lane));
   std::vector<LaneVote> votes(kLanes);
@@ -337,10 +338,11 @@ TEST(DeviceStep, AnErrorOfASumEndsTheStepWithIt) {
 }
 
 TEST(DeviceStep, TurnsTorchsExceptionsIntoAStatus) {
-  const auto trainer = Trainer::Wrap(TestJob(), std::make_shared<LinearModel>(3, 2), kCopiesOnCpu);  // of another width
-  ASSERT_TRUE(trainer.ok());
+  const auto replica =
+      DenseReplica::Wrap(TestJob(), std::make_shared<LinearModel>(3, 2), kCopiesOnCpu);  // of another width
+  ASSERT_TRUE(replica.ok());
   RecordingCollective collective;
-  const auto dense_step = MakeStep(TestJob(), {}, trainer->get(), nullptr, &collective);
+  const auto dense_step = MakeStep(TestJob(), {}, replica->get(), nullptr, &collective);
   std::vector<std::unique_ptr<Batch>> lanes;
   lanes.push_back(BatchOf(TestJob(), 7, 0));
   std::vector<LaneVote> votes(1);

@@ -1,4 +1,4 @@
-#include "worker/dense/trainer.h"
+#include "worker/dense/dense_replica.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -46,17 +46,17 @@ std::vector<double> FeaturesOf(const Job& job, const Batch& batch, int64_t recor
   return v;
 }
 
-TEST(Trainer, GradientsEqualTheOnesWrittenOutByHand) {
+TEST(DenseReplica, GradientsEqualTheOnesWrittenOutByHand) {
   const Job job = TestJob();
   const FeatureLayout layout = MakeFeatureLayout(job);
   auto model = std::make_shared<LinearModel>(layout.width, 2);
-  auto trainer = Trainer::Wrap(job, model);
-  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  auto replica = DenseReplica::Wrap(job, model);
+  ASSERT_TRUE(replica.ok()) << replica.status();
   Random random(11);
   for (const int64_t records : {1, 7, 40}) {
     std::unique_ptr<Batch> batch = RandomBatch(job, records, &random);
     LaneResult result;
-    ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
+    ASSERT_TRUE(TrainLane((*replica)->dense_model(), batch.get(), &result).ok());
     EXPECT_TRUE(result.finite);
 
     const float* weight = model->weight().data_ptr<float>();  // [2, V]
@@ -100,10 +100,10 @@ TEST(Trainer, GradientsEqualTheOnesWrittenOutByHand) {
   }
 }
 
-TEST(Trainer, ABatchWithoutAnySignTrainsTheDenseFeatures) {
+TEST(DenseReplica, ABatchWithoutAnySignTrainsTheDenseFeatures) {
   const Job job = TestJob();
-  auto trainer = Trainer::Create(job, {0.3, 0.1});
-  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  auto replica = DenseReplica::Create(job, {0.3, 0.1});
+  ASSERT_TRUE(replica.ok()) << replica.status();
   BatchBuilder builder(job);
   for (uint64_t i = 0; i < 4; ++i) {
     builder.AddDense({static_cast<float>(i), 1.0f});
@@ -112,35 +112,35 @@ TEST(Trainer, ABatchWithoutAnySignTrainsTheDenseFeatures) {
   }
   std::unique_ptr<Batch> batch = builder.Build();
   LaneResult result;
-  ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
+  ASSERT_TRUE(TrainLane((*replica)->dense_model(), batch.get(), &result).ok());
   EXPECT_TRUE(result.finite);
 }
 
-TEST(Trainer, RepeatsItsBitsFromTheSameJobAndBatches) {
+TEST(DenseReplica, RepeatsItsBitsFromTheSameJobAndBatches) {
   const Job job = TestJob();
   std::vector<uint64_t> hashes;
   for (int run = 0; run < 2; ++run) {
-    auto trainer = Trainer::Create(job, {0.3, 0.1});
-    ASSERT_TRUE(trainer.ok());
+    auto replica = DenseReplica::Create(job, {0.3, 0.1});
+    ASSERT_TRUE(replica.ok());
     Random random(9);
     for (int step = 0; step < 5; ++step) {
       std::unique_ptr<Batch> batch = RandomBatch(job, 20, &random);
       LaneResult result;
-      ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
-      ASSERT_TRUE(UpdateModel((*trainer)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
+      ASSERT_TRUE(TrainLane((*replica)->dense_model(), batch.get(), &result).ok());
+      ASSERT_TRUE(UpdateModel((*replica)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
     }
-    hashes.push_back(*(*trainer)->Hash());
+    hashes.push_back(*(*replica)->Hash());
   }
   EXPECT_EQ(hashes[0], hashes[1]);
 }
 
-TEST(Trainer, GoesOnFromASavedFileBitForBit) {
+TEST(DenseReplica, GoesOnFromASavedFileBitForBit) {
   const Job job = TestJob();
   const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("trainer_test-", getpid()));
   ASSERT_TRUE(MakeDirectories(folder).ok());
   const std::string path = JoinPath(folder, "dense.safetensors");
-  auto whole = Trainer::Create(job, {0.3, 0.1});
-  auto resumed = Trainer::Create(job, {0.5, 0.5});
+  auto whole = DenseReplica::Create(job, {0.3, 0.1});
+  auto resumed = DenseReplica::Create(job, {0.5, 0.5});
   ASSERT_TRUE(whole.ok() && resumed.ok());
   Random random(10);
   for (int step = 0; step < 6; ++step) {
@@ -153,11 +153,11 @@ TEST(Trainer, GoesOnFromASavedFileBitForBit) {
       EXPECT_EQ(*(*resumed)->Hash(), *hash);
     }
     std::unique_ptr<Batch> batch = RandomBatch(job, 20, &random);
-    for (auto* trainer : {&whole, &resumed}) {
-      if (trainer == &resumed && step < 3) continue;
+    for (auto* replica : {&whole, &resumed}) {
+      if (replica == &resumed && step < 3) continue;
       LaneResult result;
-      ASSERT_TRUE(TrainLane((**trainer)->dense_model(), batch.get(), &result).ok());
-      ASSERT_TRUE(UpdateModel((**trainer)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
+      ASSERT_TRUE(TrainLane((**replica)->dense_model(), batch.get(), &result).ok());
+      ASSERT_TRUE(UpdateModel((**replica)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
     }
   }
   EXPECT_EQ(*(*whole)->Hash(), *(*resumed)->Hash());
@@ -167,57 +167,57 @@ TEST(Trainer, GoesOnFromASavedFileBitForBit) {
 
   Job other = job;
   other.mutable_model()->set_hidden_1(16);
-  auto stranger = Trainer::Create(other, {0.3, 0.1});
+  auto stranger = DenseReplica::Create(other, {0.3, 0.1});
   ASSERT_TRUE(stranger.ok());
   EXPECT_EQ((*stranger)->Restore(path).code(), absl::StatusCode::kDataLoss);
 }
 
-TEST(Trainer, EvaluationChangesNothing) {
+TEST(DenseReplica, EvaluationChangesNothing) {
   const Job job = TestJob();
-  auto trainer = Trainer::Create(job, {0.3, 0.1});
-  ASSERT_TRUE(trainer.ok());
+  auto replica = DenseReplica::Create(job, {0.3, 0.1});
+  ASSERT_TRUE(replica.ok());
   Random random(13);
   std::unique_ptr<Batch> batch = RandomBatch(job, 30, &random);
-  const uint64_t before = *(*trainer)->Hash();
-  const auto first = (*trainer)->Predict(*batch);
+  const uint64_t before = *(*replica)->Hash();
+  const auto first = (*replica)->Predict(*batch);
   ASSERT_TRUE(first.ok());
   EXPECT_EQ(first->size(), 60u);
-  EXPECT_EQ(*first, *(*trainer)->Predict(*batch));
+  EXPECT_EQ(*first, *(*replica)->Predict(*batch));
   std::vector<std::unique_ptr<Batch>> batches;
   for (int i = 0; i < 2; ++i) batches.push_back(RandomBatch(job, 30, &random));
-  const auto diagnostics = (*trainer)->Diagnose(batches, 40);
+  const auto diagnostics = (*replica)->Diagnose(batches, 40);
   ASSERT_TRUE(diagnostics.ok()) << diagnostics.status();
   EXPECT_EQ(diagnostics->records(), 40u);
   EXPECT_EQ(diagnostics->task_size(), 2);
-  EXPECT_EQ(*first, *(*trainer)->Predict(*batch));
-  EXPECT_EQ(*(*trainer)->Hash(), before);
+  EXPECT_EQ(*first, *(*replica)->Predict(*batch));
+  EXPECT_EQ(*(*replica)->Hash(), before);
 }
 
-TEST(Trainer, SeesANonFiniteRow) {
+TEST(DenseReplica, SeesANonFiniteRow) {
   const Job job = TestJob();
-  auto trainer = Trainer::Create(job, {0.3, 0.1});
-  ASSERT_TRUE(trainer.ok());
+  auto replica = DenseReplica::Create(job, {0.3, 0.1});
+  ASSERT_TRUE(replica.ok());
   for (const float poison : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
     Random random(14);
     std::unique_ptr<Batch> batch = RandomBatch(job, 30, &random);
     LaneResult result;
-    ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
+    ASSERT_TRUE(TrainLane((*replica)->dense_model(), batch.get(), &result).ok());
     EXPECT_TRUE(result.finite);
     batch->groups[0].rows[0] = poison;
-    ASSERT_TRUE(TrainLane((*trainer)->dense_model(), batch.get(), &result).ok());
+    ASSERT_TRUE(TrainLane((*replica)->dense_model(), batch.get(), &result).ok());
     EXPECT_FALSE(result.finite);
   }
 }
 
-TEST(Trainer, TurnsTorchsExceptionsIntoAStatus) {
+TEST(DenseReplica, TurnsTorchsExceptionsIntoAStatus) {
   const Job job = TestJob();
-  auto trainer = Trainer::Wrap(job, std::make_shared<LinearModel>(3, 2));  // of another width
-  ASSERT_TRUE(trainer.ok());
+  auto replica = DenseReplica::Wrap(job, std::make_shared<LinearModel>(3, 2));  // of another width
+  ASSERT_TRUE(replica.ok());
   Random random(15);
   std::unique_ptr<Batch> batch = RandomBatch(job, 3, &random);
   batch->step = 12;
   LaneResult result;
-  const absl::Status status = TrainLane((*trainer)->dense_model(), batch.get(), &result);
+  const absl::Status status = TrainLane((*replica)->dense_model(), batch.get(), &result);
   EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
   EXPECT_NE(std::string(status.message()).find("step 12"), std::string::npos);
 }

@@ -1,4 +1,4 @@
-#include "worker/dense/trainer.h"
+#include "worker/dense/dense_replica.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
@@ -41,11 +41,12 @@ void BecomeReadyFor(int gpu) {
 
 }  // namespace
 
-Trainer::Trainer(std::unique_ptr<DenseModel> model) : model_(std::move(model)) {}
-Trainer::~Trainer() = default;
+DenseReplica::DenseReplica(std::unique_ptr<DenseModel> model) : model_(std::move(model)) {}
+DenseReplica::~DenseReplica() = default;
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const Job& job, const std::vector<double>& base_rates,
-                                                         const DevicePlan& device) {
+absl::StatusOr<std::unique_ptr<DenseReplica>> DenseReplica::Create(const Job& job,
+                                                                   const std::vector<double>& base_rates,
+                                                                   const DevicePlan& device) {
   // Torch's pool must be sized before the first operation uses it.
   torch::set_num_threads(static_cast<int>(std::max<uint32_t>(1, job.training().threads())));
   const auto build = [&] {
@@ -57,21 +58,22 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const Job& job, const s
   return Wrap(job, std::move(model), device.gpu);
 }
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model, int gpu) {
+absl::StatusOr<std::unique_ptr<DenseReplica>> DenseReplica::Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model,
+                                                                 int gpu) {
   const auto lay_out = [&] {
     if (gpu >= 0) BecomeReadyFor(gpu);
     return std::make_unique<DenseModel>(job, std::move(model), gpu);
   };
   HEARTH_ASSIGN_OR_RETURN(auto dense, Guarded("laying out the model", lay_out));
-  return std::unique_ptr<Trainer>(new Trainer(std::move(dense)));
+  return std::unique_ptr<DenseReplica>(new DenseReplica(std::move(dense)));
 }
 
-int64_t Trainer::parameters() const { return model_->model()->ParameterCount(); }
-int64_t Trainer::moment_columns() const { return model_->model()->batch_norm_columns(); }
+int64_t DenseReplica::parameters() const { return model_->model()->ParameterCount(); }
+int64_t DenseReplica::moment_columns() const { return model_->model()->batch_norm_columns(); }
 
 // ---- Evaluation
 
-absl::StatusOr<std::vector<float>> Trainer::Predict(const Batch& batch) {
+absl::StatusOr<std::vector<float>> DenseReplica::Predict(const Batch& batch) {
   if (batch.records == 0) return std::vector<float>();
   return Guarded(absl::StrCat("evaluation of ", batch.records, " records"), [&] {
     const torch::Tensor logits = model_->Evaluate(batch).to(torch::kCPU).contiguous();  // [B, T]
@@ -79,8 +81,8 @@ absl::StatusOr<std::vector<float>> Trainer::Predict(const Batch& batch) {
   });
 }
 
-absl::StatusOr<Evaluation::Diagnostics> Trainer::Diagnose(const std::vector<std::unique_ptr<Batch>>& batches,
-                                                          int64_t records_max) {
+absl::StatusOr<Evaluation::Diagnostics> DenseReplica::Diagnose(const std::vector<std::unique_ptr<Batch>>& batches,
+                                                               int64_t records_max) {
   std::vector<std::string> names;
   for (const Task& task : model_->job().task()) names.push_back(task.name());
   return Guarded(absl::StrCat("diagnostics of ", batches.size(), " batches"), [&] {
@@ -105,18 +107,18 @@ absl::StatusOr<Evaluation::Diagnostics> Trainer::Diagnose(const std::vector<std:
 
 // ---- Snapshots
 
-absl::StatusOr<uint64_t> Trainer::Hash() {
+absl::StatusOr<uint64_t> DenseReplica::Hash() {
   return Guarded("hash of the dense model", [&] { return HashTensors(model_->Tensors()); });
 }
 
-absl::StatusOr<bool> Trainer::Finite() {
+absl::StatusOr<bool> DenseReplica::Finite() {
   return Guarded("check of the dense model", [&] {
     const torch::Tensor weights = model_->weights().to(torch::kCPU);
     return AllFinite({weights.data_ptr<float>(), static_cast<size_t>(weights.numel())});
   });
 }
 
-absl::StatusOr<uint64_t> Trainer::Save(const std::string& path, uint64_t step) {
+absl::StatusOr<uint64_t> DenseReplica::Save(const std::string& path, uint64_t step) {
   HEARTH_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors,
                           Guarded("dense model for a snapshot", [&] { return model_->Tensors(); }));
   const uint64_t hash = HashTensors(tensors);
@@ -129,7 +131,7 @@ absl::StatusOr<uint64_t> Trainer::Save(const std::string& path, uint64_t step) {
   return hash;
 }
 
-absl::Status Trainer::Restore(const std::string& path) {
+absl::Status DenseReplica::Restore(const std::string& path) {
   HEARTH_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
   HEARTH_ASSIGN_OR_RETURN(const std::vector<NamedTensor> places,
                           Guarded("dense model before a restore", [&] { return model_->Tensors(); }));

@@ -1,4 +1,5 @@
-// KvStore over a std::map, for tests: the contract in its plainest form.
+#include "tests/embedding/map_store.h"
+
 #include <cstring>
 #include <map>
 #include <utility>
@@ -6,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
-#include "embedding/rocksdb_store.h"
 
 namespace hearth {
 namespace {

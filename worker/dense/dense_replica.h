@@ -19,16 +19,16 @@ namespace hearth {
 class DenseModel;
 
 // One thread. Bits depend on the job, the batches and training.threads, on one kind of CPU or GPU.
-class Trainer {
+class DenseReplica {
  public:
   // Builds the model; sets Torch's threads (of the process). base_rates: [tasks], only where the initial values matter.
   // A GPU becomes the calling thread's current one.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const Job& job, const std::vector<double>& base_rates,
-                                                         const DevicePlan& device = {});
+  static absl::StatusOr<std::unique_ptr<DenseReplica>> Create(const Job& job, const std::vector<double>& base_rates,
+                                                              const DevicePlan& device = {});
   // Around a model that someone else built. REQUIRES: it fits the job.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model,
-                                                       int gpu = kNoGpu);
-  ~Trainer();
+  static absl::StatusOr<std::unique_ptr<DenseReplica>> Wrap(const Job& job, std::shared_ptr<MultiTaskModel> model,
+                                                            int gpu = kNoGpu);
+  ~DenseReplica();
 
   // Logits [records, tasks] with the running statistics; changes nothing.
   absl::StatusOr<std::vector<float>> Predict(const Batch& batch);
@@ -49,7 +49,7 @@ class Trainer {
   DenseModel* dense_model() { return model_.get(); }
 
  private:
-  explicit Trainer(std::unique_ptr<DenseModel> model);
+  explicit DenseReplica(std::unique_ptr<DenseModel> model);
   const std::unique_ptr<DenseModel> model_;
 };
 
