@@ -12,6 +12,7 @@
 #include "common/base/process.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
 #include "embedding/rocksdb_store.h"

@@ -13,6 +13,7 @@
 #include "common/base/status.h"
 #include "common/base/version.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
 
@@ -71,7 +72,7 @@ absl::Status Scheduler::Prepare() {
   const Manifest* const manifest = restored();
   Training* const training = options_.job.mutable_training();
   if (!training->has_lanes()) training->set_lanes(manifest != nullptr ? manifest->lanes() : options_.workers);
-  if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(CheckSameJob(*manifest));
+  if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(TakeJob(*manifest));
   const uint32_t lanes = manifest != nullptr ? manifest->lanes() : training->lanes();
   HEARTH_RETURN_IF_ERROR(OpenReport(lanes));
 
@@ -162,21 +163,32 @@ absl::Status Scheduler::ChooseSnapshot() {
   return VerifyFiles(start_.folder, start_.manifest);
 }
 
-absl::Status Scheduler::CheckSameJob(const Manifest& manifest) const {
+absl::Status Scheduler::TakeJob(const Manifest& manifest) {
   const std::string path = JoinPath(start_.folder, "MANIFEST");
   HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
-  const std::vector<std::string> differences =
-      evaluates() ? ModelDifferences(before, options_.job) : JobDifferences(before, options_.job);
-  if (differences.empty()) {
-    for (const std::string& difference : BitDifferences(before, options_.job)) {
-      if (evaluates()) break;
-      spdlog::warn("event=bits_change snapshot_and_job={}", Quoted(difference));
+  eras_.assign(manifest.era().begin(), manifest.era().end());
+  std::vector<std::string> refused;
+  JobEra era;
+  era.set_from_step(manifest.step() + 1);
+  if (evaluates()) {
+    refused = ModelDifferences(before, options_.job);
+  } else {
+    for (const JobChange& change : ChangesOf(before, options_.job, manifest)) {
+      if (change.kind == JobChange::kRefused) refused.push_back(absl::StrCat(change.ToString(), ": ", change.why));
+      if (change.kind == JobChange::kCarried) era.add_change(change.ToString());
     }
-    return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot != job):\n  ",
-                                                    absl::StrJoin(differences, "\n  "),
-                                                    "\nset these back, or choose another folder with --out"));
+  if (!refused.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot, job):\n  ",
+                                                      absl::StrJoin(refused, "\n  "),
+                                                      "\nset these back, or choose another folder with --out"));
+  }
+  if (era.change_size() == 0) return absl::OkStatus();
+  for (const std::string& change : era.change()) {
+    spdlog::warn("event=job_changed from_step={} change={}", era.from_step(), Quoted(change));
+  }
+  eras_.push_back(std::move(era));
+  return absl::OkStatus();
 }
 
 // What is not a valid snapshot makes way for the steps that will be saved again. A folder without a MANIFEST was never
@@ -553,6 +565,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   for (const Evaluation& evaluation : evaluations_) *manifest.add_evaluation() = evaluation;
   manifest.set_schema(kManifestSchema);
   manifest.set_job(PrintJob(options_.job));
+  for (const JobEra& era : eras_) *manifest.add_era() = era;
   manifest.set_shards(options_.job.training().shards());
   for (const LogFile& file : leases_->files()) *manifest.add_log_file() = file;
   manifest.set_log_list_closed(leases_->files_closed());

@@ -57,7 +57,8 @@ class Scheduler {
   absl::Status ChooseSnapshot();
   absl::Status OpenReport(uint32_t lanes);
   absl::Status PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files);
-  absl::Status CheckSameJob(const Manifest& manifest) const;
+  // The snapshot's job, or one that a run may change to: then from the next step on.
+  absl::Status TakeJob(const Manifest& manifest);
   absl::Status TidySnapshots();
   bool NothingIsLeft() const;
   std::string SnapshotsFolder() const;
@@ -106,6 +107,7 @@ class Scheduler {
   // Constant after Prepare.
   SchedulerOptions options_;
   const uint64_t job_hash_;       // of the job as the other roles read it
+  std::vector<JobEra> eras_;      // of the run so far, for each MANIFEST
   SnapshotChoice start_;          // where everything starts from; no folder: from nothing
   bool finished_before_ = false;  // the job was finished when this run started
 

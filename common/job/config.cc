@@ -2,12 +2,10 @@
 
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <map>
 #include <set>
 
 #include "absl/strings/escaping.h"
@@ -165,7 +163,7 @@ absl::Status ApplyOverride(const std::string& override, Job* job) {
   return OverrideError(override, "names no field");
 }
 
-// --- flattening: defaults written out, identity
+// --- defaults written out
 // -----------------------------------------------------------------------
 
 void WriteDefaults(ProtoMessage* message) {
@@ -214,64 +212,6 @@ void WriteDefaults(ProtoMessage* message) {
         break;
       case FieldDescriptor::CPPTYPE_MESSAGE:
         break;
-    }
-  }
-}
-
-// What decides the rows and the dense model from here on. The rest may change between resumes: where files lie, how
-// long to go on, how often to save, what to evaluate, how much memory to use.
-Job Identity(const Job& job) {
-  Job identity = job;
-  identity.clear_name();
-  identity.clear_data_dir();
-  identity.clear_snapshot();
-  identity.clear_export_();
-  identity.clear_metrics();
-  identity.clear_limits();
-  identity.clear_split();
-  Training* training = identity.mutable_training();
-  training->clear_epochs();
-  training->clear_steps_max();
-  training->clear_read_ahead_batches_max();
-  training->clear_threads();
-  training->clear_device();
-  training->clear_precision();
-  training->clear_idle_ms();
-  for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
-  for (Log& log : *identity.mutable_log()) log.set_piece_bytes(PieceBytes(log));
-  WriteDefaults(&identity);
-  return identity;
-}
-
-// What a resume may not change. Beside what decides the model: what a bad record is, for a cursor counts valid ones.
-// Not the paths of logs: the list of files judges which of them may come and go (scheduler/source.h).
-Job ResumeIdentity(const Job& job) {
-  Job identity = Identity(job);
-  identity.mutable_limits()->set_record_bytes_max(job.limits().record_bytes_max());
-  for (Log& log : *identity.mutable_log()) log.clear_path();
-  return identity;
-}
-
-using Flat = std::map<std::string, std::string>;
-
-void Flatten(const ProtoMessage& message, const std::string& prefix, Flat* flat) {
-  const Descriptor* descriptor = message.GetDescriptor();
-  const Reflection* reflection = message.GetReflection();
-  for (int i = 0; i < descriptor->field_count(); ++i) {
-    const FieldDescriptor* field = descriptor->field(i);
-    const bool is_message = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
-    const int size =
-        field->is_repeated() ? reflection->FieldSize(message, field) : reflection->HasField(message, field);
-    for (int k = 0; k < size; ++k) {
-      const std::string path =
-          field->is_repeated() ? absl::StrCat(prefix, field->name(), "[", k, "]") : absl::StrCat(prefix, field->name());
-      if (is_message) {
-        const ProtoMessage& child = field->is_repeated() ? reflection->GetRepeatedMessage(message, field, k)
-                                                         : reflection->GetMessage(message, field);
-        Flatten(child, path + ".", flat);
-      } else {
-        TextFormat::PrintFieldValueToString(message, field, field->is_repeated() ? k : -1, &(*flat)[path]);
-      }
     }
   }
 }
@@ -649,77 +589,15 @@ bool TooManyBadRecords(const Limits& limits, uint64_t bad, uint64_t read) {
          static_cast<double>(bad) > limits.bad_records_max_fraction() * static_cast<double>(read);
 }
 
+Job WithDefaults(Job job) {
+  WriteDefaults(&job);
+  return job;
+}
+
 std::string PrintJob(const Job& job) {
-  Job full = job;
-  WriteDefaults(&full);
   std::string text;
-  TextFormat::PrintToString(full, &text);
+  TextFormat::PrintToString(WithDefaults(job), &text);
   return text;
-}
-
-uint64_t JobHash(const Job& job) {
-  Flat flat;
-  Flatten(Identity(job), "", &flat);
-  std::string text;
-  for (const auto& [path, value] : flat) absl::StrAppend(&text, path, "=", value, "\n");
-  return XXH3_64bits(text.data(), text.size());
-}
-
-namespace {
-
-std::vector<std::string> Differences(const ProtoMessage& a, const ProtoMessage& b) {
-  Flat left, right;
-  Flatten(a, "", &left);
-  Flatten(b, "", &right);
-  std::vector<std::string> differences;
-  for (const auto& [path, value] : left) {
-    const auto found = right.find(path);
-    if (found == right.end()) {
-      differences.push_back(absl::StrCat(path, ": ", value, " != (absent)"));
-    } else if (found->second != value) {
-      differences.push_back(absl::StrCat(path, ": ", value, " != ", found->second));
-    }
-  }
-  for (const auto& [path, value] : right) {
-    if (!left.count(path)) differences.push_back(absl::StrCat(path, ": (absent) != ", value));
-  }
-  return differences;
-}
-
-}  // namespace
-
-std::vector<std::string> JobDifferences(const Job& a, const Job& b) {
-  return Differences(ResumeIdentity(a), ResumeIdentity(b));
-}
-
-std::vector<std::string> BitDifferences(const Job& before, const Job& now) {
-  const auto deciding = [&](const Job& job) {
-    Job kept;
-    kept.mutable_training()->set_threads(job.training().threads());
-    kept.mutable_training()->set_device(job.training().device());
-    kept.mutable_training()->set_precision(job.training().precision());
-    if (now.training().staleness() > 0) kept.mutable_snapshot()->set_every_steps(job.snapshot().every_steps());
-    return kept;
-  };
-  return Differences(deciding(before), deciding(now));
-}
-
-std::vector<std::string> ModelDifferences(const Job& a, const Job& b) {
-  std::vector<std::string> differences;
-  for (const std::string& difference : JobDifferences(a, b)) {
-    const absl::string_view field = absl::string_view(difference).substr(0, difference.find(':'));
-    const bool of_model = absl::StartsWith(field, "task") || absl::StartsWith(field, "slot") ||
-                          absl::StartsWith(field, "dense") || absl::StartsWith(field, "table") ||
-                          absl::StartsWith(field, "model") || field == "training.shards";
-    const bool of_reading =
-        absl::StartsWith(field, "task") && (absl::EndsWith(field, ".label") || absl::EndsWith(field, ".mask") ||
-                                            absl::EndsWith(field, ".weight") || absl::EndsWith(field, ".base_rate"));
-    // How running statistics would move is no part of what they are.
-    const bool of_training = absl::StartsWith(field, "model.batch_norm_momentum") ||
-                             absl::StartsWith(field, "model.batch_norm_window_records");
-    if (of_model && !of_reading && !of_training) differences.push_back(difference);
-  }
-  return differences;
 }
 
 std::string ResolvePath(const Job& job, const std::string& path) { return JoinPath(job.data_dir(), path); }

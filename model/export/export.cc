@@ -9,6 +9,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "embedding/snapshot_reader.h"
 #include "model/batch/batch.h"
 #ifdef HEARTH_ONNX

@@ -16,6 +16,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "embedding/row_record.h"
 #include "embedding/snapshot_reader.h"
 #include "model/export/export.h"
@@ -144,10 +145,14 @@ absl::Status TableMerge::Next() {
 // Lists one difference of two jobs a line; empty where a model of one is a model of the other.
 absl::Status CheckSameJob(const std::string& folder, const Job& job) {
   HEARTH_ASSIGN_OR_RETURN(const Job before, LoadJob(JoinPath(folder, "job.txtpb"), {}));
-  const std::vector<std::string> differences = JobDifferences(before, job);
+  // What a run may change on its way it may have changed between the two.
+  std::vector<std::string> differences;
+  for (const JobChange& change : OfKind(ChangesOf(before, job, Manifest()), JobChange::kRefused)) {
+    differences.push_back(change.ToString());
+  }
   if (differences.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      folder, ": is of another job, which differs in (there != here):\n  ", absl::StrJoin(differences, "\n  ")));
+      folder, ": is of another job, which differs in (there -> here):\n  ", absl::StrJoin(differences, "\n  ")));
 }
 
 // --- a delta

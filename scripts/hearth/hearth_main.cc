@@ -152,6 +152,7 @@ void AddBatch(CLI::App* app, int* code) {
 void AddTrain(CLI::App* app, int* code) {
   static TrainOptions train;
   static bool print_job = false;
+  static bool print_changes = false;
   CLI::App* command = AddCommand(app, "train");
   command->add_option("JOB", train.job, "The job file, job.txtpb")->required();
   command->add_option("--out", train.out, "The run's folder; needed, but for --print-job");
@@ -163,15 +164,17 @@ void AddTrain(CLI::App* app, int* code) {
       ->capture_default_str();
   command->add_flag("--fresh", train.fresh, "Start anew; --out must be empty");
   command->add_flag("--print-job", print_job, "Print the effective job and stop");
+  command->add_flag("--print-changes", print_changes,
+                    "Print in what the job is another one than the newest snapshot's in --out, and stop");
   command->callback([code] {
     train.programs = ProgramsBesideThis();
-    if (print_job) {
+    if (!print_job && train.out.empty()) throw CLI::RequiredError("--out");
+    if (print_job || print_changes) {
       std::string text;
-      const absl::Status status = PrintEffectiveJob(train, &text);
+      const absl::Status status = print_job ? PrintEffectiveJob(train, &text) : PrintChanges(train, &text);
       *code = Finish(kProgram, status.ok() ? absl::StatusOr<std::string>(text) : status);
       return;
     }
-    if (train.out.empty()) throw CLI::RequiredError("--out");
     *code = Train(train);
   });
 }

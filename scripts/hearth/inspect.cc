@@ -92,6 +92,11 @@ Json AsJson(const std::string& folder, const Manifest& manifest, const std::stri
   for (const TableStats& table : manifest.table()) json["tables"][table.name()] = AsJson(table);
   json["lane_states"] = Json::array();
   for (const LaneState& lane : manifest.lane()) json["lane_states"].push_back(AsJson(lane));
+  json["eras"] = Json::array();
+  for (const JobEra& era : manifest.era()) {
+    json["eras"].push_back({{"from_step", era.from_step()},
+                            {"changes", std::vector<std::string>(era.change().begin(), era.change().end())}});
+  }
   json["log_files"] = Json::array();
   for (const LogFile& file : manifest.log_file()) {
     json["log_files"].push_back({{"number", file.number()}, {"path", file.path()}, {"bytes", file.bytes()}});
@@ -118,6 +123,11 @@ std::string AsText(const std::string& folder, const Manifest& manifest, const st
                         manifest.commit(), manifest.model_hash());
   absl::StrAppendFormat(&text, "lanes       %d; shards %d on %d servers; dense parameters %d\n", manifest.lanes(),
                         manifest.shards(), manifest.servers(), manifest.dense_parameters());
+  for (const JobEra& era : manifest.era()) {
+    for (const std::string& change : era.change()) {
+      absl::StrAppendFormat(&text, "changed     from step %d on: %s\n", era.from_step(), change);
+    }
+  }
   absl::StrAppendFormat(&text, "samples     read %d = trained %d + rejected %d + filtered %d\n", total.read(),
                         total.trained(), total.rejected(), total.filtered());
   absl::StrAppendFormat(&text, "\n%-20s %12s %12s %12s %14s %14s\n", "table", "rows", "in memory", "spilled",

@@ -22,6 +22,7 @@
 #include "common/base/report.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/prepare.h"
 #include "scripts/hearth/run_json.h"
@@ -289,6 +290,36 @@ absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text) {
   HEARTH_RETURN_IF_ERROR(CheckInputs(job).ok() ? CheckReading(job, options.job) : CheckExpressions(job, options.job));
   *text = PrintJob(job);
   return absl::OkStatus();
+}
+
+absl::Status PrintChanges(const TrainOptions& options, std::string* text) {
+  HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
+  const std::string snapshots = JoinPath(options.out, "snapshots");
+  SnapshotChoice choice;
+  if (PathExists(snapshots)) {
+    HEARTH_ASSIGN_OR_RETURN(choice, FindNewestSnapshot(snapshots));
+  }
+  if (choice.folder.empty()) {
+    *text = absl::StrCat(options.out, ": holds no snapshot; the job would start there\n");
+    return absl::OkStatus();
+  }
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<JobChange> changes, TakeFromSnapshot(choice, &job));
+  const uint64_t step = choice.manifest.step();
+  *text = absl::StrCat("from ", choice.folder, changes.empty() ? ": the same job\n" : "\n");
+  const auto list = [&](JobChange::Kind kind, absl::string_view verdict, absl::string_view meaning) {
+    const std::vector<JobChange> those = OfKind(changes, kind);
+    for (const JobChange& change : those) {
+      absl::StrAppendFormat(text, "%-9s %s  %s\n", verdict, change.ToString(),
+                            change.why.empty() ? absl::StrCat("(", meaning, ")") : absl::StrCat("(", change.why, ")"));
+    }
+    return those.size();
+  };
+  list(JobChange::kCarried, "carried", absl::StrCat("from step ", step + 1, " on"));
+  list(JobChange::kFree, "free", "changes no bit");
+  list(JobChange::kFiles, "files", "the list of files judges it when the run starts");
+  if (list(JobChange::kRefused, "refused", "") == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(*text, "what is refused needs another --out, or the field set back"));
 }
 
 int Train(const TrainOptions& options) {

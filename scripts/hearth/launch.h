@@ -32,6 +32,9 @@ struct TrainOptions {
 
 // Prints the effective job: defaults written out, lanes filled in.
 absl::Status PrintEffectiveJob(const TrainOptions& options, std::string* text);
+// In what the job is another one than that of the newest snapshot in options.out, one line a field, with the verdict.
+// FailedPrecondition, with the same lines, where a field is refused. Changes nothing.
+absl::Status PrintChanges(const TrainOptions& options, std::string* text);
 
 // Trains `job` in the folder `out`, from its newest snapshot where it has one. Returns the exit code; what went wrong
 // is told on stderr. Codes 64, 65, 66, 74 and 78 are final; after anything else that is not 0 or 75 the roles are

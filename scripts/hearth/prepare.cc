@@ -15,6 +15,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "common/job/pieces.h"
 #include "worker/log/log_reader.h"
 #include "worker/log/record_plan.h"
@@ -181,7 +182,7 @@ absl::Status CheckWorkers(const Job& job, int workers, bool resumed) {
                    " or fewer, or start anew in another --out with --set training.lanes=", workers, " or more"));
 }
 
-absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
+absl::StatusOr<std::vector<JobChange>> TakeFromSnapshot(const SnapshotChoice& snapshot, Job* job) {
   HEARTH_ASSIGN_OR_RETURN(const Job saved, ParseJob(snapshot.manifest.job(), JoinPath(snapshot.folder, "MANIFEST")));
   if (!job->training().has_lanes()) job->mutable_training()->set_lanes(snapshot.manifest.lanes());
   for (int i = 0; i < std::min(job->log_size(), saved.log_size()); ++i) {
@@ -192,11 +193,24 @@ absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
   if (!job->model().has_batch_norm_momentum() && saved.model().has_batch_norm_momentum()) {  // 0.1's default was 0.1
     job->mutable_model()->set_batch_norm_momentum(saved.model().batch_norm_momentum());
   }
-  const std::vector<std::string> differences = JobDifferences(*job, saved);
-  if (differences.empty()) return absl::OkStatus();
+  return ChangesOf(saved, *job, snapshot.manifest);
+}
+
+absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<JobChange> changes, TakeFromSnapshot(snapshot, job));
+  std::vector<std::string> refused;
+  for (const JobChange& change : OfKind(changes, JobChange::kRefused)) {
+    refused.push_back(absl::StrCat(change.ToString(), ": ", change.why));
+  }
+  if (refused.empty()) {
+    for (const JobChange& change : OfKind(changes, JobChange::kCarried)) {
+      Say(absl::StrCat("changed from step ", snapshot.manifest.step() + 1, " on: ", change.ToString()));
+    }
+    return absl::OkStatus();
+  }
   return absl::FailedPreconditionError(
-      absl::StrCat(snapshot.folder, ": is of another job; they differ (this job != the saved one) in\n",
-                   absl::StrJoin(differences, "\n"), "\nset these fields back, or train into another --out"));
+      absl::StrCat(snapshot.folder, ": is of another job; they differ (the saved one -> this job) in\n",
+                   absl::StrJoin(refused, "\n"), "\nset these fields back, or train into another --out"));
 }
 
 std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job) {

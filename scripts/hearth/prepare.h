@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/artifact/manifest.h"
+#include "common/job/identity.h"
 #include "common/proto/job.pb.h"
 
 namespace hearth {
@@ -35,7 +36,10 @@ absl::Status CheckPrograms(const Job& job, const std::string& folder);
 // No more workers than lanes. REQUIRES: the lanes are known.
 absl::Status CheckWorkers(const Job& job, int workers, bool resumed);
 
-// Same job as the snapshot's? Takes its lanes, and its logs' pieces, where the job says none.
+// In what the job is another one than the snapshot's, after it took from there what a first start decides where the
+// job says nothing: lanes, pieces of logs.
+absl::StatusOr<std::vector<JobChange>> TakeFromSnapshot(const SnapshotChoice& snapshot, Job* job);
+// The same; tells what will be another from here on. FailedPrecondition with all that may not be.
 absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job);
 
 // An open run folder, locked against other front commands until it is destroyed or the process ends.

@@ -12,6 +12,7 @@
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "common/net/wire.h"
 #include "embedding/rocksdb_store.h"
 #include "embedding/snapshot_reader.h"

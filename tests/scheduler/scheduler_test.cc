@@ -18,6 +18,7 @@
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/job/config.h"
+#include "common/job/identity.h"
 #include "common/net/wire.h"
 #include "common/proto/event.pb.h"
 #include "tests/scheduler/scheduler_testing.h"
@@ -500,7 +501,7 @@ TEST_F(SchedulerTest, RefusesAnotherJobsFolderAndTouchesNothingInIt) {
   Cluster cluster(options_);
   const absl::StatusOr<int> code = cluster.Join();
   EXPECT_EQ(ExitCodeOf(code.status()), kExitConfig);
-  EXPECT_THAT(std::string(code.status().message()), HasSubstr("training.batch_size"));
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("-> 77: inside an epoch"));
   EXPECT_THAT(std::string(code.status().message()), HasSubstr("dim"));
   EXPECT_EQ(ReadFile(JoinPath(dir_, "run.json")).value(), before);
   EXPECT_TRUE(ReadManifest(SnapshotFolder(6)).ok());

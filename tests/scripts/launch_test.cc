@@ -28,6 +28,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 // A job, and programs that only pretend: `mpirun` is a shell script that a test writes. It finds the run's folder as
 // its last argument in $dir, and the number of its call, from 1, in $call.
@@ -494,7 +495,7 @@ TEST_F(LaunchTest, RefusesTheFolderOfAnotherJobAndSaysWhichFieldsDiffer) {
   CommitSnapshot(5, 1, {"table[0].dim=8"});
   WriteMpirun("exit 0");
   EXPECT_EQ(TrainSaying(&said_), 78);
-  EXPECT_THAT(said_, HasSubstr("table[0].dim: 4 != 8"));
+  EXPECT_THAT(said_, HasSubstr("table[0].dim: 8 -> 4: it decides what a row holds"));
   EXPECT_TRUE(Calls().empty());
 }
 
@@ -503,9 +504,35 @@ TEST_F(LaunchTest, ARunOf01KeepsItsMomentumWhereTheJobNamesNone) {
   WriteMpirun("exit 0");
   EXPECT_EQ(TrainSaying(&said_), 0) << said_;
   EXPECT_EQ(LoadJob(options_.out + "/job.txtpb", {})->model().batch_norm_momentum(), 0.1);
-  options_.overrides = {"model.batch_norm_momentum=0.2"};
-  EXPECT_EQ(TrainSaying(&said_), 78);
-  EXPECT_THAT(said_, HasSubstr("model.batch_norm_momentum: 0.2 != 0.1"));
+}
+
+TEST_F(LaunchTest, TellsFromWhichStepAChangedJobHolds) {
+  CommitSnapshot(5, 1);
+  WriteMpirun("exit 0");
+  options_.overrides = {"training.clip_norm=2", "limits.bad_records_min=7"};
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(said_, HasSubstr("changed from step 6 on: training.clip_norm: 0 -> 2\n"));
+  EXPECT_THAT(said_, Not(HasSubstr("bad_records_min"))) << "no bit depends on it";
+}
+
+TEST_F(LaunchTest, PrintsWhatWouldBeCarriedFreeAndRefusedAndStartsNothing) {
+  WriteMpirun("exit 0");
+  std::string text;
+  ASSERT_TRUE(PrintChanges(options_, &text).ok());
+  EXPECT_THAT(text, HasSubstr("holds no snapshot"));
+  CommitSnapshot(5, 1);
+  ASSERT_TRUE(PrintChanges(options_, &text).ok());
+  EXPECT_THAT(text, HasSubstr("/snapshots/5: the same job\n"));
+  options_.overrides = {"training.clip_norm=2", "limits.bad_records_min=7"};
+  ASSERT_TRUE(PrintChanges(options_, &text).ok());
+  EXPECT_THAT(text, HasSubstr("carried   training.clip_norm: 0 -> 2  (from step 6 on)\n"));
+  EXPECT_THAT(text, HasSubstr("free      limits.bad_records_min: "));
+  options_.overrides.push_back("table[0].dim=8");
+  const absl::Status refused = PrintChanges(options_, &text);
+  EXPECT_EQ(ExitCodeOf(refused), 78);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("refused   table[0].dim: 4 -> 8  (it decides what a row holds"));
+  EXPECT_TRUE(Calls().empty());
+  EXPECT_FALSE(PathExists(options_.out + "/job.txtpb"));
 }
 
 TEST_F(LaunchTest, GoesOnWhereOnlyTheDataFolderMoved) {

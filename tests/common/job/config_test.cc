@@ -168,27 +168,6 @@ TEST(ValidateJob, WantsADelimiterOfOneCharacterForLogsAndSideTables) {
   }
 }
 
-TEST(ModelDifferences, LeavesOutHowFilesAreReadAndHowATrainingWouldGoOn) {
-  const Job job = SmallJob();
-  Job other = job;
-  other.mutable_log(0)->set_delimiter("\t");
-  other.mutable_log(0)->set_where("x > 1");
-  other.mutable_task(0)->set_label("other");
-  other.mutable_task(0)->set_mask("other > 0");
-  other.add_side_table()->set_name("s");
-  other.mutable_training()->set_batch_size(7);
-  other.mutable_model()->set_batch_norm_momentum(0.1);
-  other.mutable_model()->set_batch_norm_window_records(7);
-  EXPECT_THAT(ModelDifferences(job, other), IsEmpty());
-  EXPECT_FALSE(JobDifferences(job, other).empty());
-  other.mutable_table(0)->set_dim(job.table(0).dim() + 1);
-  other.mutable_task(0)->set_name("renamed");
-  other.mutable_slot(0)->set_hash(Slot::HASHED);
-  EXPECT_THAT(
-      ModelDifferences(job, other),
-      testing::UnorderedElementsAre(HasSubstr("table[0].dim"), HasSubstr("task[0].name"), HasSubstr("slot[0].hash")));
-}
-
 TEST(ValidateJob, BoundsTheLengthOfEachExpression) {
   Job job = SmallJob();
   const std::string longest(kExpressionBytesMax, '1');
@@ -255,46 +234,6 @@ TEST(PrintJob, WritesDefaultsOutAndReadsBackAsTheSameJob) {
   const auto again = ParseJob(text, "printed");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(PrintJob(*again), text);
-  EXPECT_EQ(JobHash(*again), JobHash(job));
-}
-
-TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
-  const Job job = SmallJob();
-  Job other = job;
-  other.mutable_snapshot()->set_every_steps(7);
-  other.mutable_training()->set_epochs(9);
-  other.mutable_training()->set_device(Training::CPU);
-  other.set_data_dir("/moved");
-  other.mutable_export_()->set_delta_every_steps(5);
-  EXPECT_EQ(JobHash(other), JobHash(job));
-  EXPECT_THAT(JobDifferences(job, other), IsEmpty());
-  other.mutable_training()->set_batch_size(99);
-  other.mutable_table(0)->set_dim(4);
-  EXPECT_NE(JobHash(other), JobHash(job));
-  EXPECT_THAT(JobDifferences(job, other), SizeIs(2));
-  EXPECT_THAT(JobDifferences(job, other), Contains("training.batch_size: 1024 != 99"));
-}
-
-TEST(JobDifferences, CoverWhatMakesARecordBadAndLeavePathsToTheListOfFiles) {
-  const Job job = SmallJob();
-  Job other = job;
-  other.mutable_log(0)->add_path("tomorrow.csv");
-  other.mutable_limits()->set_bad_records_min(7);
-  EXPECT_THAT(JobDifferences(job, other), IsEmpty());
-  other.mutable_limits()->set_record_bytes_max(200);
-  EXPECT_THAT(JobDifferences(job, other), ElementsAre("limits.record_bytes_max: 1048576 != 200"));
-}
-
-TEST(BitDifferences, NameWhatMayChangeBetweenResumesAndChangesBits) {
-  Job job = SmallJob();
-  Job other = job;
-  other.mutable_snapshot()->set_every_steps(7);
-  other.mutable_limits()->set_bad_records_min(7);
-  EXPECT_THAT(BitDifferences(job, other), IsEmpty()) << "without staleness a cut changes no view";
-  other.mutable_training()->set_threads(2);
-  EXPECT_THAT(BitDifferences(job, other), ElementsAre("training.threads: 1 != 2"));
-  other.mutable_training()->set_staleness(1);
-  EXPECT_THAT(BitDifferences(job, other), ElementsAre("snapshot.every_steps: 1000 != 7", "training.threads: 1 != 2"));
 }
 
 }  // namespace

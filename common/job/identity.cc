@@ -1,0 +1,254 @@
+#include "common/job/identity.h"
+
+#include <google/protobuf/text_format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <map>
+#include <string_view>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/job/config.h"
+#include "common/job/pieces.h"
+
+namespace hearth {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Reflection;
+using google::protobuf::TextFormat;
+using ProtoMessage = google::protobuf::Message;
+
+// What decides the rows and the dense model from here on. Not: where files lie, how long to go on, how often to save,
+// what to evaluate, how much memory to use.
+Job Identity(const Job& job) {
+  Job identity = job;
+  identity.clear_name();
+  identity.clear_data_dir();
+  identity.clear_snapshot();
+  identity.clear_export_();
+  identity.clear_metrics();
+  identity.clear_limits();
+  identity.clear_split();
+  Training* training = identity.mutable_training();
+  training->clear_epochs();
+  training->clear_steps_max();
+  training->clear_read_ahead_batches_max();
+  training->clear_threads();
+  training->clear_device();
+  training->clear_precision();
+  training->clear_idle_ms();
+  for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
+  for (Log& log : *identity.mutable_log()) log.set_piece_bytes(PieceBytes(log));
+  return WithDefaults(identity);
+}
+
+using Flat = std::map<std::string, std::string>;
+
+void Flatten(const ProtoMessage& message, const std::string& prefix, Flat* flat) {
+  const Descriptor* descriptor = message.GetDescriptor();
+  const Reflection* reflection = message.GetReflection();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const FieldDescriptor* field = descriptor->field(i);
+    const bool is_message = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
+    const int size =
+        field->is_repeated() ? reflection->FieldSize(message, field) : reflection->HasField(message, field);
+    for (int k = 0; k < size; ++k) {
+      const std::string path =
+          field->is_repeated() ? absl::StrCat(prefix, field->name(), "[", k, "]") : absl::StrCat(prefix, field->name());
+      if (is_message) {
+        const ProtoMessage& child = field->is_repeated() ? reflection->GetRepeatedMessage(message, field, k)
+                                                         : reflection->GetMessage(message, field);
+        Flatten(child, path + ".", flat);
+      } else {
+        TextFormat::PrintFieldValueToString(message, field, field->is_repeated() ? k : -1, &(*flat)[path]);
+      }
+    }
+  }
+}
+
+struct Difference {
+  std::string field, left, right;
+};
+
+std::vector<Difference> Differences(const ProtoMessage& a, const ProtoMessage& b) {
+  Flat left, right;
+  Flatten(a, "", &left);
+  Flatten(b, "", &right);
+  std::vector<Difference> differences;
+  const std::string absent = "(absent)";
+  for (const auto& [path, value] : left) {
+    const auto found = right.find(path);
+    if (found == right.end() || found->second != value) {
+      differences.push_back({path, value, found == right.end() ? absent : found->second});
+    }
+  }
+  for (const auto& [path, value] : right) {
+    if (left.count(path) == 0) differences.push_back({path, absent, value});
+  }
+  return differences;
+}
+
+// "table[0].dim" → "table.dim": rules are of all elements.
+std::string WithoutIndices(const std::string& field) {
+  std::string plain;
+  bool inside = false;
+  for (const char c : field) {
+    inside = inside || c == '[';
+    if (!inside) plain += c;
+    inside = inside && c != ']';
+  }
+  return plain;
+}
+
+enum class Rule { kFree, kCarried, kFiles, kAtEpochEnd, kNotWhileEpochEnds, kWithStaleness, kRefused };
+struct RuleOf {
+  absl::string_view prefix;  // of a field without indices; the first that fits
+  Rule rule;
+  absl::string_view why;
+};
+constexpr RuleOf kRules[] = {
+    {"name", Rule::kFree, ""},
+    {"data_dir", Rule::kFree, ""},
+    {"snapshot.every_steps", Rule::kWithStaleness, ""},
+    {"snapshot", Rule::kFree, ""},
+    {"export", Rule::kFree, ""},
+    {"metrics", Rule::kFree, ""},
+    {"limits.record_bytes_max", Rule::kRefused, "it decides which records a cursor counts"},
+    {"limits", Rule::kFree, ""},
+    {"split", Rule::kFree, ""},
+    {"log.path", Rule::kFiles, ""},
+    {"log.batch_size", Rule::kAtEpochEnd, "inside an epoch it decides which records a lane has read"},
+    {"log", Rule::kRefused, "it decides which records there are, and in which order"},
+    {"side_table", Rule::kRefused, "it decides which records there are, and what they hold"},
+    {"seed", Rule::kRefused, "every initial value and every shuffle is drawn from it"},
+    {"task.weight", Rule::kCarried, ""},
+    {"task.base_rate", Rule::kFree, ""},  // of initial values alone
+    {"task", Rule::kRefused, "it decides what the model's outputs mean"},
+    {"slot", Rule::kRefused, "it decides what the model's inputs mean"},
+    {"dense", Rule::kRefused, "it decides what the model's inputs mean"},
+    {"table.optimizer.kind", Rule::kRefused, "it decides what a row holds"},
+    {"table.optimizer", Rule::kCarried, ""},
+    {"table.init_uniform", Rule::kCarried, ""},
+    {"table.expire_after_steps", Rule::kCarried, ""},
+    {"table.memory_rows_max", Rule::kFree, ""},
+    {"table.score", Rule::kFree, ""},
+    {"table", Rule::kRefused, "it decides what a row holds, and which rows there are"},
+    {"model.batch_norm_momentum", Rule::kCarried, ""},
+    {"model.batch_norm_window_records", Rule::kCarried, ""},
+    {"model", Rule::kRefused, "it decides the dense model's shape"},
+    {"training.batch_size", Rule::kAtEpochEnd, "inside an epoch it decides which records a lane has read"},
+    {"training.staleness", Rule::kNotWhileEpochEnds, "an epoch is about to end, at a step that the old value decided"},
+    {"training.epochs", Rule::kFree, ""},
+    {"training.steps_max", Rule::kWithStaleness, ""},
+    {"training.dense_optimizer.kind", Rule::kRefused, "it decides what the optimizer's state is"},
+    {"training.dense_optimizer", Rule::kCarried, ""},
+    {"training.clip_norm", Rule::kCarried, ""},
+    {"training.threads", Rule::kCarried, ""},
+    {"training.device", Rule::kCarried, ""},
+    {"training.precision", Rule::kCarried, ""},
+    {"training.read_ahead_batches_max", Rule::kFree, ""},
+    {"training.idle_ms", Rule::kFree, ""},
+    {"training.lanes", Rule::kRefused, "each lane has its own part of the log"},
+    {"training.shards", Rule::kRefused, "it decides where rows are stored"},
+};
+
+const RuleOf& RuleFor(const std::string& field) {
+  static constexpr RuleOf kUnknown = {"", Rule::kRefused, "it is part of the model"};
+  const std::string plain = WithoutIndices(field);
+  for (const RuleOf& rule : kRules) {
+    const absl::string_view rest = absl::string_view(plain).substr(0, rule.prefix.size());
+    if (rest != rule.prefix) continue;
+    if (plain.size() == rule.prefix.size() || plain[rule.prefix.size()] == '.') return rule;
+  }
+  return kUnknown;
+}
+
+bool AtEpochEnd(const Manifest& snapshot) {
+  return std::all_of(snapshot.lane().begin(), snapshot.lane().end(), [&](const LaneState& lane) {
+    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == snapshot.lane(0).cursor().epoch() &&
+           lane.epoch_ends_at() <= snapshot.step();
+  });
+}
+
+}  // namespace
+
+uint64_t JobHash(const Job& job) {
+  Flat flat;
+  Flatten(Identity(job), "", &flat);
+  std::string text;
+  for (const auto& [path, value] : flat) absl::StrAppend(&text, path, "=", value, "\n");
+  return XXH3_64bits(text.data(), text.size());
+}
+
+std::string JobChange::ToString() const { return absl::StrCat(field, ": ", before, " -> ", now); }
+
+std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manifest& snapshot) {
+  const auto effective = [](Job job) {
+    for (Log& log : *job.mutable_log()) log.set_piece_bytes(PieceBytes(log));
+    return WithDefaults(std::move(job));
+  };
+  const bool untouched = snapshot.step() == 0;
+  const bool between_epochs = untouched || AtEpochEnd(snapshot);
+  const bool epoch_ends = std::any_of(snapshot.lane().begin(), snapshot.lane().end(),
+                                      [&](const LaneState& lane) { return lane.epoch_ends_at() > snapshot.step(); });
+  const bool stale = before.training().staleness() > 0 || now.training().staleness() > 0;
+  std::vector<JobChange> changes;
+  for (Difference& difference : Differences(effective(before), effective(now))) {
+    const RuleOf& rule = RuleFor(difference.field);
+    JobChange change = {JobChange::kRefused, std::move(difference.field), std::move(difference.left),
+                        std::move(difference.right), std::string(rule.why)};
+    switch (rule.rule) {
+      case Rule::kFree:
+        change.kind = JobChange::kFree;
+        break;
+      case Rule::kCarried:
+        change.kind = JobChange::kCarried;
+        break;
+      case Rule::kFiles:
+        change.kind = JobChange::kFiles;
+        break;
+      case Rule::kWithStaleness:  // cuts decide views where there are several
+        change.kind = stale ? JobChange::kCarried : JobChange::kFree;
+        break;
+      case Rule::kAtEpochEnd:
+        if (between_epochs) change.kind = JobChange::kCarried;
+        break;
+      case Rule::kNotWhileEpochEnds:
+        if (!epoch_ends) change.kind = JobChange::kCarried;
+        break;
+      case Rule::kRefused:
+        break;
+    }
+    if (change.kind != JobChange::kRefused) change.why.clear();
+    changes.push_back(std::move(change));
+  }
+  return changes;
+}
+
+std::vector<JobChange> OfKind(const std::vector<JobChange>& changes, JobChange::Kind kind) {
+  std::vector<JobChange> those;
+  for (const JobChange& change : changes) {
+    if (change.kind == kind) those.push_back(change);
+  }
+  return those;
+}
+
+std::vector<std::string> ModelDifferences(const Job& a, const Job& b) {
+  std::vector<std::string> differences;
+  for (const Difference& difference : Differences(Identity(a), Identity(b))) {
+    const std::string& field = difference.field;
+    const bool of_model = absl::StartsWith(field, "task") || absl::StartsWith(field, "slot") ||
+                          absl::StartsWith(field, "dense") || absl::StartsWith(field, "table") ||
+                          absl::StartsWith(field, "model") || field == "training.shards";
+    const bool of_reading =
+        absl::StartsWith(field, "task") && (absl::EndsWith(field, ".label") || absl::EndsWith(field, ".mask"));
+    if (!of_model || of_reading || RuleFor(field).rule != Rule::kRefused) continue;
+    differences.push_back(absl::StrCat(field, ": ", difference.left, " != ", difference.right));
+  }
+  return differences;
+}
+
+}  // namespace hearth

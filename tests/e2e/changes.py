@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""A job that changes on its way: what is carried on with, and from which step. As e2e.py, whose helpers it uses.
+
+Usage: changes.py --bin DIR CASE     (or: all)
+"""
+import json
+import os
+import signal
+
+from e2e import LONG, RECORDS, check, check_equal, check_finished, main
+
+CHANGES = ["training.dense_optimizer.learning_rate=0.01", "table[user].optimizer.learning_rate=0.2",
+           "task[like].weight=3", "training.clip_norm=5", "training.staleness=2"]
+
+
+def inspect(bench, name):
+    return json.loads(bench.run("inspect", bench.root / name, "--json"))
+
+
+def a_changed_job_goes_on_and_its_bits_are_those_of_the_changes(bench):
+    bench.generate(records=LONG)
+    for name, ps, worker in (("one", 1, 1), ("two", 2, 4)):
+        bench.train(name, ps=ps, worker=worker, sets=["training.steps_max=30"])
+    one = bench.train("one", ps=2, worker=2, sets=CHANGES)
+    check("changed from step 31 on: training.staleness: 0 -> 2" in bench.output, bench.output)
+    check_finished(one, LONG)
+    # The same list on other numbers of processes, a worker killed before and after the new job's first snapshot.
+    process = bench.start("two", "--max-restarts", "10", ps=3, worker=2, sets=CHANGES)
+    for step in (30, 60):
+        bench.wait_for_step("two", step, process)
+        pids = bench.pids("hearth-worker", "two")
+        if pids:
+            os.kill(pids[-1], signal.SIGKILL)
+    check_equal(bench.end(process), 0, f"exit code\n{(bench.root / 'two.out').read_text()}\nexit code")
+    two = bench.run_json("two")
+    check_equal(two["model_hash"], one["model_hash"], "hash of the same changes at the same step")
+    check_equal(two["samples"], one["samples"], "ledger")
+    eras = inspect(bench, "two")["eras"]
+    check_equal([era["from_step"] for era in eras], [31], "eras")
+    # With them training.steps_max, whose old value was a cut, and cuts decide views now.
+    check_equal(len(eras[0]["changes"]), len(CHANGES) + 1, f"changes in {eras}")
+    check_equal(inspect(bench, "one")["eras"], eras, "eras of both runs")
+    # None of it goes without saying: the unchanged job's hash is another, and so is that of the changes from step 1 on.
+    plain = bench.train("plain", worker=2)
+    always = bench.train("always", worker=2, sets=CHANGES)
+    check_equal(len({one["model_hash"], plain["model_hash"], always["model_hash"]}), 3, "different hashes")
+
+
+def what_may_not_change_is_told_before_anything_is_touched(bench):
+    bench.generate()
+    first = bench.train("run", worker=2, sets=["training.steps_max=20"])
+    kept = {path: path.read_bytes() for path in (bench.root / "run").rglob("*") if path.is_file()}
+    refused = ["table[user].dim=16", "training.batch_size=64"]
+    sets = [item for one in refused + ["snapshot.every_steps=7", "training.clip_norm=1"] for item in ("--set", one)]
+    bench.run("train", bench.job, "--out", bench.root / "run", "--print-changes", *sets, expect=78)
+    for line in ("carried   training.clip_norm: 0 -> 1  (from step 21 on)", "free      snapshot.every_steps: 12 -> 7",
+                 "refused   training.batch_size: 128 -> 64  (inside an epoch", "(it decides what a row holds"):
+        check(line in bench.output, f"no line \"{line}\" in\n{bench.output}")
+    bench.train("run", expect=78, worker=2, sets=refused)
+    check("training.batch_size: 128 -> 64: inside an epoch" in bench.output, bench.output)
+    now = {path: path.read_bytes() for path in (bench.root / "run").rglob("*") if path.is_file()}
+    check_equal(now.keys(), kept.keys(), "files of the run")
+    check(all(now[path] == kept[path] for path in kept), "a file of the run was touched")
+    # An evaluation takes another learning rate for the same model.
+    bench.run("eval", bench.job, "--snapshot", bench.root / "run", "--logs", bench.data / "test.csv", "--set",
+              "training.dense_optimizer.learning_rate=1", "--set", "training.batch_size=64")
+    # At an epoch's end the batch size is free to change: the next one is read anew.
+    bench.train("run", worker=2)
+    grown = bench.train("run", ps=2, worker=1, sets=["training.epochs=2", "training.batch_size=64"])
+    check_equal(grown["samples"]["read"], 2 * RECORDS, "samples read")
+    bench.train("other", worker=2, sets=["training.steps_max=20"])
+    bench.train("other", worker=2)
+    other = bench.train("other", worker=4, sets=["training.epochs=2", "training.batch_size=64"])
+    check_equal(grown["model_hash"], other["model_hash"], "hash of a second epoch in other batches")
+    check(first["model_hash"] != grown["model_hash"], "nothing was trained")
+
+
+CASES = [a_changed_job_goes_on_and_its_bits_are_those_of_the_changes,
+         what_may_not_change_is_told_before_anything_is_touched]
+
+if __name__ == "__main__":
+    main(CASES, "hearth-changes-")
