@@ -24,7 +24,7 @@ namespace {
 constexpr char kSortedTableSuffix[] = ".sst";
 constexpr int64_t kShowUs = 1'000'000;  // between two looks at the tables for Prometheus
 
-absl::Status Say(Transport* transport, const Ranks& ranks, Control control) {
+absl::Status SendToScheduler(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
   control.set_from_index(static_cast<uint32_t>(transport->rank() - ranks.server(0)));
   return transport->Send(kPortServer, {ranks.scheduler(), kPortScheduler}, EncodeControl(control));
@@ -243,10 +243,12 @@ absl::StatusOr<std::vector<FileEntry>> PsServer::DescribeCheckpoint(const std::s
   return files;
 }
 
-absl::Status PsServer::SendControl(const Control& control) { return Say(options_.transport, options_.ranks, control); }
+absl::Status PsServer::SendControl(const Control& control) {
+  return SendToScheduler(options_.transport, options_.ranks, control);
+}
 
 absl::Status SendFailed(Transport* transport, const Ranks& ranks, const absl::Status& status) {
-  return Say(transport, ranks, FailedControl(status));
+  return SendToScheduler(transport, ranks, FailedControl(status));
 }
 
 }  // namespace hearth

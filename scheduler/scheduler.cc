@@ -592,7 +592,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
 }
 
 // Those beyond snapshot.keep go, but what waits for publication and what a reader holds. Of the latter the newest
-// kHeldSnapshotsMax stay; an older one is taken from under its reader, who is told so (SnapshotHold::Judge).
+// kHeldSnapshotsMax stay; an older one is taken from under its reader, who is told so (SnapshotHold::Explain).
 absl::Status Scheduler::RemoveOldSnapshots() {
   const size_t keep = std::max<size_t>(1, options_.job.snapshot().keep());
   size_t held = 0;

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Reference scorer: raw log records -> signs -> the graph's input -> probabilities, from an export bundle alone.
 
-Needs numpy, onnxruntime and xxhash. Written from features.json (docs/FORMATS.md, "Export bundle") and nothing else of Hearth, so that it
-checks the exporter and shows what a serving system has to do.
+Needs numpy, onnxruntime and xxhash. Written from features.json (docs/FORMATS.md, "Export bundle") and nothing
+else of Hearth, so that it checks the exporter and shows what a serving system has to do.
 
   score.py BUNDLE --check                                golden.jsonl, step by step
   score.py BUNDLE --logs FILE... [--log NAME] [--predictions FILE]     scores records, prints AUC by task as JSON
@@ -33,8 +33,8 @@ FRAGMENTS_MAX = 64
 UNTERMINATED = ()  # fields of a record with a quote that nobody closes
 
 # A text is a str whose bytes that are no UTF-8 are surrogates ("surrogateescape"), so it goes back to the bytes it was.
-# A number (docs/EXPRESSIONS.md, "Values") is None where it is missing, an int from -2^63 to 2^64 - 1, or a float that is
-# not NaN.
+# A number (docs/EXPRESSIONS.md, "Values") is None where it is missing, an int from -2^63 to 2^64 - 1, or a float that
+# is not NaN.
 
 
 def bytes_of(text):
@@ -360,7 +360,8 @@ class Scorer:
         self.record_bytes_max = self.features.get("record_bytes_max", 1 << 20)  # an older bundle does not say it
         manifest = json.loads((self.bundle / "manifest.json").read_text())
         if "delta" in manifest:
-            sys.exit(f"score.py: {bundle} is a delta; merge it with its base first: hearth export --apply BASE DELTA --out BUNDLE")
+            sys.exit(f"score.py: {bundle} is a delta; merge it with its base first: "
+                     "hearth export --apply BASE DELTA --out BUNDLE")
         graph = self.bundle / "triton" / manifest["model"] / str(manifest["version"]) / "model.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -532,7 +533,8 @@ def check(scorer, log, bound):
         prepared = scorer.prepare(raw, log)
         if prepared is None or prepared[0] != line["signs"]:
             faults += 1
-            print(f"golden record {i}: raw -> signs differs: {prepared and prepared[0]} != {line['signs']}", file=sys.stderr)
+            print(f"golden record {i}: raw -> signs differs: {prepared and prepared[0]} != {line['signs']}",
+                  file=sys.stderr)
             continue
         own = scorer.input(line["signs"], prepared[1])
         worst["input"] = max(worst["input"], float(numpy.abs(own - numpy.asarray(line["input"])).max(initial=0)))
@@ -578,9 +580,13 @@ def score(scorer, log, paths, predictions):
     scores = numpy.concatenate(batches) if batches else numpy.zeros((0, len(tasks)), numpy.float32)
     if predictions:
         with open(predictions, "w", encoding="utf-8", errors="surrogateescape") as out:
-            out.write("\t".join(["source", "offset"] + [f"{kind}_{task['name']}" for task in tasks for kind in ("label", "p")]) + "\n")
+            out.write("\t".join(["source", "offset"] +
+                                [f"{kind}_{task['name']}" for task in tasks for kind in ("label", "p")]) + "\n")
             for (path, offset), row, labels in zip(places, scores, all_labels):
-                cells = [cell for label, p in zip(labels, row) for cell in ("" if label is None else str(label), repr(float(p)))]
+                cells = [
+                    cell for label, p in zip(labels, row)
+                    for cell in ("" if label is None else str(label), repr(float(p)))
+                ]
                 out.write("\t".join([str(path), str(offset)] + cells) + "\n")
     report = {"records": len(inputs), "filtered_or_rejected": rejected, "auc": {}}
     for t, task in enumerate(tasks):
@@ -593,7 +599,8 @@ def score(scorer, log, paths, predictions):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
-    parser.add_argument("--check", action="store_true", help="compare each step with golden.jsonl; exit 1 where one differs")
+    parser.add_argument("--check", action="store_true",
+                        help="compare each step with golden.jsonl; exit 1 where one differs")
     parser.add_argument("--bound", type=float, default=1e-5, help="for --check: largest difference of a probability")
     parser.add_argument("--logs", nargs="+", default=[])
     parser.add_argument("--log", default="", help="which of the bundle's logs the files are like; default: the first")

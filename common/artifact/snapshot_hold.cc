@@ -88,7 +88,7 @@ SnapshotHold::~SnapshotHold() {
 
 bool SnapshotHold::Gone() const { return fd_ >= 0 && !Names(path_, fd_); }
 
-absl::Status SnapshotHold::Judge(const absl::Status& status) const {
+absl::Status SnapshotHold::Explain(const absl::Status& status) const {
   return !status.ok() && Gone() ? Removed(path_) : status;
 }
 
@@ -148,7 +148,7 @@ absl::StatusOr<HeldSnapshot> HoldNewestSnapshot(const std::string& path, Snapsho
         held.manifest = *std::move(manifest);
         return held;
       }
-      const absl::Status status = held.hold.Judge(manifest.status());
+      const absl::Status status = held.hold.Explain(manifest.status());
       if (!absl::IsDataLoss(status)) return status;
       if (newest.ok()) newest = status;
       held.passed_over.push_back(std::string(status.message()));

@@ -4,7 +4,7 @@
 // A hold is a shared flock on the snapshot's MANIFEST; who removes takes it exclusively, and does not wait. So a hold
 // needs the right to read and no more, leaves nothing in the folder, and ends with its process however that ends. Over
 // NFS Linux makes byte-range locks of it, which hold between hosts; where a file system has no locks (NFS mounted with
-// `nolock` has them on each host alone) a snapshot may still go under its reader, who then says so (Judge).
+// `nolock` has them on each host alone) a snapshot may still go under its reader, who then says so (Explain).
 #pragma once
 
 #include <string>
@@ -28,7 +28,7 @@ class SnapshotHold {
 
   // What a reader's `status` means: itself, but NotFound where the snapshot is not there any more: it was removed under
   // the reader, not damaged.
-  absl::Status Judge(const absl::Status& status) const;
+  absl::Status Explain(const absl::Status& status) const;
 
  private:
   SnapshotHold(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
@@ -60,7 +60,7 @@ struct HeldSnapshot {
 // a disk that does not answer) is not passed over: its error is returned.
 absl::StatusOr<HeldSnapshot> HoldNewestSnapshot(const std::string& path, SnapshotCheck check);
 
-// Whether `status` says that a snapshot was removed: Take's and Judge's NotFound.
+// Whether `status` says that a snapshot was removed: Take's and Explain's NotFound.
 bool IsRemoved(const absl::Status& status);
 
 // Calls `read` again where a snapshot was removed under it, but no more than a few times: a run may commit and remove

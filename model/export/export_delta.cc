@@ -389,7 +389,7 @@ absl::StatusOr<std::string> ExportDelta(const DeltaOptions& options) {
   std::string report;
   HEARTH_RETURN_IF_ERROR(PublishFolder(out, [&](const std::string& folder) -> absl::Status {
     absl::StatusOr<std::string> filled = FillDelta(source, formats, chain, folder);
-    if (!filled.ok()) return source.hold.Judge(filled.status());
+    if (!filled.ok()) return source.hold.Explain(filled.status());
     report = *std::move(filled);
     return absl::OkStatus();
   }));

@@ -140,12 +140,11 @@ void AddBatch(CLI::App* app, int* code) {
   command->add_flag("--stopped", outcome.stopped);
   command->add_flag("--requeued", outcome.requeued);
   command->callback([code] {
-    const absl::StatusOr<BatchVerdict> verdict = BatchEnd(folder, slurm_job, outcome);
-    *code = Finish(kProgram, verdict.status());
-    if (!verdict.ok()) return;
-    std::fprintf(stderr, "hearth: %s\n", verdict->reason.c_str());
-    *code = Finish(kProgram,
-                   WriteStandardOutput(absl::StrCat(verdict->requeue ? "requeue " : "end ", verdict->code, "\n")));
+    const absl::StatusOr<BatchNext> next = BatchEnd(folder, slurm_job, outcome);
+    *code = Finish(kProgram, next.status());
+    if (!next.ok()) return;
+    std::fprintf(stderr, "hearth: %s\n", next->reason.c_str());
+    *code = Finish(kProgram, WriteStandardOutput(absl::StrCat(next->requeue ? "requeue " : "end ", next->code, "\n")));
   });
 }
 

@@ -203,7 +203,7 @@ absl::StatusOr<std::string> VerifySnapshotAt(const std::string& path) {
       HEARTH_ASSIGN_OR_RETURN(const SnapshotHold hold, SnapshotHold::Take(folder));
       const absl::StatusOr<std::string> whole = VerifyFolder(folder);
       if (whole.ok() && newest.ok()) return whole;
-      const absl::Status status = hold.Judge(whole.status());
+      const absl::Status status = hold.Explain(whole.status());
       if (IsRemoved(status)) return status;
       if (newest.ok()) newest = status;
       lines.push_back(whole.ok()

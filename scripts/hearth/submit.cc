@@ -233,57 +233,56 @@ absl::Status BatchBegin(const std::string& folder, const std::string& slurm_job)
   return TellRunJson(folder, "running", kExitOk, "");
 }
 
-absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::string& slurm_job,
-                                      const BatchOutcome& outcome) {
-  BatchVerdict verdict;
-  verdict.code = CodeOfStart(folder, outcome);
-  const bool saved = verdict.code == kExitSaved;
-  if (verdict.code != kExitSaved && IsFinalExit(verdict.code)) {
-    verdict.reason = DescribeEnd(verdict.code);
-    if (verdict.code == kExitOk || ReadRunState(folder).status == "failed") return verdict;
-    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", verdict.code, verdict.reason));
-    return verdict;
+absl::StatusOr<BatchNext> BatchEnd(const std::string& folder, const std::string& slurm_job,
+                                   const BatchOutcome& outcome) {
+  BatchNext next;
+  next.code = CodeOfStart(folder, outcome);
+  const bool saved = next.code == kExitSaved;
+  if (next.code != kExitSaved && IsFinalExit(next.code)) {
+    next.reason = DescribeEnd(next.code);
+    if (next.code == kExitOk || ReadRunState(folder).status == "failed") return next;
+    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", next.code, next.reason));
+    return next;
   }
   if (outcome.stopped) {
-    verdict.code = 128 + SIGTERM;
-    verdict.reason = absl::StrCat("stopped by signal ", SIGTERM);
-    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", verdict.code, verdict.reason));
-    return verdict;
+    next.code = 128 + SIGTERM;
+    next.reason = absl::StrCat("stopped by signal ", SIGTERM);
+    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", next.code, next.reason));
+    return next;
   }
   if (outcome.requeued) {
-    verdict.code = kExitSaved;
-    verdict.reason = "put back into the queue by Slurm; the newest snapshot stands";
-    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "saved", verdict.code, verdict.reason));
-    return verdict;
+    next.code = kExitSaved;
+    next.reason = "put back into the queue by Slurm; the newest snapshot stands";
+    HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "saved", next.code, next.reason));
+    return next;
   }
   Requeues requeues = ReadRequeues(folder, slurm_job);
   const bool counted = !saved || NewestStep(folder) <= requeues.step;
   if (!counted) {
-    verdict.reason = "saved before the time limit";
+    next.reason = "saved before the time limit";
   } else if (saved) {
-    verdict.reason = "the time limit came before a new snapshot";
+    next.reason = "the time limit came before a new snapshot";
   } else if (outcome.asked) {
-    verdict.reason = absl::StrCat("the time limit came before the snapshot was whole (", DescribeEnd(verdict.code),
-                                  "), give --signal-lead more");
+    next.reason = absl::StrCat("the time limit came before the snapshot was whole (", DescribeEnd(next.code),
+                               "), give --signal-lead more");
   } else {
-    verdict.reason = DescribeEnd(verdict.code);
+    next.reason = DescribeEnd(next.code);
   }
   if (counted) ++requeues.failures;
-  verdict.requeue = !counted || requeues.failures <= outcome.requeues_max;
-  if (saved || outcome.asked || verdict.requeue) verdict.code = kExitSaved;
-  if (!verdict.requeue) {
-    absl::StrAppend(&verdict.reason, "; requeued ", outcome.requeues_max,
+  next.requeue = !counted || requeues.failures <= outcome.requeues_max;
+  if (saved || outcome.asked || next.requeue) next.code = kExitSaved;
+  if (!next.requeue) {
+    absl::StrAppend(&next.reason, "; requeued ", outcome.requeues_max,
                     " times, --max-requeues; submit it again to go on from the newest snapshot");
   } else if (counted) {
-    absl::StrAppend(&verdict.reason, "; requeue ", requeues.failures, " of ", outcome.requeues_max,
+    absl::StrAppend(&next.reason, "; requeue ", requeues.failures, " of ", outcome.requeues_max,
                     " from the newest snapshot");
   } else {
-    absl::StrAppend(&verdict.reason, "; requeued");
+    absl::StrAppend(&next.reason, "; requeued");
   }
   HEARTH_RETURN_IF_ERROR(WriteRequeues(folder, requeues));
-  HEARTH_RETURN_IF_ERROR(
-      TellRunJson(folder, verdict.code == kExitSaved ? "saved" : "failed", verdict.code, verdict.reason));
-  return verdict;
+  HEARTH_RETURN_IF_ERROR(TellRunJson(folder, next.code == kExitSaved ? "saved" : "failed", next.code, next.reason));
+  return next;
 }
 
 }  // namespace hearth

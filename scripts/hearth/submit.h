@@ -49,7 +49,7 @@ struct BatchOutcome {
   bool requeued = false;  // SIGTERM was sent: Slurm itself puts the job back
   int requeues_max = 10;  // how often this job may be put back after a dead rank, or without having saved
 };
-struct BatchVerdict {
+struct BatchNext {
   bool requeue = false;
   int code = 0;  // of the batch script
   std::string reason;
@@ -57,7 +57,7 @@ struct BatchVerdict {
 // After a start: what is to happen, and run.json says it. What the scheduler wrote there stands above srun's code,
 // which is that of the rank that was killed hardest. A saved run goes back as long as each start brings a new snapshot;
 // what else goes back counts against requeues_max.
-absl::StatusOr<BatchVerdict> BatchEnd(const std::string& folder, const std::string& slurm_job,
-                                      const BatchOutcome& outcome);
+absl::StatusOr<BatchNext> BatchEnd(const std::string& folder, const std::string& slurm_job,
+                                   const BatchOutcome& outcome);
 
 }  // namespace hearth

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""End-to-end tests of deltas for serving: published while a job trains, killed, applied, compared with full exports byte for byte.
+"""End-to-end tests of deltas for serving: published while a job trains, killed, applied, compared with full exports
+byte for byte.
 
 Usage: deltas.py --bin DIR CASE     (or: all). Standard library only.
 """
@@ -24,7 +25,11 @@ TOLD_APART = {"manifest.json", "manifest.json.sha256", "golden.jsonl"}  # a merg
 
 
 def files_of(folder, without=()):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in without}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in without
+    }
 
 
 def bytes_of(folder):
@@ -72,19 +77,22 @@ def deltas_make_full_exports_to_the_byte(bench):
     for at, delta in enumerate(chain[1:], 1):
         bench.run("verify", delta)
         manifest = manifest_of(delta)
-        check_equal([manifest["base_version"], manifest["delta"]["seq"], manifest["delta"]["from_step"]], [EVERY, at, steps[at - 1]],
-                    "place of the delta")
+        check_equal([manifest["base_version"], manifest["delta"]["seq"], manifest["delta"]["from_step"]],
+                    [EVERY, at, steps[at - 1]], "place of the delta")
         upserts += sum(table["upserts"] for table in manifest["tables"])
         deletions += sum(table["deletions"] for table in manifest["tables"])
         full, applied = bench.root / f"full-{at}", bench.root / f"applied-{at}"
         bench.run("export", snapshots / str(steps[at]), "--out", full)
         bench.run("export", "--apply", chain[0], *chain[1:at + 1], "--out", applied)
         bench.run("verify", applied)
-        check_same(files_of(applied, TOLD_APART), files_of(full, TOLD_APART), f"deltas up to step {steps[at]} against a full export")
+        check_same(files_of(applied, TOLD_APART), files_of(full, TOLD_APART),
+                   f"deltas up to step {steps[at]} against a full export")
         tables = {table["name"]: (table["rows"], table["weights_hash"]) for table in manifest_of(full)["tables"]}
-        check_equal({table["name"]: (table["rows"], table["weights_hash"]) for table in manifest["tables"]}, tables, "rows in the manifest")
-        print(f"  step {steps[at]}: delta {bytes_of(delta)} bytes, full export {bytes_of(full)}, its rows and graph alone "
-              f"{sum(map(len, files_of(full, {'golden.jsonl', 'keys.npy', 'values.npy', 'rows.i8'}).values()))}", flush=True)
+        check_equal({table["name"]: (table["rows"], table["weights_hash"]) for table in manifest["tables"]}, tables,
+                    "rows in the manifest")
+        rows_and_graph = files_of(full, {"golden.jsonl", "keys.npy", "values.npy", "rows.i8"})
+        print(f"  step {steps[at]}: delta {bytes_of(delta)} bytes, full export {bytes_of(full)}, its rows and graph "
+              f"alone {sum(map(len, rows_and_graph.values()))}", flush=True)
     check(deletions > 100, f"only {deletions} deletions in {len(chain) - 1} deltas: the test is too easy")
     check(upserts > 1000, f"only {upserts} rows touched")
     # The merge by a reader that is not ours.
@@ -99,12 +107,15 @@ def deltas_make_full_exports_to_the_byte(bench):
         whole = bench.root / f"full-{len(chain) - 1}" / table["folder"]
         keys, values = (whole / "key").read_bytes(), (whole / "emb_vector").read_bytes()
         check_equal(len(rows) * 8, len(keys), f"rows of {table['name']}")
-        check(all(rows.get(keys[at * 8:at * 8 + 8]) == values[at * width:(at + 1) * width] for at in range(len(keys) // 8)),
-              f"rows of {table['name']} merged by hand differ")
+        check(all(rows.get(keys[at * 8:at * 8 + 8]) == values[at * width:(at + 1) * width]
+                  for at in range(len(keys) // 8)), f"rows of {table['name']} merged by hand differ")
     bench.run("score", chain[1], "--logs", *sorted(bench.data.glob("test*")), expect=78)
     # What was merged scores as what was exported.
     logs = sorted(bench.data.glob("test*"))
-    scores = [bench.run("score", bench.root / f"{kind}-{len(chain) - 1}", "--logs", *logs).splitlines()[1:] for kind in ("full", "applied")]
+    scores = [
+        bench.run("score", bench.root / f"{kind}-{len(chain) - 1}", "--logs", *logs).splitlines()[1:]
+        for kind in ("full", "applied")
+    ]
     check_equal(scores[1], scores[0], "scores of the merged bundle")
     # By hand, on other numbers of servers, the same chain: a delta is a function of chain and snapshot.
     bench.train("other", ps=3, worker=1, sets=[*CHURN, "snapshot.keep=1000"])
@@ -127,7 +138,8 @@ def exporters_of(bench, name):
             arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
         except OSError:
             continue
-        if arguments and os.path.basename(os.fsdecode(arguments[0])) in ("hearth-export", "hearth-delta") and folder in os.fsdecode(b" ".join(arguments)):
+        program = os.path.basename(os.fsdecode(arguments[0])) if arguments else ""
+        if program in ("hearth-export", "hearth-delta") and folder in os.fsdecode(b" ".join(arguments)):
             found.append(int(entry.name))
     return found
 
@@ -142,7 +154,10 @@ def kills_at_any_time_leave_the_same_chain(bench):
     process = bench.start("killed", "--max-restarts", "100", ps=2, worker=2, sets=publishing())
     killed = {}
     step = 0
-    for program in ["exporter", "hearth-scheduler", "exporter", "hearth-ps", "mpirun", "hearth-worker", "exporter", "hearth-scheduler"]:
+    for program in [
+            "exporter", "hearth-scheduler", "exporter", "hearth-ps", "mpirun", "hearth-worker", "exporter",
+            "hearth-scheduler"
+    ]:
         bench.wait_for_step("killed", step, process)
         deadline = time.monotonic() + e2e.DEADLINE_S
         while not (pids := exporters_of(bench, "killed") if program == "exporter" else bench.pids(program, "killed")):
@@ -163,7 +178,8 @@ def kills_at_any_time_leave_the_same_chain(bench):
     run = bench.run_json("killed")
     e2e.check_finished(run, records)
     check_equal(run["model_hash"], whole["model_hash"], "model hash")
-    check_same(files_of(bench.root / "killed" / "export"), files_of(bench.root / "whole" / "export"), "everything published")
+    check_same(files_of(bench.root / "killed" / "export"), files_of(bench.root / "whole" / "export"),
+               "everything published")
     check_equal(exporters_of(bench, "killed"), [], "left-over exporters")
     # A finished job whose last publication is missing makes it again at its next start, to the byte.
     before = files_of(bench.root / "killed" / "export")
@@ -182,7 +198,8 @@ def sigusr1_and_a_resume_go_on_with_the_chain(bench):
     check_equal(bench.end(process), 75, "exit code after SIGUSR1")
     run = bench.train("saved", ps=3, worker=1, sets=publishing())
     check_equal(run["model_hash"], whole["model_hash"], "model hash")
-    check_same(files_of(bench.root / "saved" / "export"), files_of(bench.root / "whole" / "export"), "everything published")
+    check_same(files_of(bench.root / "saved" / "export"), files_of(bench.root / "whole" / "export"),
+               "everything published")
 
 
 def bad_input_is_one_error_and_no_half_bundle(bench):
@@ -197,7 +214,8 @@ def bad_input_is_one_error_and_no_half_bundle(bench):
         bench.run("export", *arguments, expect=code, **options)
         check_equal(len(bench.output.splitlines()), 1, f"lines of the error\n{bench.output}")
         check(text in bench.output, f"{text!r} is not in\n{bench.output}")
-        check(not (bench.root / "x").exists() and not list(bench.root.rglob("*.partial-*")), "something was left behind")
+        check(not (bench.root / "x").exists() and not list(bench.root.rglob("*.partial-*")),
+              "something was left behind")
 
     def apply(code, text, *arguments):
         refuse(code, text, "--apply", *arguments, "--out", bench.root / "x")
@@ -217,10 +235,13 @@ def bad_input_is_one_error_and_no_half_bundle(bench):
     refuse(78, "not empty", "--apply", base, "--out", base)
     bench.run("export", newest, "--since", 12, "--format", "hps", "--out", bench.root / "x", expect=64)
     bench.run("train", bench.job, "--out", bench.root / "never", "--set", "export.delta_every_steps=13", expect=78)
-    check("export.delta_every_steps" in bench.output and "multiple of snapshot.every_steps" in bench.output, bench.output)
+    check("export.delta_every_steps" in bench.output and "multiple of snapshot.every_steps" in bench.output,
+          bench.output)
 
-    for victim in [base / "embeddings" / "user" / "emb_vector", base / "embeddings" / "user" / "key", deltas[1] / "dense.safetensors",
-                   deltas[1] / "embeddings" / "user" / "deleted", deltas[1] / "manifest.json"]:
+    for victim in [
+            base / "embeddings" / "user" / "emb_vector", base / "embeddings" / "user" / "key",
+            deltas[1] / "dense.safetensors", deltas[1] / "embeddings" / "user" / "deleted", deltas[1] / "manifest.json"
+    ]:
         good = victim.read_bytes()
         check(good, f"{victim} is empty: nothing to flip")
         e2e.flip(victim)
@@ -235,11 +256,13 @@ def bad_input_is_one_error_and_no_half_bundle(bench):
 
     # A disk that fills up in the middle: files may not grow beyond a limit.
     def limited(*arguments):
-        done = subprocess.run(bench.command("export", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              restore_signals=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)))
+        done = subprocess.run(bench.command("export", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, restore_signals=False,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)))
         check_equal(done.returncode, 74, f"exit code on a full disk\n{done.stdout}\nexit code")
         check("free some space" in done.stdout, done.stdout)
-        check(not (bench.root / "x").exists() and not list(bench.root.rglob("*.partial-*")), "something was left behind")
+        check(not (bench.root / "x").exists() and not list(bench.root.rglob("*.partial-*")),
+              "something was left behind")
 
     limited("--apply", base, "--out", bench.root / "x")
     limited(newest, "--since", manifest_of(deltas[-2])["version"], "--out", out)
@@ -286,8 +309,10 @@ def a_tailed_log_reaches_its_delta(bench):
     print("  seconds from a file in the log to its delta: " + " ".join(f"{s:.2f}" for s in seconds), flush=True)
 
 
-CASES = [deltas_make_full_exports_to_the_byte, kills_at_any_time_leave_the_same_chain, sigusr1_and_a_resume_go_on_with_the_chain,
-         bad_input_is_one_error_and_no_half_bundle, a_tailed_log_reaches_its_delta]
+CASES = [
+    deltas_make_full_exports_to_the_byte, kills_at_any_time_leave_the_same_chain,
+    sigusr1_and_a_resume_go_on_with_the_chain, bad_input_is_one_error_and_no_half_bundle, a_tailed_log_reaches_its_delta
+]
 
 
 if __name__ == "__main__":

@@ -119,15 +119,19 @@ class Bench:
                                 stdout=out, stderr=subprocess.STDOUT)
 
     def newest_step(self, name):
-        steps = [int(p.parent.name) for p in (self.root / name / "snapshots").glob("*/MANIFEST") if p.parent.name.isdigit()]
+        steps = [
+            int(p.parent.name) for p in (self.root / name / "snapshots").glob("*/MANIFEST") if p.parent.name.isdigit()
+        ]
         return max(steps, default=-1)
 
     def wait_for_step(self, name, step, process):
         """Returns once a snapshot at or past `step` is committed."""
         deadline = time.monotonic() + DEADLINE_S
         while self.newest_step(name) < step:
-            check(process.poll() is None, f"the run ended with {process.returncode} before step {step}; it is too short for "
-                  f"this test\n{(self.root / f'{name}.out').read_text()}\n{self.logs()}")
+            check(
+                process.poll() is None,
+                f"the run ended with {process.returncode} before step {step}; it is too short for "
+                f"this test\n{(self.root / f'{name}.out').read_text()}\n{self.logs()}")
             check(time.monotonic() < deadline, f"no snapshot at step {step}\n{self.logs()}")
             time.sleep(0.002)
 
@@ -142,7 +146,8 @@ class Bench:
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
             except OSError:
                 continue
-            if arguments and pathlib.Path(os.fsdecode(arguments[0])).name == program and os.fsdecode(arguments[-1]) == folder:
+            words = [os.fsdecode(argument) for argument in arguments]
+            if words and pathlib.Path(words[0]).name == program and words[-1] == folder:
                 found.append(int(entry.name))
         return sorted(found)
 
@@ -158,7 +163,8 @@ class Bench:
 def check_ledger(run, read):
     samples = run["samples"]
     check_equal(samples["read"], read, "samples read")
-    check_equal(samples["trained"] + samples["rejected"] + samples["filtered"], samples["read"], "trained + rejected + filtered")
+    check_equal(samples["trained"] + samples["rejected"] + samples["filtered"], samples["read"],
+                "trained + rejected + filtered")
 
 
 def check_finished(run, records=RECORDS):
@@ -182,7 +188,8 @@ def same_job_twice_gives_the_same_hash(bench):
     check_equal(second["tasks"], first["tasks"], "metrics of the same job again")
     other = bench.train("c", ps=2, worker=2, sets=["seed=12"])
     check(other["model_hash"] != first["model_hash"], "another seed gave the same hash")
-    check(any(table["rows_spilled"] > 0 for table in first["tables"].values()), "no row was ever spilled: the test is too easy")
+    check(any(table["rows_spilled"] > 0 for table in first["tables"].values()),
+          "no row was ever spilled: the test is too easy")
     check(first["snapshots"] >= 4, f"only {first['snapshots']} snapshots")
 
 
@@ -207,12 +214,15 @@ def staleness_is_exact_on_any_number_of_processes(bench):
     bench.generate(records=4000)
     hashes = {}
     for staleness in (0, 1, 3):
-        runs = [bench.train(f"k{staleness}_{ps}_{worker}", ps=ps, worker=worker, sets=[f"training.staleness={staleness}"])
-                for ps, worker in ((1, 1), (2, 2), (3, 4))]
+        runs = [
+            bench.train(f"k{staleness}_{ps}_{worker}", ps=ps, worker=worker, sets=[f"training.staleness={staleness}"])
+            for ps, worker in ((1, 1), (2, 2), (3, 4))
+        ]
         for run in runs:
             check_finished(run, 4000)
             check_equal(run["staleness"], staleness, "staleness in run.json")
-            check(run["staleness_max_seen"] <= staleness, f"staleness {run['staleness_max_seen']} seen, bound {staleness}")
+            check(run["staleness_max_seen"] <= staleness,
+                  f"staleness {run['staleness_max_seen']} seen, bound {staleness}")
             check_equal(run["model_hash"], runs[0]["model_hash"], f"hash at staleness {staleness}")
         hashes[staleness] = runs[0]["model_hash"]
     check_equal(len(set(hashes.values())), 3, "different hashes for different staleness")
@@ -253,7 +263,8 @@ def sigusr1_saves_and_other_numbers_resume(bench):
     process = bench.start("saved", ps=2, worker=2)
     bench.wait_for_step("saved", 24, process)
     process.send_signal(signal.SIGUSR1)
-    check_equal(bench.end(process), 75, f"exit code after SIGUSR1\n{(bench.root / 'saved.out').read_text()}\n{bench.logs()}\nexit code")
+    check_equal(bench.end(process), 75,
+                f"exit code after SIGUSR1\n{(bench.root / 'saved.out').read_text()}\n{bench.logs()}\nexit code")
     run = bench.run_json("saved")
     check_equal(run["status"], "saved", "status after SIGUSR1")
     check(0 < run["samples"]["trained"] < LONG, "the run was over before the signal")
@@ -307,7 +318,8 @@ def the_ledger_and_the_metrics_add_up(bench):
         figures = run["tasks"][task]["test"]
         check_equal(figures["samples"], test_records, f"samples of {task}")
         auc = auc_of([(float(row[f"p_{task}"]), int(float(row[f"label_{task}"]))) for row in rows])
-        check(abs(auc - figures["auc"]) < 1e-4, f"AUC of {task}: {figures['auc']} in run.json, {auc} by its predictions")
+        check(
+            abs(auc - figures["auc"]) < 1e-4, f"AUC of {task}: {figures['auc']} in run.json, {auc} by its predictions")
         check_equal(figures["positives"], sum(float(row[f"label_{task}"]) != 0 for row in rows), f"positives of {task}")
         check_equal(bayes["tasks"][task]["positives"], figures["positives"], f"positives of {task} by the generator")
         check(auc < bayes["tasks"][task]["auc"] + 0.02, f"{task}: AUC {auc} above the best reachable")
@@ -341,10 +353,12 @@ def eval_agrees_with_the_run_and_leaves_it_alone(bench):
     lines = predictions.read_text().splitlines()
     check_equal(len(lines), TEST_RECORDS + 1, "lines of predictions")
     packed = bench.root / "predictions.tsv.zst"
-    bench.run("eval", bench.job, "--snapshot", bench.root / "run" / "snapshots" / str(bench.newest_step("run")), "--logs",
-              bench.data / "test.csv", "--predictions", packed, "--np-ps", 3, "--np-worker", 4)
+    bench.run("eval", bench.job, "--snapshot", bench.root / "run" / "snapshots" / str(bench.newest_step("run")),
+              "--logs", bench.data / "test.csv", "--predictions", packed, "--np-ps", 3, "--np-worker", 4)
     ours = [(row["p_click"], row["p_like"]) for row in read_predictions(packed)]
-    theirs = [(row["p_click"], row["p_like"]) for row in read_predictions(bench.root / "run" / "predictions" / "test.tsv.zst")]
+    theirs = [
+        (row["p_click"], row["p_like"]) for row in read_predictions(bench.root / "run" / "predictions" / "test.tsv.zst")
+    ]
     check_equal(ours, theirs, "predictions on other numbers of processes")
 
 
@@ -389,10 +403,12 @@ def every_rank_serves_its_figures(bench):
     bench.generate()
     first = free_port_block(8)
     process = bench.start("run", ps=1, worker=2, sets=[f"metrics.prometheus_port={first}", "training.epochs=1000"])
-    awaited = {0: "hearth_job_records_total", 1: 'kind="push"', 2: 'fate="trained"', 3: 'fate="trained"'}  # above 0, by rank
+    awaited = {0: "hearth_job_records_total", 1: 'kind="push"', 2: 'fate="trained"',
+               3: 'fate="trained"'}  # above 0, by rank
     deadline = time.monotonic() + DEADLINE_S
     while awaited:
-        check(process.poll() is None and time.monotonic() < deadline, f"no figures of ranks {sorted(awaited)}\n{bench.logs()}")
+        check(process.poll() is None and time.monotonic() < deadline,
+              f"no figures of ranks {sorted(awaited)}\n{bench.logs()}")
         for rank, name in list(awaited.items()):
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{first + rank}/metrics", timeout=10) as page:
@@ -515,17 +531,18 @@ def a_profile_is_a_trace_of_its_steps_or_refused(bench):
     check("aten::mm" in names or "aten::addmm" in names or "aten::bmm" in names, f"no product in {sorted(names)[:40]}")
 
 
-CASES = [same_job_twice_gives_the_same_hash, workers_do_not_change_the_hash, servers_do_not_change_the_hash,
-         staleness_is_exact_on_any_number_of_processes, killed_ranks_are_restarted_and_nothing_is_lost,
-         sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
-         eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
-         every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
-         a_finished_job_stays_finished,
-         a_profile_is_a_trace_of_its_steps_or_refused]
+CASES = [
+    same_job_twice_gives_the_same_hash, workers_do_not_change_the_hash, servers_do_not_change_the_hash,
+    staleness_is_exact_on_any_number_of_processes, killed_ranks_are_restarted_and_nothing_is_lost,
+    sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
+    eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
+    every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
+    a_finished_job_stays_finished, a_profile_is_a_trace_of_its_steps_or_refused
+]
 
 
 def main(cases=CASES, prefix="hearth-e2e-", bench=Bench):
-    """Runs the case that the command line names, or all, each in a folder of its own. Also for the other files of cases."""
+    """Runs the case that the command line names, or all, each in a folder of its own. Also for other files of cases."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", required=True)
     parser.add_argument("--keep", action="store_true", help="leave the folders for a look")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""End-to-end tests of `hearth export`: trained by the real front command, proved by ONNX Runtime and a scorer that is not ours.
+"""End-to-end tests of `hearth export`: trained by the real front command, proved by ONNX Runtime and a scorer that is
+not ours.
 
 Installs numpy, onnxruntime, xxhash and tritonclient from PyPI into a virtual environment under the build folder, once.
 Usage: export.py --bin DIR --venv DIR CASE     (or: all)
@@ -40,7 +41,8 @@ def predictions_of(path):
                                                                         stdout=subprocess.PIPE).stdout
     lines = [line.split("\t") for line in text.splitlines()]
     rows = [dict(zip(lines[0], line)) for line in lines[1:]]
-    return {(pathlib.Path(row["source"]).name, int(row["offset"])): row for row in rows}, sorted({row["source"] for row in rows})
+    by_place = {(pathlib.Path(row["source"]).name, int(row["offset"])): row for row in rows}
+    return by_place, sorted({row["source"] for row in rows})
 
 
 class ExportBench(e2e.Bench):
@@ -89,8 +91,11 @@ def proved(bench, name, sets):
             check_equal(again[place][f"p_{task}"], row[f"p_{task}"], f"p of {task} at {place} by hearth score")
     for task, of_split in tasks.items():
         trainer = of_split[split_file.name.removesuffix(".tsv.zst")]["auc"]
-        check(abs(report["auc"][task] - trainer) <= 1e-5, f"AUC of {task}: {report['auc'][task]} by score.py, {trainer} by the trainer")
-        check(abs(float(table[task][3]) - trainer) <= 1e-6, f"AUC of {task}: {table[task][3]} by hearth score, {trainer}")
+        check(
+            abs(report["auc"][task] - trainer) <= 1e-5,
+            f"AUC of {task}: {report['auc'][task]} by score.py, {trainer} by the trainer")
+        check(
+            abs(float(table[task][3]) - trainer) <= 1e-6, f"AUC of {task}: {table[task][3]} by hearth score, {trainer}")
     print(f"  {name}: {len(own)} records, largest difference of a probability {worst:.2e}", flush=True)
     return bundle
 
@@ -103,7 +108,8 @@ def home_agrees_with_onnx_runtime(bench):
     bundle = proved(bench, "home", [])
     manifest = json.loads((bundle / "manifest.json").read_text())
     for name, task in manifest["int8"]["tasks"].items():
-        check(task["auc_float32"] is None or abs(task["auc_loss"]) < 0.01, f"int8 rows cost {name} {task['auc_loss']} AUC")
+        check(task["auc_float32"] is None or abs(task["auc_loss"]) < 0.01,
+              f"int8 rows cost {name} {task['auc_loss']} AUC")
     check(manifest["parity"]["records"] == 64, "parity was not measured")
     # The HPS files by an independent reader, against the .npy files by numpy.
     code = "import numpy,sys; k=numpy.load(sys.argv[1]+'/keys.npy'); v=numpy.load(sys.argv[1]+'/values.npy'); " \
@@ -116,7 +122,8 @@ def home_agrees_with_onnx_runtime(bench):
         check_equal((len(key), len(vector)), (rows * 8, rows * dim * 4), "sizes of the HPS files")
         keys = struct.unpack(f"<{rows}q", key)
         check_equal(len(set(keys)), rows, "distinct keys")
-        shown = subprocess.run([bench.python, "-c", code, folder], check=True, text=True, stdout=subprocess.PIPE).stdout.split()
+        shown = subprocess.run([bench.python, "-c", code, folder], check=True, text=True,
+                               stdout=subprocess.PIPE).stdout.split()
         check_equal(shown[:4], [str(rows), str(dim), "float32", "uint64"], "shape and dtype of the .npy files")
         check_equal((shown[4], shown[5]), (key.hex(), vector.hex()), "contents of the .npy files")
         int8 = (folder / "rows.i8").read_bytes()
@@ -134,10 +141,12 @@ def home_agrees_with_onnx_runtime(bench):
            "c=text_format.Parse(open(sys.argv[1]).read(), m.ModelConfig()); " \
            "print(c.name, c.backend, c.input[0].name, list(c.input[0].dims), [o.name for o in c.output])"
     model = bundle / "triton" / manifest["model"]
-    done = subprocess.run([bench.python, "-c", code, model / "config.pbtxt"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run([bench.python, "-c", code, model / "config.pbtxt"], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
     check(done.returncode == 0, f"tritonclient does not parse config.pbtxt\n{done.stderr}")
     width = json.loads((bundle / "features.json").read_text())["width"]
-    check_equal(done.stdout.strip(), f"{model.name} onnxruntime features [{width}] {['p_' + t for t in manifest['int8']['tasks']]}",
+    check_equal(done.stdout.strip(),
+                f"{model.name} onnxruntime features [{width}] {['p_' + t for t in manifest['int8']['tasks']]}",
                 "config.pbtxt as Triton reads it")
 
 
@@ -194,23 +203,26 @@ def bad_input_leaves_no_half_bundle(bench):
 
 
 def more_rows_take_no_more_memory(bench):
-    """Rows are exported in a stream: the exporter's peak memory does not follow the table's size. Without golden records, for
-    which it holds the job's side tables, as a worker does."""
+    """Rows are exported in a stream: the exporter's peak memory does not follow the table's size. Without golden
+    records, for which it holds the job's side tables, as a worker does."""
     peak, size = {}, {}
     for users in (400, 150000):
-        (bench.root / "spec.txtpb").write_text(e2e.SPEC.replace("user { count: 400 zipf: 0.9 }", f"user {{ count: {users} zipf: 0 }}"))
+        spec = e2e.SPEC.replace("user { count: 400 zipf: 0.9 }", f"user {{ count: {users} zipf: 0 }}")
+        (bench.root / "spec.txtpb").write_text(spec)
         data = bench.root / f"data{users}"
         bench.run("generate", bench.root / "spec.txtpb", "--out", data, "--records", 120000)
         bench.train(f"run{users}", job=data / "job.txtpb", ps=1, worker=2,
                     sets=["table[user].dim=128", "training.batch_size=2048", "snapshot.every_steps=1000"])
         out = bench.root / f"bundle{users}"
-        export = subprocess.Popen(bench.command("export", bench.root / f"run{users}", "--out", out, "--golden", 0), stdout=subprocess.DEVNULL)
+        export = subprocess.Popen(bench.command("export", bench.root / f"run{users}", "--out", out, "--golden", 0),
+                                  stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(export.pid, 0)
         export.returncode = os.waitstatus_to_exitcode(status)
         check_equal(export.returncode, 0, "exit of the export")
         peak[users] = usage.ru_maxrss * 1024
         size[users] = sum(path.stat().st_size for path in (out / "embeddings").rglob("*") if path.is_file())
-    print("  " + ", ".join(f"{n} users: rows of {size[n] >> 20} MiB exported within {peak[n] >> 20} MiB" for n in peak), flush=True)
+    print("  " + ", ".join(f"{n} users: rows of {size[n] >> 20} MiB exported within {peak[n] >> 20} MiB" for n in peak),
+          flush=True)
     check(size[150000] - size[400] > 60 << 20, f"the rows are too few to tell: {size}")
     check(peak[150000] - peak[400] < 24 << 20, f"peak memory grows with the rows: {peak}, rows {size}")
 
@@ -223,21 +235,28 @@ import score
 page = open(sys.argv[1] + "/docs/EXPRESSIONS.md").read()
 def rows(kind):
     lines = page.split("```" + kind + "\n")[1].split("```")[0].splitlines()
-    return [(line[:line.rfind("  ")].strip(), line[line.rfind("  ") + 2:]) if "  " in line else (line, "") for line in lines]
+    ends = [line.rfind("  ") for line in lines]
+    return [(line[:end].strip(), line[end + 2:]) if end >= 0 else (line, "") for line, end in zip(lines, ends)]
 record = {name: value.strip('"') for name, value in rows("record")}
 for text, expected in rows("examples"):
     value = score.evaluate(score.Parser(text).parse(), record.get)
-    print("ok" if ("missing" if value is None else score.text_of(value)) == expected else f"{text} = {value}, not {expected}")
+    shown = "missing" if value is None else score.text_of(value)
+    print("ok" if shown == expected else f"{text} = {value}, not {expected}")
 """
 
 
 def the_reference_scorer_evaluates_the_examples_of_expressions(bench):
-    shown = subprocess.run([bench.python, "-B", "-c", EXAMPLES, REPOSITORY], check=True, text=True, stdout=subprocess.PIPE).stdout
-    check(shown.count("ok\n") > 40 and set(shown.split()) == {"ok"}, f"score.py differs from docs/EXPRESSIONS.md\n{shown}")
+    shown = subprocess.run([bench.python, "-B", "-c", EXAMPLES, REPOSITORY], check=True, text=True,
+                           stdout=subprocess.PIPE).stdout
+    check(
+        shown.count("ok\n") > 40 and set(shown.split()) == {"ok"},
+        f"score.py differs from docs/EXPRESSIONS.md\n{shown}")
 
 
-CASES = [the_reference_scorer_evaluates_the_examples_of_expressions, home_agrees_with_onnx_runtime, baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle,
-         more_rows_take_no_more_memory]
+CASES = [
+    the_reference_scorer_evaluates_the_examples_of_expressions, home_agrees_with_onnx_runtime,
+    baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle, more_rows_take_no_more_memory
+]
 
 
 def main(cases=CASES, prefix="hearth_export_", bench=ExportBench):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What is trained is what was listed, once: silence, amended files, saves that are asked for early. As e2e.py, whose helpers it uses.
+"""What is trained is what was listed, once: silence, amended files, saves that are asked for early. As e2e.py,
+whose helpers it uses.
 
 Usage: files.py --bin DIR CASE     (or: all)
 """
@@ -48,7 +49,8 @@ def a_silent_hour_ages_nothing(bench):
             name = f"run-{lanes}-{pause_s > 0}"
             folder = bench.root / f"in-{name}"
             folder.mkdir()
-            write_job(bench, f'directory: "{folder}"', table="expire_after_steps: 15", training=f"lanes: {lanes} idle_ms: 400")
+            write_job(bench, f'directory: "{folder}"', table="expire_after_steps: 15",
+                      training=f"lanes: {lanes} idle_ms: 400")
 
             def day(number):  # a file for each lane
                 for lane in range(lanes):
@@ -81,7 +83,8 @@ def a_damaged_file_is_mended_or_taken_off(bench):
         write_job(bench, " ".join(paths.values()))
         name = remedy.replace(" ", "-")
         bench.train(name, expect=65)
-        check("copy the file again" in bench.output or "copy the file again" in bench.logs(), "the error names its remedy")
+        check("copy the file again" in bench.output or "copy the file again" in bench.logs(),
+              "the error names its remedy")
         check(bench.newest_step(name) > 20, "nothing of the damaged file was trained: the test is too easy")
         if remedy == "mended":
             put(bench, bench.root / "b.csv.gz", whole)
@@ -113,7 +116,10 @@ def a_save_asked_for_while_the_ranks_start_is_remembered(bench):
     check_equal(bench.train("run")["model_hash"], clean["model_hash"], "hash after the saves")
 
 
-CASES = [a_silent_hour_ages_nothing, a_damaged_file_is_mended_or_taken_off, a_save_asked_for_while_the_ranks_start_is_remembered]
+CASES = [
+    a_silent_hour_ages_nothing, a_damaged_file_is_mended_or_taken_off,
+    a_save_asked_for_while_the_ranks_start_is_remembered
+]
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def the_documents_commands_run_as_printed(bench):
     run(["bash", "-v", script_path], cwd=tree, expect=0)
     help_text = run([bench.hearth, "--help"], expect=0)[1]
     listed = set(re.findall(r"^  ([a-z]+) ", help_text, re.MULTILINE))
-    check_equal(commands - {"--help"}, listed - {"completion"}, "commands that the documents run, and all that there are")
+    check_equal(commands - {"--help"}, listed - {"completion"},
+                "commands that the documents run, and all that there are")
 
     # A flag that a document's text names behind a command exists.
     for name in ("README.md", "docs/OPERATIONS.md"):
@@ -160,10 +161,10 @@ def output_goes_where_its_user_says(bench):
     check(not [path for path in bench.root.iterdir() if ".tmp" in path.name], "something is left beside the outputs")
 
     trained, bundle = bench.root / "run", bench.root / "bundle"
-    commands = [["--help"], ["--version"], ["train", "--help"], ["train", bench.job, "--print-job"], ["inspect", trained],
-                ["inspect", trained, "--json"], ["verify", trained], ["verify", bundle], ["completion", "bash"],
-                ["export", "--help"], ["export", "--apply", "--help"], score[1:], ["score", "--help"],
-                ["export", trained, "--out", bench.root / "again", "--golden", 0], evaluate[1:],
+    commands = [["--help"], ["--version"], ["train", "--help"], ["train", bench.job, "--print-job"],
+                ["inspect", trained], ["inspect", trained, "--json"], ["verify", trained], ["verify", bundle],
+                ["completion", "bash"], ["export", "--help"], ["export", "--apply", "--help"], score[1:],
+                ["score", "--help"], ["export", trained, "--out", bench.root / "again", "--golden", 0], evaluate[1:],
                 ["submit", bench.job, "--out", bench.root / "slurm", "--time", 5, "--print"]]
     for command in commands:
         with open("/dev/full", "wb") as full:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What a log holds beside good records: numbers as other tools write them, values and keys that fit nothing, small files.
+"""What a log holds beside good records: numbers as other tools write them, values and keys that fit nothing, small
+files.
 
 Usage: records.py --bin DIR CASE     (or: all)
 """
@@ -22,7 +23,8 @@ split { name: "test" log { name: "test" path: "data.csv" %(log)s } }
 """
 
 
-def write(bench, name, *, records=3000, before="", after="", y=lambda x: int(x > 50), label="y", log="", more="", epochs=1):
+def write(bench, name, *, records=3000, before="", after="", y=lambda x: int(x > 50), label="y", log="", more="",
+          epochs=1):
     """A folder of its own with a job and its log; y follows x, each number between `before` and `after`."""
     folder = bench.root / f"{name}-data"
     folder.mkdir()
@@ -56,7 +58,8 @@ def a_job_that_trained_nothing_is_bad_data_and_says_why(bench):
         bench.train(name, job=write(bench, name, **how), expect=65)
         check("nothing was trained" in bench.output and cause in bench.output, f"{name}: told\n{bench.output}")
         check_equal(bench.run_json(name)["exit"]["code"], 65, f"{name}: exit code in run.json")
-    check_equal(bench.run_json("labels")["columns"], {"y": {"unreadable": 3000, "example": "False"}}, "counted in run.json")
+    check_equal(
+        bench.run_json("labels")["columns"], {"y": {"unreadable": 3000, "example": "False"}}, "counted in run.json")
     check_equal(bench.run_json("labels")["samples"]["trained"], 3000, "trained without a label")
     job = write(bench, "folder")
     bench.train("folder", job=job, sets=[f"log[0].path={job.parent}"], expect=78)
@@ -68,7 +71,8 @@ def what_fits_nothing_is_counted_and_told(bench):
                 more='side_table { name: "side" path: "side.csv" key: "z" }')
     (job.parent / "side.csv").write_text("z,age\n" + "".join(f"{z}.0,{z}\n" for z in range(100)))
     run = bench.train("run", job=job)
-    check_equal(run["side_tables"], {"side": {"matched": 0, "unmatched": 3000, "without_key": 0, "example": "0"}}, "join")
+    check_equal(run["side_tables"], {"side": {"matched": 0, "unmatched": 3000, "without_key": 0, "example": "0"}},
+                "join")
     check_equal(run["labels"], {"t": {"positives": 3000, "negatives": 0, "masked": 0}}, "labels")
     for text in ('hearth: warning: side_table "side": ', "is always positive, on all 3000",
                  'split "test", task "t": no negative label among 3000'):
@@ -92,7 +96,8 @@ def a_small_file_gives_each_lane_a_share_and_a_resume_keeps_it(bench):
         more = bench.train(name, job=job, worker=1, sets=["training.epochs=2"])
         check_equal(more["steps"], 2 * steps, f"{name}: steps of two epochs")
         check_equal(more["samples"]["trained"], 40000, f"{name}: records of two epochs")
-        check_equal(more["labels"]["t"]["positives"] + more["labels"]["t"]["negatives"], 40000, f"{name}: labels over a resume")
+        check_equal(more["labels"]["t"]["positives"] + more["labels"]["t"]["negatives"], 40000,
+                    f"{name}: labels over a resume")
 
 
 CASES = [numbers_as_other_tools_write_them_train_the_same_model, a_job_that_trained_nothing_is_bad_data_and_says_why,

@@ -68,7 +68,7 @@ ODD = ["", "0", "-0", "1e-400", "-1e-400", "4.9e-324", "1e400", "inf", "-inf", "
 
 
 def scorers_read_odd_texts_as_the_trainer_does(bench):
-    """Numbers of every spelling, bytes that are no UTF-8, quotes that do not fit: evaluation, hearth score, score.py."""
+    """Numbers of every spelling, bytes that are no UTF-8, quotes that do not fit: in eval, hearth score, score.py."""
     choice = random.Random(6)
     lines = [f"{ODD[i % len(ODD)]},\"u{i % 13}\",{choice.randrange(2)}\n" for i in range(1200)]
     lines[100], lines[200], lines[300] = '0.5,"u1"x,1\n', '0.5,"u\n1",1\n', "1,2\n"

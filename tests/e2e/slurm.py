@@ -37,7 +37,8 @@ class Cluster:
     def __enter__(self):
         subprocess.run([self.program, "start", str(self.dir), str(self.nodes)], check=True, timeout=120,
                        stdin=subprocess.DEVNULL)
-        text = subprocess.run(["bash", "-c", ". \"$0/env\" && env -0", str(self.dir)], check=True, stdout=subprocess.PIPE).stdout
+        text = subprocess.run(["bash", "-c", ". \"$0/env\" && env -0", str(self.dir)], check=True,
+                              stdout=subprocess.PIPE).stdout
         self.environment = dict(os.fsdecode(line).split("=", 1) for line in text.split(b"\0") if line)
         return self
 
@@ -48,9 +49,10 @@ class Cluster:
         subprocess.run([self.program, "stop", str(self.dir)], timeout=120, stdin=subprocess.DEVNULL)
 
     def run(self, *command, expect=0):
-        done = subprocess.run(list(map(str, command)), env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S)
-        check(done.returncode == expect, f"{' '.join(map(str, command))}: exit {done.returncode}, not {expect}\n{done.stdout}")
+        done = subprocess.run(list(map(str, command)), env=self.environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S)
+        check(done.returncode == expect,
+              f"{' '.join(map(str, command))}: exit {done.returncode}, not {expect}\n{done.stdout}")
         return done.stdout
 
     def job(self, number):
@@ -71,7 +73,8 @@ class Cluster:
         job = self.job(number)
         if job["JobState"] == "COMPLETED":
             raise TooShort
-        check(job["JobState"] in ("PENDING", "RUNNING"), f"the job ended, {job['JobState']} {job['ExitCode']}, before requeue {restarts}")
+        check(job["JobState"] in ("PENDING", "RUNNING"),
+              f"the job ended, {job['JobState']} {job['ExitCode']}, before requeue {restarts}")
         # Not at once: within the second of its end a node takes the job's credential for the one just revoked.
         if job["JobState"] == "PENDING":
             self.run("scontrol", "update", f"JobId={number}", "StartTime=now+3")
@@ -79,8 +82,8 @@ class Cluster:
 
 
 def submit(cluster, bench, name, *extra, ps=PS, worker=WORKER, epochs, minutes):
-    text = cluster.run(bench.hearth, "submit", bench.job, "--out", bench.root / name, "--nodes", cluster.nodes, "--time", minutes,
-                       "--np-ps", ps, "--np-worker", worker, "--set", f"training.epochs={epochs}",
+    text = cluster.run(bench.hearth, "submit", bench.job, "--out", bench.root / name, "--nodes", cluster.nodes,
+                       "--time", minutes, "--np-ps", ps, "--np-worker", worker, "--set", f"training.epochs={epochs}",
                        *[word for one in SETS for word in ("--set", one)], *extra)
     number = re.search(r"Submitted batch job (\d+)", text)
     check(number, f"no job number in\n{text}")
@@ -88,7 +91,8 @@ def submit(cluster, bench, name, *extra, ps=PS, worker=WORKER, epochs, minutes):
 
 
 def output(bench, name):
-    return "".join(path.read_text(errors="replace") for path in sorted((bench.root / name).glob("slurm-*.out"))) + bench.logs()
+    return "".join(
+        path.read_text(errors="replace") for path in sorted((bench.root / name).glob("slurm-*.out"))) + bench.logs()
 
 
 def epochs_for(bench, seconds):
@@ -149,7 +153,8 @@ def requeued_three_times(cluster, bench, name, epochs, limit):
         run = bench.run_json(name)
         if run["status"] == "finished":
             raise TooShort
-        check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json between two starts\n{output(bench, name)}\nstate")
+        check_equal((run["status"], run["exit"]["code"]), ("saved", 75),
+                    f"run.json between two starts\n{output(bench, name)}\nstate")
         check(bench.newest_step(name) > step, f"a start brought no snapshot\n{output(bench, name)}")
         step = bench.newest_step(name)
         print(f"  requeued at step {step}", flush=True)
@@ -166,8 +171,8 @@ def requeued_three_times(cluster, bench, name, epochs, limit):
 def requeues(bench, nodes, limit):
     """Requeued three times, a job ends with the hash of one mpirun run."""
     bench.generate(records=RECORDS)
-    # Slurm looks at time limits every 30 s, and a limit is whole minutes: with this lead each start is told 5 to 35 s after
-    # its beginning, and two of them must not reach the end.
+    # Slurm looks at time limits every 30 s, and a limit is whole minutes: with this lead each start is told 5 to 35 s
+    # after its beginning, and two of them must not reach the end.
     epochs = epochs_for(bench, 75 if limit else 12)
     with Cluster(bench.root, nodes) as cluster:
         for attempt in range(4):
@@ -195,8 +200,9 @@ def two_nodes_requeued_by_signals_and_a_kill_end_with_the_same_hash(bench):
 def failures_end_the_job_as_documented(bench):
     bench.generate(records=RECORDS)
     no_slurm = dict(os.environ, PATH=str(bench.root))
-    refused = subprocess.run([bench.hearth, "submit", bench.job, "--out", bench.root / "none", "--time", "5"], env=no_slurm,
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    refused = subprocess.run([bench.hearth, "submit", bench.job, "--out", bench.root / "none", "--time", "5"],
+                             env=no_slurm, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True)
     check_equal(refused.returncode, 78, f"exit without sbatch\n{refused.stdout}\nexit")
     check("sbatch is not on PATH" in refused.stdout, f"no clear error in\n{refused.stdout}")
     check(not (bench.root / "none").exists(), "a refused submit left a folder")
@@ -214,7 +220,8 @@ def failures_end_the_job_as_documented(bench):
         part.write_text("\n".join([whole.splitlines()[0]] + ["broken"] * 2000) + "\n")
         number = submit(cluster, bench, "bad", epochs=1, minutes=5)
         job = cluster.wait(number, lambda job: job["JobState"] in ENDED, "the end")
-        check_equal((job["JobState"], job["ExitCode"], job["Restarts"]), ("FAILED", "65:0", "0"), f"bad data\n{output(bench, 'bad')}\nend")
+        check_equal((job["JobState"], job["ExitCode"], job["Restarts"]), ("FAILED", "65:0", "0"),
+                    f"bad data\n{output(bench, 'bad')}\nend")
         run = bench.run_json("bad")
         check_equal((run["status"], run["exit"]["code"]), ("failed", 65), "run.json after bad data")
         # A dead rank with no requeue left.
@@ -271,12 +278,13 @@ def cancel(cluster, bench, name, number):
     job = cluster.wait(number, lambda job: job["JobState"] in ENDED or job["Restarts"] != "0", "the end")
     check_equal((job["JobState"], job["Restarts"]), ("CANCELLED", "0"), f"scancel\n{output(bench, name)}\nend")
     run = bench.run_json(name)
-    check_equal((run["status"], run["exit"]["code"]), ("failed", 143), f"run.json after scancel\n{output(bench, name)}\nstate")
+    check_equal((run["status"], run["exit"]["code"]), ("failed", 143),
+                f"run.json after scancel\n{output(bench, name)}\nstate")
     check_no_ranks(bench, name)
 
 
 def ended_as_it_saves_or_trains_a_job_loses_nothing(bench):
-    """By its time limit, by scancel, by an operator's requeue; all in one cluster, for a time limit takes Slurm over a minute."""
+    """By its time limit, by scancel, by an operator's requeue; in one cluster: a time limit takes Slurm a minute."""
     bench.generate(records=RECORDS)
     epochs = 10  # caught at its first snapshots, each job has most of them before it
     (bench.root / "srun").write_text(SRUN_THAT_HANGS.format(srun=shutil.which("srun")))
@@ -310,28 +318,33 @@ def ended_as_it_saves_or_trains_a_job_loses_nothing(bench):
         cluster.run("scontrol", "requeue", requeued)
         cluster.wait(requeued, lambda job: job["JobState"] != "COMPLETING", "requeue")
         run = bench.run_json("requeued")
-        check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json\n{output(bench, 'requeued')}\nstate")
+        check_equal((run["status"], run["exit"]["code"]), ("saved", 75),
+                    f"run.json\n{output(bench, 'requeued')}\nstate")
         check("by Slurm" in run["exit"]["reason"], f"reason {run['exit']['reason']!r}")
         check_no_ranks(bench, "requeued")
         cluster.wait_requeued(requeued, 1)
 
-        check_equal(bench.train("training", ps=PS, worker=WORKER, sets=[*SETS, f"training.epochs={epochs}"])["model_hash"],
-                    whole["model_hash"], "hash after scancel")
+        check_equal(
+            bench.train("training", ps=PS, worker=WORKER, sets=[*SETS, f"training.epochs={epochs}"])["model_hash"],
+            whole["model_hash"], "hash after scancel")
         for name, number, restarts in (("saving", saving, 0), ("requeued", requeued, 1)):
             job = cluster.wait(number, lambda job: job["JobState"] in ENDED, "the end")
             check_equal((job["JobState"], job["ExitCode"]), ("COMPLETED", "0:0"), f"{name}\n{output(bench, name)}\nend")
             check_same_end(bench, name, whole, epochs, restarts)
 
-        cluster.wait(limited, lambda job: job["Restarts"] == "1" and job["JobState"] != "COMPLETING" or job["JobState"] in ENDED,
+        cluster.wait(limited,
+                     lambda job: job["Restarts"] == "1" and job["JobState"] != "COMPLETING" or job["JobState"] in ENDED,
                      "the time limit")
         run = bench.run_json("limited")
         print(f"  limited: {run['exit']['reason']}", flush=True)
         check_equal((run["status"], run["exit"]["code"]), ("saved", 75), f"run.json\n{output(bench, 'limited')}\nstate")
         # Slurm continues a stopped process before it ends it, which may just be enough for the save.
         if bench.newest_step("limited") < half:
-            check_equal(run["exit"]["reason"].split(" (")[0], "the time limit came before the snapshot was whole", "reason")
+            check_equal(run["exit"]["reason"].split(" (")[0], "the time limit came before the snapshot was whole",
+                        "reason")
             check("requeue 1 of 1" in run["exit"]["reason"], f"not counted: {run['exit']['reason']!r}")
-        check("stop_asked" in (bench.root / "limited/logs/scheduler-0.log").read_text(), "the time limit was not told before")
+        check("stop_asked" in (bench.root / "limited/logs/scheduler-0.log").read_text(),
+              "the time limit was not told before")
         cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=30")
         cluster.wait_requeued(limited, 1)
         cluster.wait(limited, lambda job: job["JobState"] in ENDED, "the end")

@@ -28,7 +28,8 @@ class Hosts:
         ends = [f"h{os.getpid()}{letter}" for letter in "ab"]
         for name in self.names:
             ip("netns", "add", name)
-        ip("link", "add", ends[0], "netns", self.names[0], "type", "veth", "peer", "name", ends[1], "netns", self.names[1])
+        ip("link", "add", ends[0], "netns", self.names[0], "type", "veth", "peer", "name", ends[1], "netns",
+           self.names[1])
         for name, end, address in zip(self.names, ends, ADDRESSES):
             ip("-n", name, "address", "add", f"{address}/24", "dev", end)
             ip("-n", name, "link", "set", end, "up")
@@ -59,7 +60,8 @@ class Hosts:
 
 
 def ip(*arguments):
-    done = subprocess.run(["ip", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(["ip", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
     check(done.returncode == 0, f"ip {' '.join(arguments)}: {done.stdout}")
 
 

@@ -380,8 +380,8 @@ TEST_F(SchedulerTest, KeepsWhatIsReadBesideItUntilTheReaderIsDoneAndNoMoreThanAF
     commit(step + 2);
   }
   EXPECT_EQ(Snapshots(), (std::vector<std::string>{"10", "12", "14", "16", "8"}));
-  EXPECT_TRUE(IsRemoved(holds[0].Judge(absl::DataLossError("gone")))) << "the oldest reader is told";
-  EXPECT_FALSE(IsRemoved(holds[1].Judge(absl::DataLossError("damaged"))));
+  EXPECT_TRUE(IsRemoved(holds[0].Explain(absl::DataLossError("gone")))) << "the oldest reader is told";
+  EXPECT_FALSE(IsRemoved(holds[1].Explain(absl::DataLossError("damaged"))));
   FolderWatch snapshots(JoinPath(dir_, "snapshots"));
   holds.clear();
   snapshots.Until([&] { return Snapshots() == std::vector<std::string>{"16"}; });  // without another commit

@@ -32,15 +32,15 @@ class SubmitTest : public testing::Test {
     ASSERT_TRUE(WriteFileAtomically(folder + "/MANIFEST", "").ok());
   }
   // One start of Slurm's job: what the scheduler leaves in run.json ("": it died first), a snapshot, and srun's code.
-  BatchVerdict Start(const std::string& job, const std::string& status, int code, BatchOutcome outcome, int step = 0) {
+  BatchNext Start(const std::string& job, const std::string& status, int code, BatchOutcome outcome, int step = 0) {
     EXPECT_TRUE(BatchBegin(dir_, job).ok());
     if (step > 0) Commit(step);
     if (!status.empty()) {
       EXPECT_TRUE(WriteRunEnd(dir_, "small", status, code, "why").ok());
     }
-    const absl::StatusOr<BatchVerdict> verdict = BatchEnd(dir_, job, outcome);
-    EXPECT_TRUE(verdict.ok()) << verdict.status();
-    return *verdict;
+    const absl::StatusOr<BatchNext> next = BatchEnd(dir_, job, outcome);
+    EXPECT_TRUE(next.ok()) << next.status();
+    return *next;
   }
   nlohmann::json RunJson() { return nlohmann::json::parse(*ReadFile(dir_ + "/run.json")); }
   static BatchOutcome Ended(int code, int requeues_max = 2) {
@@ -119,9 +119,9 @@ TEST_F(SubmitTest, ARunJsonOfAnyShapeEndsInAVerdict) {
                            "{\"status\": \"failed\", \"exit\": {\"code\": -1, \"reason\": \"x\"}}", "\xff\xfe{}"}) {
     ASSERT_TRUE(BatchBegin(dir_, "7").ok());
     ASSERT_TRUE(WriteFileAtomically(dir_ + "/run.json", text).ok());
-    const absl::StatusOr<BatchVerdict> verdict = BatchEnd(dir_, "7", Ended(137, 100));
-    ASSERT_TRUE(verdict.ok()) << text;
-    EXPECT_TRUE(verdict->requeue) << text;
+    const absl::StatusOr<BatchNext> next = BatchEnd(dir_, "7", Ended(137, 100));
+    ASSERT_TRUE(next.ok()) << text;
+    EXPECT_TRUE(next->requeue) << text;
     EXPECT_EQ(RunJson()["status"], "saved") << text;
   }
   // Deeper than a stack: neither read nor written again.
@@ -137,31 +137,31 @@ TEST_F(SubmitTest, ARunJsonOfAnyShapeEndsInAVerdict) {
 
 TEST_F(SubmitTest, ASavedRunGoesBackAsLongAsEachStartBringsASnapshot) {
   for (int start = 1; start <= 5; ++start) {
-    const BatchVerdict verdict = Start("7", "saved", kExitSaved, Asked(kExitSaved), start * 10);
-    EXPECT_TRUE(verdict.requeue) << verdict.reason;
-    EXPECT_EQ(verdict.code, kExitSaved);
+    const BatchNext next = Start("7", "saved", kExitSaved, Asked(kExitSaved), start * 10);
+    EXPECT_TRUE(next.requeue) << next.reason;
+    EXPECT_EQ(next.code, kExitSaved);
   }
   EXPECT_TRUE(Start("7", "", 0, Asked(138)).requeue);
   EXPECT_TRUE(Start("7", "", 0, Asked(138)).requeue);
-  const BatchVerdict verdict = Start("7", "", 0, Asked(138));
-  EXPECT_FALSE(verdict.requeue);
-  EXPECT_EQ(verdict.code, kExitSaved);
-  EXPECT_THAT(verdict.reason, HasSubstr("--max-requeues"));
+  const BatchNext next = Start("7", "", 0, Asked(138));
+  EXPECT_FALSE(next.requeue);
+  EXPECT_EQ(next.code, kExitSaved);
+  EXPECT_THAT(next.reason, HasSubstr("--max-requeues"));
   EXPECT_TRUE(Start("8", "", 0, Asked(138)).requeue) << "another job of Slurm's counts anew";
 }
 
 TEST_F(SubmitTest, ALimitThatCutsTheSaveShortGoesBackSoOftenAndNoMore) {
   // Earlier snapshots of the start are no reason to hide that its last one never got whole.
-  BatchVerdict verdict = Start("7", "running", 0, Asked(143), 10);
-  EXPECT_TRUE(verdict.requeue);
-  EXPECT_THAT(verdict.reason, HasSubstr("the time limit came before the snapshot was whole"));
-  EXPECT_THAT(verdict.reason, HasSubstr("--signal-lead"));
-  EXPECT_THAT(verdict.reason, HasSubstr("requeue 1 of 2"));
+  BatchNext next = Start("7", "running", 0, Asked(143), 10);
+  EXPECT_TRUE(next.requeue);
+  EXPECT_THAT(next.reason, HasSubstr("the time limit came before the snapshot was whole"));
+  EXPECT_THAT(next.reason, HasSubstr("--signal-lead"));
+  EXPECT_THAT(next.reason, HasSubstr("requeue 1 of 2"));
   EXPECT_TRUE(Start("7", "running", 0, Asked(143), 20).requeue);
-  verdict = Start("7", "running", 0, Asked(143), 30);
-  EXPECT_FALSE(verdict.requeue);
-  EXPECT_EQ(verdict.code, kExitSaved);
-  EXPECT_THAT(verdict.reason, HasSubstr("submit it again"));
+  next = Start("7", "running", 0, Asked(143), 30);
+  EXPECT_FALSE(next.requeue);
+  EXPECT_EQ(next.code, kExitSaved);
+  EXPECT_THAT(next.reason, HasSubstr("submit it again"));
 }
 
 TEST_F(SubmitTest, ADeadRankGoesBackSoOftenAndNoMore) {
@@ -169,9 +169,9 @@ TEST_F(SubmitTest, ADeadRankGoesBackSoOftenAndNoMore) {
   EXPECT_EQ(RunJson()["status"], "saved");
   EXPECT_EQ(RunJson()["exit"]["code"], 75);
   EXPECT_TRUE(Start("7", "running", 0, Ended(137), 20).requeue);
-  const BatchVerdict verdict = Start("7", "running", 0, Ended(137), 30);
-  EXPECT_FALSE(verdict.requeue);
-  EXPECT_EQ(verdict.code, 137);
+  const BatchNext next = Start("7", "running", 0, Ended(137), 30);
+  EXPECT_FALSE(next.requeue);
+  EXPECT_EQ(next.code, 137);
   EXPECT_EQ(RunJson()["status"], "failed");
   EXPECT_EQ(RunJson()["exit"]["code"], 137);
 }
@@ -179,20 +179,20 @@ TEST_F(SubmitTest, ADeadRankGoesBackSoOftenAndNoMore) {
 TEST_F(SubmitTest, WhatWouldRepeatEndsTheJobWithTheSchedulersCode) {
   for (const int code : {64, 65, 66, 74, 78}) {
     // The others were killed harder, and srun says so.
-    const BatchVerdict verdict = Start("7", "failed", code, Ended(137));
-    EXPECT_FALSE(verdict.requeue);
-    EXPECT_EQ(verdict.code, code);
+    const BatchNext next = Start("7", "failed", code, Ended(137));
+    EXPECT_FALSE(next.requeue);
+    EXPECT_EQ(next.code, code);
     EXPECT_EQ(RunJson()["exit"]["reason"], "why");
   }
-  const BatchVerdict usage = Start("7", "", 0, Ended(64));
+  const BatchNext usage = Start("7", "", 0, Ended(64));
   EXPECT_FALSE(usage.requeue);
   EXPECT_EQ(RunJson()["status"], "failed");
 }
 
 TEST_F(SubmitTest, AFinishedRunEndsTheJob) {
-  const BatchVerdict verdict = Start("7", "finished", 0, Ended(0));
-  EXPECT_FALSE(verdict.requeue);
-  EXPECT_EQ(verdict.code, 0);
+  const BatchNext next = Start("7", "finished", 0, Ended(0));
+  EXPECT_FALSE(next.requeue);
+  EXPECT_EQ(next.code, 0);
   EXPECT_EQ(RunJson()["status"], "finished");
 }
 
@@ -205,18 +205,18 @@ TEST_F(SubmitTest, AnOldOutcomeIsNotTakenForThisStartsAndZeroFromSrunAloneIsNoSu
 TEST_F(SubmitTest, ACancelledJobStaysCancelled) {
   BatchOutcome outcome = Ended(143);
   outcome.stopped = true;
-  const BatchVerdict verdict = Start("7", "running", 0, outcome, 10);
-  EXPECT_FALSE(verdict.requeue);
-  EXPECT_EQ(verdict.code, 143);
+  const BatchNext next = Start("7", "running", 0, outcome, 10);
+  EXPECT_FALSE(next.requeue);
+  EXPECT_EQ(next.code, 143);
   EXPECT_EQ(RunJson()["exit"]["code"], 143);
 }
 
 TEST_F(SubmitTest, AJobThatSlurmPutsBackIsNotPutBackAgainNorCounted) {
   BatchOutcome outcome = Ended(143, 0);
   outcome.requeued = true;
-  const BatchVerdict verdict = Start("7", "running", 0, outcome, 10);
-  EXPECT_FALSE(verdict.requeue);
-  EXPECT_EQ(verdict.code, kExitSaved);
+  const BatchNext next = Start("7", "running", 0, outcome, 10);
+  EXPECT_FALSE(next.requeue);
+  EXPECT_EQ(next.code, kExitSaved);
   EXPECT_EQ(RunJson()["status"], "saved");
   EXPECT_EQ(*ReadFile(dir_ + "/requeues"), "7 0 -1\n");
 }

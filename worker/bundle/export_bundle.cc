@@ -364,7 +364,7 @@ absl::StatusOr<std::string> ExportBundle(const ExportOptions& options) {
   std::string report;
   HEARTH_RETURN_IF_ERROR(PublishFolder(options.out, [&](const std::string& folder) -> absl::Status {
     absl::StatusOr<std::string> filled = Fill(source, options, folder);
-    if (!filled.ok()) return source.hold.Judge(filled.status());
+    if (!filled.ok()) return source.hold.Explain(filled.status());
     report = *std::move(filled);
     return absl::OkStatus();
   }));

@@ -468,7 +468,7 @@ absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextOfWindow() {
     const RecordText& record = piece.records[valid_[next_valid_ + i].record];
     LogPlan* const of_file = plan_of_.at(piece.file);
     const RecordPlan& plan = *of_file->plan;
-    HEARTH_CHECK(plan.Check(TextOf(piece, record), &workspace_, &reason) == RecordPlan::Verdict::kValid);
+    HEARTH_CHECK(plan.Check(TextOf(piece, record), &workspace_, &reason) == RecordPlan::Fate::kValid);
     plan.Fill(&workspace_, &builder_);
     plan.Count(workspace_, &of_file->tally);
     builder_.EndRecord(piece.file, record.offset);
@@ -618,7 +618,7 @@ void LaneReaderImpl::JudgeWindow() {
     for (size_t k = 0; k < piece.records.size(); ++k) {
       const RecordText& record = piece.records[k];
       const absl::string_view text = TextOf(piece, record);
-      RecordPlan::Verdict verdict = RecordPlan::Verdict::kBad;
+      RecordPlan::Fate fate = RecordPlan::Fate::kBad;
       if (fragments > 0) {
         --fragments;
         reason = "begins inside a quoted field of the record before it; set multiline_records: true for this log";
@@ -627,22 +627,22 @@ void LaneReaderImpl::JudgeWindow() {
       } else if (!header.empty() && StripByteOrderMark(text) == header) {
         reason = "is the header once more";
       } else {
-        verdict = of_file->plan->Check(text, &workspace_, &reason);
-        if (verdict == RecordPlan::Verdict::kBad && !log.multiline_records() && reason == kUnterminatedQuote) {
+        fate = of_file->plan->Check(text, &workspace_, &reason);
+        if (fate == RecordPlan::Fate::kBad && !log.multiline_records() && reason == kUnterminatedQuote) {
           fragments = FragmentsAt(piece, k + 1);
           reason = fragments > 0 ? "a newline inside quotes; set multiline_records: true for this log"
                                  : "unterminated quote; a field with a newline needs multiline_records: true";
         }
-        if (verdict != RecordPlan::Verdict::kValid) of_file->plan->Count(workspace_, &of_file->tally);
+        if (fate != RecordPlan::Fate::kValid) of_file->plan->Count(workspace_, &of_file->tally);
       }
-      switch (verdict) {
-        case RecordPlan::Verdict::kValid:
+      switch (fate) {
+        case RecordPlan::Fate::kValid:
           valid_.push_back({static_cast<uint32_t>(i), static_cast<uint32_t>(k)});
           break;
-        case RecordPlan::Verdict::kFiltered:
+        case RecordPlan::Fate::kFiltered:
           pending_.set_filtered(pending_.filtered() + 1);
           break;
-        case RecordPlan::Verdict::kBad:
+        case RecordPlan::Fate::kBad:
           pending_.set_rejected(pending_.rejected() + 1);
           std::replace_if(
               reason.begin(), reason.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; }, ' ');

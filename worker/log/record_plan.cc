@@ -303,25 +303,25 @@ std::unique_ptr<const RecordPlan> RecordPlan::Compile(const Job& job, const Log&
 
 // --- From a record to numbers ---
 
-RecordPlan::Verdict RecordPlan::Check(absl::string_view record, Workspace* workspace, std::string* reason) const {
+RecordPlan::Fate RecordPlan::Check(absl::string_view record, Workspace* workspace, std::string* reason) const {
   std::vector<absl::string_view>& fields = workspace->fields;
   workspace->unreadable.clear();
   workspace->split = false;
   const absl::string_view cause = SplitFields(record, delimiter_, &fields, &workspace->scratch);
   if (!cause.empty()) {
     *reason = std::string(cause);
-    return Verdict::kBad;
+    return Fate::kBad;
   }
   if (fields.size() != static_cast<size_t>(log_columns_)) {
     *reason = absl::StrCat("has ", fields.size(), " fields instead of ", log_columns_);
     if (record.find('\r') != absl::string_view::npos) {
       absl::StrAppend(reason, "; a lone carriage return ends no line here: write the file with \\n");
     }
-    return Verdict::kBad;
+    return Fate::kBad;
   }
   Join(workspace);
   workspace->split = true;
-  if (has_where_ && !where_.Evaluate(fields, &workspace->unreadable).True()) return Verdict::kFiltered;
+  if (has_where_ && !where_.Evaluate(fields, &workspace->unreadable).True()) return Fate::kFiltered;
   for (const int i : raw_slots_) {
     uint64_t id = 0;
     bool bad = false;
@@ -333,10 +333,10 @@ RecordPlan::Verdict RecordPlan::Check(absl::string_view record, Workspace* works
                              slot.has_value ? std::string(TextOf(slot.value.Evaluate(fields), buffer))
                                             : absl::StrCat("\"", fields[slot.column].substr(0, kExampleBytesMax), "\""),
                              " is no integer from 0 to 2^52 - 2");
-      return Verdict::kBad;
+      return Fate::kBad;
     }
   }
-  return Verdict::kValid;
+  return Fate::kValid;
 }
 
 void RecordPlan::Join(Workspace* workspace) const {

@@ -32,7 +32,7 @@ class RecordPlan {
                                                    const std::string& user_column, std::vector<std::string>* faults);
   ~RecordPlan();
 
-  enum class Verdict { kValid, kFiltered, kBad };
+  enum class Fate { kValid, kFiltered, kBad };
   enum class Joined : uint8_t { kWithoutKey, kMatched, kUnmatched };
   struct Workspace {
     std::vector<absl::string_view> fields;
@@ -42,8 +42,9 @@ class RecordPlan {
     std::vector<Joined> joined;   // [joins]
     bool split = false;           // it has the fields that it should have
   };
-  // Splits and joins the record and judges it. kBad: *reason says why. `record` outlives the use of the workspace.
-  Verdict Check(absl::string_view record, Workspace* workspace, std::string* reason) const;
+  // Splits and joins the record and says what becomes of it. kBad: *reason says why. `record` outlives the use of the
+  // workspace.
+  Fate Check(absl::string_view record, Workspace* workspace, std::string* reason) const;
   // REQUIRES: Check of the same workspace gave kValid.
   void Fill(Workspace* workspace, BatchBuilder* builder) const;
   absl::string_view User(const Workspace& workspace) const;  // empty where missing
@@ -59,7 +60,7 @@ class RecordPlan {
     std::vector<Count> joins_;      // [joins]
     std::map<int, Count> columns_;  // by position
   };
-  // Counts the record that the workspace holds: after Fill, or after a Check that gave another verdict than kValid.
+  // Counts the record that the workspace holds: after Fill, or after a Check that gave another fate than kValid.
   void Count(const Workspace& workspace, Tally* tally) const;
   // Adds the tally to *reading, under the names of columns and side tables, and begins a new one.
   void Tell(Tally* tally, Reading* reading) const;

@@ -102,15 +102,15 @@ TEST_F(SnapshotHoldTest, WhatGoesUnderAReaderWasRemovedAndIsNotCorrupt) {
   const absl::StatusOr<SnapshotHold> hold = SnapshotHold::Take(Folder(5));
   ASSERT_TRUE(hold.ok()) << hold.status();
   const absl::Status damaged = absl::DataLossError("a file is missing");
-  EXPECT_EQ(hold->Judge(damaged), damaged) << "while it is there it is damaged";
+  EXPECT_EQ(hold->Explain(damaged), damaged) << "while it is there it is damaged";
   EXPECT_TRUE(RemoveSnapshot(Folder(5), /*force=*/true).value());
-  EXPECT_TRUE(hold->Judge(absl::OkStatus()).ok()) << "what was read before is good";
-  const absl::Status judged = hold->Judge(damaged);
+  EXPECT_TRUE(hold->Explain(absl::OkStatus()).ok()) << "what was read before is good";
+  const absl::Status judged = hold->Explain(damaged);
   EXPECT_TRUE(IsRemoved(judged));
   EXPECT_EQ(ExitCodeOf(judged), kExitNoInput);
   EXPECT_THAT(std::string(judged.message()), HasSubstr("removed while it was read"));
   Commit(5);
-  EXPECT_TRUE(IsRemoved(hold->Judge(damaged))) << "another one of that step is not the one that was held";
+  EXPECT_TRUE(IsRemoved(hold->Explain(damaged))) << "another one of that step is not the one that was held";
   EXPECT_TRUE(IsRemoved(SnapshotHold::Take(Folder(6)).status()));
 }
 

@@ -115,7 +115,7 @@ std::vector<uint64_t> SignsOf(const Job& job, const Batch& batch, int slot, int6
 struct MadeRecord {
   uint32_t file = 0;
   uint64_t offset = 0;
-  enum { kValid, kFiltered, kBad } verdict = kValid;
+  enum { kValid, kFiltered, kBad } fate = kValid;
 };
 struct MadeFile {
   uint32_t log = 0;
@@ -137,11 +137,11 @@ std::string RandomLog(Random* random, int records, MadeFile* file) {
     record.offset = text.size();
     switch (random->Below(12)) {
       case 0:
-        record.verdict = MadeRecord::kBad;
+        record.fate = MadeRecord::kBad;
         text += random->Below(2) ? "7,1\n" : "x,1,1\n";
         break;
       case 1:
-        record.verdict = MadeRecord::kFiltered;
+        record.fate = MadeRecord::kFiltered;
         absl::StrAppend(&text, random->Below(1000), ",1,0\r\n");
         break;
       default:
@@ -242,9 +242,9 @@ std::vector<ReferenceBatch> Reference(const Made& made, uint32_t epoch, uint32_t
       }
       std::vector<MadeRecord> valid;
       for (const MadeRecord& record : window) {
-        if (record.verdict == MadeRecord::kValid) valid.push_back(record);
-        pending.rejected += record.verdict == MadeRecord::kBad;
-        pending.filtered += record.verdict == MadeRecord::kFiltered;
+        if (record.fate == MadeRecord::kValid) valid.push_back(record);
+        pending.rejected += record.fate == MadeRecord::kBad;
+        pending.filtered += record.fate == MadeRecord::kFiltered;
       }
       if (max > 0) Shuffle(WindowShuffleSeed(made.job.seed(), epoch, lane, window_number), &valid);
       for (size_t k = 0; k < valid.size(); ++k) {
@@ -275,7 +275,7 @@ TEST(LaneReader, GivesTheRecordsOfRandomLogsInTheOrderOfASlowTwin) {
     std::multiset<std::pair<uint32_t, uint64_t>> seen, valid;
     for (const MadeFile& file : made.files) {
       for (const MadeRecord& record : file.records) {
-        if (record.verdict == MadeRecord::kValid) valid.emplace(record.file, record.offset);
+        if (record.fate == MadeRecord::kValid) valid.emplace(record.file, record.offset);
       }
     }
     for (uint32_t lane = 0; lane < lanes; ++lane) {
