@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -20,6 +21,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/net/seal.h"
 #include "scripts/hearth/run_json.h"
 #include "scripts/hearth/supervise.h"
 
@@ -125,6 +127,25 @@ TEST_F(LaunchTest, WritesTheEffectiveJobAndHandsTheRanksTheirEnvironment) {
   }
   for (const char* name : {"logs", "snapshots", "dead-letter", "predictions", "tb"})
     EXPECT_TRUE(PathExists(options_.out + "/" + name));
+}
+
+// Not on a command line, which every user of the host can read.
+TEST_F(LaunchTest, EachStartHasATokenOfItsOwnThatOnlyItsEnvironmentHolds) {
+  WriteMpirun("printenv HEARTH_JOB_TOKEN >> \"$root/tokens\"; [ $call -lt 3 ] && exit 70; exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  const std::vector<std::string> tokens = absl::StrSplit(*ReadFile(root_ + "/tokens"), '\n', absl::SkipEmpty());
+  ASSERT_EQ(tokens.size(), 3u);
+  for (const std::string& token : tokens) {
+    EXPECT_TRUE(JobToken::Parse(token).ok());
+    EXPECT_EQ(absl::c_count(tokens, token), 1);
+    EXPECT_THAT(said_, testing::Not(HasSubstr(token)));
+    for (const std::string& call : Calls()) EXPECT_THAT(call, testing::Not(HasSubstr(token)));
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(options_.out)) {
+      if (!entry.is_regular_file()) continue;
+      EXPECT_THAT(*ReadFile(entry.path().string()), testing::Not(HasSubstr(token))) << entry.path();
+    }
+  }
+  EXPECT_THAT(Calls()[0], HasSubstr("-x HEARTH_JOB_TOKEN -np 1"));
 }
 
 TEST_F(LaunchTest, ExportsTheEnvironmentToOtherHosts) {
