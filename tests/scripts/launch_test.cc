@@ -148,6 +148,17 @@ TEST_F(LaunchTest, EachStartHasATokenOfItsOwnThatOnlyItsEnvironmentHolds) {
   EXPECT_THAT(Calls()[0], HasSubstr("-x HEARTH_JOB_TOKEN -np 1"));
 }
 
+TEST_F(LaunchTest, ALinkThatSomebodyPlantedInTheLocksPlaceIsRefused) {
+  WriteMpirun("exit 0");
+  ASSERT_TRUE(MakeDirectories(options_.out).ok());
+  Write("victim", "theirs");
+  std::filesystem::create_symlink(root_ + "/victim", options_.out + "/lock");
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig) << said_;
+  EXPECT_THAT(said_, HasSubstr("run/lock: is a symbolic link"));
+  EXPECT_EQ(*ReadFile(root_ + "/victim"), "theirs");
+  EXPECT_TRUE(Calls().empty());
+}
+
 TEST_F(LaunchTest, ExportsTheEnvironmentToOtherHosts) {
   Write("hosts", "localhost\n");
   options_.hostfile = root_ + "/hosts";
