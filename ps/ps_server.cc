@@ -163,6 +163,7 @@ absl::Status PsServer::Serve() {
     if (options_.env->NowUs() >= show_us) {
       shard_->FillStats(&stats);
       metrics_.Show(shard_->applied_step(), stats);
+      metrics_.ShowRefused(options_.transport->refused());
       show_us = options_.env->NowUs() + kShowUs;
     }
     if (!message) {

@@ -13,6 +13,8 @@ ServerMetrics::ServerMetrics(const Job& job, int rank) : registry_("ps", rank) {
     requests_[kind] =
         registry_.NewCounter({"requests", "", "Workers' messages taken in, repeats too"}, {{"kind", name}});
   }
+  refused_ =
+      registry_.NewCounter({"refused", "messages", "Dropped: they had no proof that a rank of this job sent them"});
   step_ = registry_.NewGauge({"step", "", "Last step applied"});
   for (const Table& table : job.table()) {
     const MetricLabels labels = {{"table", table.name()}};

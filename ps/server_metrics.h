@@ -22,6 +22,7 @@ class ServerMetrics {
   absl::Status Serve(const Metrics& metrics);
   void Count(MessageKind request);
   void Show(uint64_t step, const std::vector<TableStats>& tables);  // as Shard::FillStats fills them
+  void ShowRefused(uint64_t messages) { refused_->RaiseTo(static_cast<double>(messages)); }  // Transport::refused
   std::string Text() const { return registry_.Text(); }
 
  private:
@@ -39,6 +40,7 @@ class ServerMetrics {
 
   MetricRegistry registry_;
   std::map<MessageKind, Counter*> requests_;
+  Counter* refused_;
   Gauge* step_;
   std::vector<TableFigures> tables_;  // in the job's order
 };

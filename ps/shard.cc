@@ -219,7 +219,6 @@ class ShardImpl : public Shard {
     header.lane = pull.view.header.lane;
     header.step = pull.view.header.step;
     header.view = pull.view.header.view;
-    header.epoch = pull.view.header.epoch;
     std::vector<Section> sections;
     for (const Section& asked : pull.view.sections) {
       Section section;

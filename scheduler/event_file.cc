@@ -1,8 +1,5 @@
 #include "scheduler/event_file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <cmath>
@@ -65,15 +62,10 @@ absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& 
   constexpr int kNamesMax = 100;
   for (int number = 0; number < kNamesMax; ++number) {
     const std::string path = number == 0 ? stem : absl::StrCat(stem, ".", number);
-    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd < 0 && errno == EEXIST) continue;
-    std::FILE* const file = fd < 0 ? nullptr : fdopen(fd, "wb");
-    if (file == nullptr) {
-      const int error = errno;
-      if (fd >= 0) close(fd);
-      return ErrorOf(error, "cannot open", path);
-    }
-    std::unique_ptr<EventFile> events(new EventFile(path, file));
+    absl::StatusOr<OwnedFile> file = OpenForWriting(path, Writing::kNew);
+    if (absl::IsAlreadyExists(file.status())) continue;
+    if (!file.ok()) return file.status();
+    std::unique_ptr<EventFile> events(new EventFile(path, *std::move(file)));
     TensorBoardEvent version;
     version.set_file_version(kVersion);
     HEARTH_RETURN_IF_ERROR(events->Append(wall_us, std::move(version)));
@@ -85,8 +77,6 @@ absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& 
   }
   return absl::UnavailableError(absl::StrCat(stem, ": and ", kNamesMax, " more files exist; empty the folder"));
 }
-
-EventFile::~EventFile() { std::fclose(file_); }
 
 absl::Status EventFile::Write(int64_t wall_us, int64_t step, absl::Span<const Scalar> scalars) {
   TensorBoardEvent event;
@@ -103,7 +93,7 @@ absl::Status EventFile::Write(int64_t wall_us, int64_t step, absl::Span<const Sc
 absl::Status EventFile::Append(int64_t wall_us, TensorBoardEvent event) {
   event.set_wall_time(static_cast<double>(wall_us) * 1e-6);
   const std::string record = EncodeRecord(event);
-  if (std::fwrite(record.data(), 1, record.size(), file_) == record.size() && std::fflush(file_) == 0) {
+  if (std::fwrite(record.data(), 1, record.size(), file_.get()) == record.size() && std::fflush(file_.get()) == 0) {
     return absl::OkStatus();
   }
   return ErrorOf(errno, "cannot write", path_);

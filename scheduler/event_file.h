@@ -3,13 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/base/file.h"
 #include "common/proto/event.pb.h"
 
 namespace hearth {
@@ -26,18 +26,17 @@ class EventFile {
   // other files of the folder hold of it and of later steps is void, and TensorBoard hides it (SessionLog START).
   static absl::StatusOr<std::unique_ptr<EventFile>> Create(const std::string& folder, int64_t wall_us,
                                                            int64_t first_step);
-  ~EventFile();
   // One event with these scalars, written through to the kernel. Non-finite values are left out: they would hide a
   // curve.
   absl::Status Write(int64_t wall_us, int64_t step, absl::Span<const Scalar> scalars);
   const std::string& path() const { return path_; }
 
  private:
-  EventFile(std::string path, std::FILE* file) : path_(std::move(path)), file_(file) {}
+  EventFile(std::string path, OwnedFile file) : path_(std::move(path)), file_(std::move(file)) {}
   absl::Status Append(int64_t wall_us, TensorBoardEvent event);
 
   const std::string path_;
-  std::FILE* const file_;
+  const OwnedFile file_;
 };
 
 // One event as a file holds it, a TFRecord: length, its checksum, data, its checksum.

@@ -159,7 +159,7 @@ absl::Status Evaluator::SendToFirst(const PredictionRows& rows, int split, uint6
     Header header;
     header.lane = static_cast<uint32_t>(options_.worker);
     header.step = step;
-    header.epoch = static_cast<uint32_t>(split);
+    header.split = static_cast<uint32_t>(split);
     header.n = chunk;
     header.next_cut = chunks;
     const size_t begin = chunk * kChunkRecordsMax;
@@ -199,12 +199,12 @@ absl::Status Evaluator::Gather(int split, uint64_t step, PredictionRows* rows) {
       return absl::InternalError(
           absl::StrCat("evaluation results from worker ", header.lane, ", which does not exist"));
     }
-    const bool later = header.step > step || (header.step == step && header.epoch > static_cast<uint32_t>(split));
+    const bool later = header.step > step || (header.step == step && header.split > static_cast<uint32_t>(split));
     if (later) {
       early_.push_back(*std::move(message));
       continue;
     }
-    const bool of_this = header.step == step && header.epoch == static_cast<uint32_t>(split);
+    const bool of_this = header.step == step && header.split == static_cast<uint32_t>(split);
     if (!of_this || !got[header.lane].insert(header.n).second) continue;  // repeated
     expected[header.lane] = header.next_cut;
     HEARTH_ASSIGN_OR_RETURN(const PredictionRows more, DecodePredictions(message->payload.span()));

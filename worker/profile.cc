@@ -65,7 +65,9 @@ absl::Status StepProfile::After(uint64_t step, bool last) {
     const auto result = profiler::disableProfiler();
     recording_.reset();
     done_ = true;
+    // Torch writes to a name: one that is ours, made anew, and by then a link no more.
     const std::string aside = path_ + ".part";
+    HEARTH_RETURN_IF_ERROR(OpenForWriting(aside, Writing::kReplace).status());
     result->save(aside);
     HEARTH_RETURN_IF_ERROR(RenamePath(aside, path_));
     spdlog::info("event=profiled first_step={} last_step={} path={}", begin_, step, Quoted(path_));

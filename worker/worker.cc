@@ -638,6 +638,7 @@ void Worker::State::FillProgress(Progress* progress) {
   progress->set_staleness_max_seen(staleness_max_seen);
   progress->set_peak_rss_bytes(PeakRssBytes());
   page.Show(*progress);
+  page.ShowRefused(options.transport->refused());
   progress_us = now_us;
 }
 

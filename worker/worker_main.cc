@@ -118,7 +118,8 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return ExitOfParse(app, error);
   }
-  std::signal(SIGUSR1, SIG_IGN);  // mpirun forwards it to all ranks; the scheduler acts on it
+  std::signal(SIGUSR1, SIG_IGN);                  // mpirun forwards it to all ranks; the scheduler acts on it
+  static_cast<void>(StartLogging("worker", ""));  // stderr alone cannot fail
   absl::StatusOr<std::unique_ptr<MpiRuntime>> runtime = MpiRuntime::Start(Env::Real());
   if (!runtime.ok()) {
     std::fprintf(stderr, "hearth-worker: %s\n", std::string(runtime.status().message()).c_str());

@@ -207,8 +207,7 @@ absl::Status CopyIntoBundle(const std::string& from, const std::string& to) {
   const File in(std::fopen(from.c_str(), "rb"), &std::fclose);
   if (in == nullptr) return ErrorOf(errno, "cannot open", from);
   const auto unwritten = [&] { return ErrorOf(errno, "cannot write", to); };
-  File out(std::fopen(to.c_str(), "wb"), &std::fclose);
-  if (out == nullptr) return unwritten();
+  HEARTH_ASSIGN_OR_RETURN(OwnedFile out, OpenForWriting(to, Writing::kReplace));
   const auto chunk = std::make_unique<char[]>(kChunkBytes);
   while (const size_t got = std::fread(chunk.get(), 1, kChunkBytes, in.get())) {
     if (std::fwrite(chunk.get(), 1, got, out.get()) != got) return unwritten();

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <utility>
 
 #include "common/base/status.h"
 
@@ -46,6 +47,7 @@ class Descriptor {
     if (fd_ >= 0) close(fd_);
   }
   int get() const { return fd_; }
+  int Release() { return std::exchange(fd_, -1); }
   int Close() {
     const int fd = fd_;
     fd_ = -1;
@@ -89,12 +91,42 @@ std::string FolderOf(const std::string& path) {
   return folder.empty() ? "." : folder;
 }
 
-// A new file: what has its name goes first, and what somebody puts there meanwhile, a link say, is never written to.
-absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
-  if (unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {
+absl::Status NotOurs(const std::string& path, absl::string_view what) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(path, ": is ", what,
+                   " and not a file of Hearth's, so it is not written to; somebody put it there: "
+                   "remove it, or use a folder that only you can write to"));
+}
+
+// What has the name may be somebody else's. A pipe must not be waited for, and only a regular file is written to.
+absl::StatusOr<Descriptor> OpenOurs(const std::string& path, Writing writing, mode_t mode = 0666) {
+  if (writing == Writing::kReplace && unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {
     return ErrorOf(errno, "is in the way and cannot be removed", path);
   }
-  HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0644));
+  const bool append = writing == Writing::kAppend || writing == Writing::kAppendExisting;
+  int flags = O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (append ? O_APPEND : O_CREAT | O_EXCL);
+  if (writing == Writing::kAppend) flags |= O_CREAT;
+  int fd;
+  do {
+    fd = open(path.c_str(), flags, mode);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0 && errno == ELOOP) return NotOurs(path, "a symbolic link");
+  if (fd < 0 && errno == ENXIO) return NotOurs(path, "a pipe or a device");
+  if (fd < 0 && errno == EISDIR) return NotOurs(path, "a folder");
+  if (fd < 0 && errno == EEXIST && writing == Writing::kNew) {
+    return absl::AlreadyExistsError(absl::StrCat(path, ": is there already"));
+  }
+  if (fd < 0) return ErrorOf(errno, "cannot open", path);
+  Descriptor file(fd);
+  struct stat info;
+  if (fstat(fd, &info) != 0) return ErrorOf(errno, "cannot stat", path);
+  if (!S_ISREG(info.st_mode)) return NotOurs(path, "a pipe or a device");
+  return file;
+}
+
+// A new file: what has its name goes first, and what somebody puts there meanwhile, a link say, is never written to.
+absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenOurs(path, Writing::kReplace, 0644));
   for (size_t done = 0; done < contents.size();) {
     const ssize_t wrote = write(file.get(), contents.data() + done, contents.size() - done);
     if (wrote < 0 && errno == EINTR) continue;
@@ -153,6 +185,20 @@ absl::Status WriteFileAtomically(const std::string& path, absl::string_view cont
   if (status.ok()) status = RenamePath(aside, path);
   if (!status.ok()) unlink(aside.c_str());
   return status;
+}
+
+absl::StatusOr<int> OpenDescriptorForWriting(const std::string& path, Writing writing) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenOurs(path, writing));
+  return file.Release();
+}
+
+absl::StatusOr<OwnedFile> OpenForWriting(const std::string& path, Writing writing) {
+  HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenOurs(path, writing));
+  const bool append = writing == Writing::kAppend || writing == Writing::kAppendExisting;
+  std::FILE* const stream = fdopen(file.get(), append ? "ab" : "wb");
+  if (stream == nullptr) return ErrorOf(errno, "cannot open", path);
+  file.Release();
+  return OwnedFile(stream);
 }
 
 absl::Status FsyncPath(const std::string& path) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,6 +16,23 @@ namespace hearth {
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max = uint64_t{1} << 32);
 // Writes `path`.tmp beside it, fsyncs, renames, fsyncs the folder: old or new, whole. Follows no link of either name.
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents);
+
+// A file of ours in a folder that others may write to, such as a run's: no link of that name is followed, and nothing
+// is written into a pipe or device. FailedPrecondition says so, with file, cause and remedy.
+enum class Writing {
+  kAppend,          // made where it is not there
+  kAppendExisting,  // NotFound where it is not there
+  kNew,             // AlreadyExists where anything of that name is there
+  kReplace,         // what has the name goes first, be it a link; not a folder
+};
+struct FileCloser {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using OwnedFile = std::unique_ptr<std::FILE, FileCloser>;
+absl::StatusOr<OwnedFile> OpenForWriting(const std::string& path, Writing writing);
+// The descriptor alone, close-on-exec; the caller closes it.
+absl::StatusOr<int> OpenDescriptorForWriting(const std::string& path, Writing writing);
+
 absl::Status FsyncPath(const std::string& path);                                  // a file or a folder
 absl::Status MakeDirectories(const std::string& path);                            // like mkdir -p
 absl::Status RemoveTree(const std::string& path);                                 // like rm -rf; fine if absent

@@ -11,6 +11,8 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
 
 namespace hearth {
 namespace {
@@ -18,15 +20,14 @@ namespace {
 constexpr int kNiceness = 5;
 
 // In the child, between fork and exec: only async-signal-safe calls.
-[[noreturn]] void Become(char* const* argv, const char* log, pid_t parent) {
+[[noreturn]] void Become(char* const* argv, int out, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(128 + SIGKILL);
   setpgid(0, 0);
   signal(SIGUSR1, SIG_IGN);  // mpirun may pass on "save and leave" to everyone it finds
   setpriority(PRIO_PROCESS, 0, kNiceness);
   const int in = open("/dev/null", O_RDONLY);
-  const int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0644);
-  if (in < 0 || out < 0) _exit(127);
+  if (in < 0) _exit(127);
   dup2(in, STDIN_FILENO);
   dup2(out, STDOUT_FILENO);
   dup2(out, STDERR_FILENO);
@@ -57,10 +58,11 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vec
   std::vector<char*> pointers;
   for (const std::string& argument : argv) pointers.push_back(const_cast<char*>(argument.c_str()));
   pointers.push_back(nullptr);
+  HEARTH_ASSIGN_OR_RETURN(const OwnedFile out, OpenForWriting(log, Writing::kAppend));
   const pid_t parent = getpid();
   const pid_t process = fork();
   if (process < 0) return absl::UnavailableError(absl::StrCat(argv[0], ": cannot be started: ", std::strerror(errno)));
-  if (process == 0) Become(pointers.data(), log.c_str(), parent);
+  if (process == 0) Become(pointers.data(), fileno(out.get()), parent);
   return std::unique_ptr<ChildProcess>(new ChildProcess(process));
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <deque>
 #include <mutex>
@@ -12,6 +13,7 @@
 #include <string>
 #include <utility>
 
+#include "common/base/logging.h"
 #include "common/base/status.h"
 
 namespace hearth {
@@ -31,11 +33,14 @@ constexpr int64_t kSleepFraction = 32;
 constexpr int64_t kAbortGraceUs = 2'000'000;
 constexpr int kArrivalsPerTurnMax = 64;
 constexpr int kExchangeTag = 0;
+constexpr int kProofTag = 1;                           // beside each buffer of an exchange
 constexpr size_t kExchangeBytesMax = size_t{1} << 30;  // of one buffer: MPI counts in int
 
 // Port to port on one tag, so that MPI keeps the order of each pair. The standard promises tags up to 32767.
 static_assert(kPortsMax * kPortsMax <= 32768);
 int TagOf(int from_port, int to_port) { return from_port * kPortsMax + to_port; }
+
+absl::Span<const char> AsBytes(const SealTag& tag) { return {reinterpret_cast<const char*>(tag.data()), sizeof(tag)}; }
 
 std::string ErrorText(int code) {
   char text[MPI_MAX_ERROR_STRING];
@@ -48,20 +53,34 @@ std::string ErrorText(int code) {
 
 // What other threads share with the communication thread. Only Loop touches MPI.
 struct MpiRuntime::State : public Transport {
-  explicit State(Env* env)
-      : env(env), mailboxes(env), wake(env->NewEvent()), started(env->NewEvent()), exchanged(env->NewEvent()) {}
+  State(Env* env, const JobToken& token)
+      : env(env),
+        seal(token),
+        mailboxes(env),
+        wake(env->NewEvent()),
+        started(env->NewEvent()),
+        exchanged(env->NewEvent()) {}
 
   // Transport
   int rank() const override { return own_rank; }
   int size() const override { return world_size; }
   Mailbox* Open(int port) override { return mailboxes.Get(port); }
   absl::Status Send(int from_port, Address to, Bytes payload) override;
+  uint64_t refused() const override { return refused_messages; }
+
+  // Counts, and tells of each rank once. On the communication thread.
+  void Refuse(int source, int tag, absl::string_view cause);
+
+  // On the exchanging thread. Tags beside the buffers.
+  void ProveSends(absl::Span<const SendBuffer> sends, std::vector<SealTag>* tags);
+  absl::Status CheckProofs(absl::Span<const ReceiveBuffer> receives, const std::vector<SealTag>& tags);
 
   struct Outgoing {
     int from_port;
     Address to;
     Bytes payload;
   };
+  // First all buffers, then the proof of each.
   struct ExchangeCall {
     absl::Span<const SendBuffer> sends;
     absl::Span<const ReceiveBuffer> receives;
@@ -69,6 +88,7 @@ struct MpiRuntime::State : public Transport {
   };
 
   Env* const env;
+  const Seal seal;
   MailboxSet mailboxes;
   const std::unique_ptr<Event> wake;       // for the loop
   const std::unique_ptr<Event> started;    // for Start
@@ -84,6 +104,12 @@ struct MpiRuntime::State : public Transport {
   ExchangeCall* exchange = nullptr;  // guarded by mutex; what it points at is the loop's until `exchanged`
   bool stopping = false;             // guarded by mutex
   int abort_code = -1;               // guarded by mutex; >= 0: end the job
+
+  std::atomic<uint64_t> refused_messages{0};
+  std::set<int> refused_ranks;  // the loop's; which have been told
+
+  // The exchanging thread's; by rank: how many buffers went there and came from there.
+  std::vector<uint64_t> exchanged_to, exchanged_from;
 
   std::unique_ptr<Thread> thread;
 };
@@ -105,6 +131,8 @@ class MpiRuntime::Loop {
     }
     MPI_Comm_rank(MPI_COMM_WORLD, &state_->own_rank);
     MPI_Comm_size(MPI_COMM_WORLD, &state_->world_size);
+    state_->exchanged_to.resize(static_cast<size_t>(state_->world_size));
+    state_->exchanged_from.resize(static_cast<size_t>(state_->world_size));
     MPI_Comm_dup(MPI_COMM_WORLD, &messages_);
     MPI_Comm_dup(MPI_COMM_WORLD, &exchanges_);
     // A length that does not fit is reported, not fatal; errors of messages end the job (MPI's default).
@@ -195,6 +223,11 @@ class MpiRuntime::Loop {
       if (!found) return arrivals > 0;
       int bytes = 0;
       MPI_Get_count(&status, MPI_BYTE, &bytes);
+      // No rank of ours sends so much. It stays with MPI: to take it in is to make room for it.
+      if (bytes < 0 || static_cast<size_t>(bytes) > kPayloadBytesMax) {
+        state_->Refuse(status.MPI_SOURCE, status.MPI_TAG, "it is longer than any message");
+        continue;
+      }
       receives_.push_back({status.MPI_SOURCE, status.MPI_TAG, Bytes(static_cast<size_t>(bytes)), false});
       MPI_Request request;
       MPI_Imrecv(receives_.back().payload.data(), bytes, MPI_BYTE, &message, &request);
@@ -215,8 +248,7 @@ class MpiRuntime::Loop {
     for (size_t i = 0; i < receives_.size(); ++i) {
       Receive& receive = receives_[i];
       if (receive.done && blocked.count({receive.source, receive.tag}) == 0) {
-        Message message{{receive.source, receive.tag / kPortsMax}, std::move(receive.payload)};
-        state_->mailboxes.Get(receive.tag % kPortsMax)->Deliver(std::move(message));
+        Deliver(&receive);
         continue;
       }
       blocked.insert({receive.source, receive.tag});
@@ -231,23 +263,33 @@ class MpiRuntime::Loop {
     return true;
   }
 
+  void Deliver(Receive* receive) {
+    const Address from = {receive->source, receive->tag / kPortsMax};
+    const Address to = {state_->own_rank, receive->tag % kPortsMax};
+    const absl::Status proof = state_->seal.Check(from, to, receive->payload.span());
+    if (!proof.ok()) return state_->Refuse(receive->source, receive->tag, proof.message());
+    state_->mailboxes.Get(to.port)->Deliver({from, std::move(receive->payload)});
+  }
+
   void StartExchange(State::ExchangeCall* call) {
     exchange_ = call;
     exchange_->result = absl::OkStatus();
     exchange_requests_.clear();
-    for (const ReceiveBuffer& receive : call->receives) {
+    for (size_t i = 0; i < call->receives.size(); ++i) {
+      const ReceiveBuffer& receive = call->receives[i];
       MPI_Request request = MPI_REQUEST_NULL;
       if (!receive.bytes.empty()) {
-        MPI_Irecv(receive.bytes.data(), static_cast<int>(receive.bytes.size()), MPI_BYTE, receive.rank, kExchangeTag,
-                  exchanges_, &request);
+        MPI_Irecv(receive.bytes.data(), static_cast<int>(receive.bytes.size()), MPI_BYTE, receive.rank,
+                  2 * i < call->receives.size() ? kExchangeTag : kProofTag, exchanges_, &request);
       }
       exchange_requests_.push_back(request);
     }
-    for (const SendBuffer& send : call->sends) {
+    for (size_t i = 0; i < call->sends.size(); ++i) {
+      const SendBuffer& send = call->sends[i];
       MPI_Request request = MPI_REQUEST_NULL;
       if (!send.bytes.empty()) {
-        MPI_Isend(send.bytes.data(), static_cast<int>(send.bytes.size()), MPI_BYTE, send.rank, kExchangeTag, exchanges_,
-                  &request);
+        MPI_Isend(send.bytes.data(), static_cast<int>(send.bytes.size()), MPI_BYTE, send.rank,
+                  2 * i < call->sends.size() ? kExchangeTag : kProofTag, exchanges_, &request);
       }
       exchange_requests_.push_back(request);
     }
@@ -386,6 +428,7 @@ absl::Status MpiRuntime::State::Send(int from_port, Address to, Bytes payload) {
     mailboxes.Get(to.port)->Deliver({{own_rank, from_port}, std::move(payload)});
     return absl::OkStatus();
   }
+  seal.Put({own_rank, from_port}, to, &payload);
   {
     std::lock_guard<std::mutex> lock(mutex);
     if (stopping) return absl::UnavailableError("send: this process is leaving");
@@ -395,10 +438,24 @@ absl::Status MpiRuntime::State::Send(int from_port, Address to, Bytes payload) {
   return absl::OkStatus();
 }
 
+void MpiRuntime::State::Refuse(int source, int tag, absl::string_view cause) {
+  ++refused_messages;
+  if (!refused_ranks.insert(source).second) return;
+  spdlog::warn(
+      "refused from_rank={} from_port={} to_port={} cause=\"a message was dropped, and so will be what else comes like "
+      "it: {}; either somebody else reaches the ranks' ports (docs/SECURITY.md), or the rank has another {} or build\"",
+      source, tag / kPortsMax, tag % kPortsMax, std::string(cause), kJobTokenVariable);
+}
+
 MpiRuntime::MpiRuntime(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 absl::StatusOr<std::unique_ptr<MpiRuntime>> MpiRuntime::Start(Env* env) {
-  auto owned = std::make_unique<State>(env);
+  HEARTH_ASSIGN_OR_RETURN(const JobToken token, JobToken::TakeFromEnvironment());
+  return Start(env, token);
+}
+
+absl::StatusOr<std::unique_ptr<MpiRuntime>> MpiRuntime::Start(Env* env, const JobToken& token) {
+  auto owned = std::make_unique<State>(env, token);
   State* const state = owned.get();
   state->thread = env->StartThread("mpi", [state] {
     Loop loop(state);
@@ -425,6 +482,36 @@ MpiRuntime::~MpiRuntime() {
 
 Transport* MpiRuntime::transport() { return state_.get(); }
 
+void MpiRuntime::State::ProveSends(absl::Span<const SendBuffer> sends, std::vector<SealTag>* tags) {
+  absl::Span<const char> hashed;  // one buffer may go to all
+  uint64_t hash = 0;
+  for (const SendBuffer& send : sends) {
+    tags->emplace_back();
+    if (send.bytes.empty()) continue;
+    if (send.bytes.data() != hashed.data() || send.bytes.size() != hashed.size()) hash = seal.HashOf(send.bytes);
+    hashed = send.bytes;
+    tags->back() =
+        seal.TagOfBuffer(own_rank, send.rank, exchanged_to[static_cast<size_t>(send.rank)]++, send.bytes.size(), hash);
+  }
+}
+
+absl::Status MpiRuntime::State::CheckProofs(absl::Span<const ReceiveBuffer> receives,
+                                            const std::vector<SealTag>& tags) {
+  absl::Status status;
+  for (size_t i = 0; i < receives.size(); ++i) {
+    const ReceiveBuffer& receive = receives[i];
+    if (receive.bytes.empty()) continue;
+    const uint64_t number = exchanged_from[static_cast<size_t>(receive.rank)]++;
+    if (tags[i] == seal.TagOfBuffer(receive.rank, own_rank, number, receive.bytes.size(), seal.HashOf(receive.bytes))) {
+      continue;
+    }
+    status.Update(absl::InternalError(absl::StrCat(
+        "exchange: what came from rank ", receive.rank, " has no proof that a rank of this job sent it; ",
+        "keep others from the ranks' ports (docs/SECURITY.md), and give all ranks one ", kJobTokenVariable)));
+  }
+  return status;
+}
+
 absl::Status MpiRuntime::Exchange(absl::Span<const SendBuffer> sends, absl::Span<const ReceiveBuffer> receives) {
   std::set<int> to, from;
   for (const SendBuffer& send : sends) {
@@ -434,7 +521,21 @@ absl::Status MpiRuntime::Exchange(absl::Span<const SendBuffer> sends, absl::Span
     HEARTH_RETURN_IF_ERROR(
         CheckBuffer(state_->own_rank, state_->world_size, receive.rank, receive.bytes.size(), &from));
   }
-  State::ExchangeCall call{sends, receives, absl::OkStatus()};
+  // A proof has 16 bytes beside each buffer: hashed here, so that the loop goes on moving messages.
+  std::vector<SealTag> sent, received;
+  std::vector<SendBuffer> all_sends(sends.begin(), sends.end());
+  std::vector<ReceiveBuffer> all_receives(receives.begin(), receives.end());
+  sent.reserve(sends.size());
+  received.resize(receives.size());
+  state_->ProveSends(sends, &sent);
+  for (size_t i = 0; i < sends.size(); ++i) {
+    all_sends.push_back({sends[i].rank, AsBytes(sent[i]).subspan(0, sends[i].bytes.empty() ? 0 : sizeof(SealTag))});
+  }
+  for (size_t i = 0; i < receives.size(); ++i) {
+    const size_t bytes = receives[i].bytes.empty() ? 0 : sizeof(SealTag);
+    all_receives.push_back({receives[i].rank, absl::MakeSpan(reinterpret_cast<char*>(received[i].data()), bytes)});
+  }
+  State::ExchangeCall call{all_sends, all_receives, absl::OkStatus()};
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     HEARTH_CHECK(state_->exchange == nullptr, "one thread a process may exchange");
@@ -442,6 +543,7 @@ absl::Status MpiRuntime::Exchange(absl::Span<const SendBuffer> sends, absl::Span
   }
   state_->wake->Notify();
   state_->exchanged->WaitUntil(kNever);
+  call.result.Update(state_->CheckProofs(receives, received));
   return call.result;
 }
 

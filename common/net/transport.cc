@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/base/status.h"
+#include "common/net/wire.h"
 
 namespace hearth {
 
@@ -16,6 +17,9 @@ absl::Status CheckSend(int size, int from_port, Address to, size_t payload_bytes
   if (to.port < 0 || to.port >= kPortsMax || from_port < 0 || from_port >= kPortsMax) {
     return absl::InvalidArgumentError(
         absl::StrCat("send: port ", from_port, " or ", to.port, " is not in 0 to ", kPortsMax - 1));
+  }
+  if (payload_bytes < sizeof(Header)) {
+    return absl::InvalidArgumentError(absl::StrCat("send: ", payload_bytes, " bytes are no message"));
   }
   if (payload_bytes > kPayloadBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("send: a message of ", payload_bytes, " bytes to rank ", to.rank,

@@ -1,7 +1,9 @@
 // Seam 1: carries messages between endpoints. The contract is the weakest one that users must live with: a message may
-// be lost, repeated, delayed or overtaken; it is never altered or made up. Whoever needs more retries and numbers.
+// be lost, repeated, delayed or overtaken; it is never altered or made up: one that leaves the process carries the
+// proof that a rank of this job sent it (common/net/seal.h). Whoever needs more retries and numbers.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/status.h"
@@ -27,7 +29,8 @@ enum Port : int {
 constexpr int kPortsMax = 128;  // ports are 0 … kPortsMax - 1
 constexpr size_t kPayloadBytesMax = size_t{1} << 30;
 
-// InvalidArgument for a rank or a port that does not exist, or a payload beyond kPayloadBytesMax. Every Send begins so.
+// InvalidArgument for a rank or a port that does not exist, or a payload beyond kPayloadBytesMax or too short to be a
+// message. Every Send begins so.
 absl::Status CheckSend(int size, int from_port, Address to, size_t payload_bytes);
 
 // Thread-safe.
@@ -40,7 +43,10 @@ class Transport {
   // Owned by the transport.
   virtual Mailbox* Open(int port) = 0;
   // Hands the message over and returns; delivery is not implied. Fails only for a bad address or after an abort.
+  // REQUIRES: `payload` is of EncodeMessage or EncodeOpaque (common/net/wire.h).
   virtual absl::Status Send(int from_port, Address to, Bytes payload) = 0;
+  // How many messages that reached this process had no proof, and were dropped.
+  virtual uint64_t refused() const { return 0; }
 };
 
 // Processes played by threads of one process: `size` transports over shared memory, in order and without loss.

@@ -1,7 +1,5 @@
 #include "common/net/wire.h"
 
-#include <xxhash.h>
-
 #include <cstring>
 
 #include "common/base/status.h"
@@ -14,11 +12,6 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire's numbers are
 constexpr size_t kAlignment = 8;
 
 constexpr uint64_t PaddedBytes(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-uint32_t CrcOf(Header header) {
-  header.crc = 0;
-  return static_cast<uint32_t>(XXH3_64bits(&header, sizeof(header)));
-}
 
 bool CarriesSections(MessageKind kind) { return kind != MessageKind::kControl && kind != MessageKind::kEvaluation; }
 
@@ -70,8 +63,8 @@ void PutHeader(Header header, size_t sections, size_t body_bytes, Writer* writer
   header.sections = static_cast<uint16_t>(sections);
   header.body_bytes = body_bytes;
   header.reserved = 0;
-  header.reserved2 = 0;
-  header.crc = CrcOf(header);
+  header.body_hash = 0;
+  header.tag[0] = header.tag[1] = 0;
   writer->Put(&header, sizeof(header));
 }
 
@@ -177,7 +170,6 @@ absl::StatusOr<Header> DecodeHeader(absl::Span<const char> bytes) {
     return Broken(
         absl::StrCat("version ", header.version, " is not ", kWireVersion, "; start all ranks from one build"));
   }
-  if (header.crc != CrcOf(header)) return Broken("checksum of the header does not match");
   if (header.kind < MessageKind::kPull || header.kind > MessageKind::kEvaluation) {
     return Broken(absl::StrCat("kind ", static_cast<int>(header.kind), " is not known"));
   }

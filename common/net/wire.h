@@ -1,6 +1,7 @@
-// Byte layout of the data plane (docs/PROTOCOL.md §7). Little-endian, one message a server, lane and step:
+// Byte layout of the messages between ranks (docs/FORMATS.md). Little-endian; of the data plane, one message a server,
+// lane and step:
 //
-//   Header (72 bytes) · for each section: SectionHeader (24 bytes) · signs u64[count] · occurrences u32[count] (padded
+//   Header (88 bytes) · for each section: SectionHeader (24 bytes) · signs u64[count] · occurrences u32[count] (padded
 //   to 8) · values dtype[count × dim] (padded to 8)
 //
 // A section carries one table. Signs are strictly ascending. Which of the three arrays are present is said by the
@@ -33,7 +34,7 @@ enum HeaderFlags : uint16_t {
 };
 
 constexpr uint32_t kWireMagic = 0x48545248;  // "HRTH"
-constexpr uint16_t kWireVersion = 1;
+constexpr uint16_t kWireVersion = 2;
 
 struct Header {
   uint32_t magic = kWireMagic;
@@ -44,15 +45,16 @@ struct Header {
   uint16_t sections = 0;
   uint64_t step = 0;
   uint64_t view = 0;
-  uint32_t epoch = 0;
+  uint32_t split = 0;  // evaluation: number of the split; else 0
   uint32_t reserved = 0;
   uint64_t n = 0;         // push: records of the whole step, over all lanes
   uint64_t next_cut = 0;  // push: first cut >= step known to the worker; 0: none known
   uint64_t body_bytes = 0;
-  uint32_t crc = 0;  // low 32 bits of XXH3-64 of the header with crc = 0; the body is the transport's care
-  uint32_t reserved2 = 0;
+  // Put and checked by a transport that leaves the process (common/net/seal.h); 0 before, and between threads of one.
+  uint64_t body_hash = 0;    // XXH3-64 of the body, keyed by the job's token
+  uint64_t tag[2] = {0, 0};  // of the header with its tag 0, and of the message's way, by the job's token
 };
-static_assert(sizeof(Header) == 72);
+static_assert(sizeof(Header) == 88);
 
 struct SectionHeader {
   uint32_t table = 0;  // number of the table, 1-based
@@ -76,7 +78,7 @@ struct Section {
   uint32_t count = 0;
 };
 
-// Fills magic, version, sections, body_bytes and crc.
+// Fills magic, version, sections and body_bytes; body_hash and tag are 0.
 Bytes EncodeMessage(Header header, absl::Span<const Section> sections);
 // Space for a message whose values the caller writes itself: `values_out[i]` points at section i's [count, dim].
 Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, std::vector<float*>* values_out);
@@ -85,8 +87,8 @@ struct DecodedMessage {
   Header header;
   std::vector<Section> sections;  // views into the bytes given
 };
-// Internal with the cause when a size, magic, version, crc, dtype or the order of signs is wrong. `bytes` outlives the
-// result.
+// Internal with the cause when a size, magic, version, dtype or the order of signs is wrong. That the bytes are those
+// that a rank of this job sent is the transport's care. `bytes` outlives the result.
 absl::StatusOr<DecodedMessage> DecodeMessage(absl::Span<const char> bytes);
 // Header alone (any kind), checked.
 absl::StatusOr<Header> DecodeHeader(absl::Span<const char> bytes);

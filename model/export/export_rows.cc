@@ -27,28 +27,22 @@ absl::Status BadRows(const std::string& path, absl::string_view cause) {
 
 // --- one file
 
-OutFile::~OutFile() {
-  if (file_ != nullptr) std::fclose(file_);
-}
-
 absl::Status OutFile::Open(const std::string& path) {
   path_ = path;
-  file_ = std::fopen(path.c_str(), "wb");
-  if (file_ == nullptr) return Error(errno);
+  HEARTH_ASSIGN_OR_RETURN(file_, OpenForWriting(path, Writing::kReplace));
   buffer_ = std::make_unique<char[]>(kWriteBufferBytes);
-  std::setvbuf(file_, buffer_.get(), _IOFBF, kWriteBufferBytes);
+  std::setvbuf(file_.get(), buffer_.get(), _IOFBF, kWriteBufferBytes);
   return absl::OkStatus();
 }
 
 absl::Status OutFile::Write(const void* bytes, size_t size) {
-  return std::fwrite(bytes, 1, size, file_) == size ? absl::OkStatus() : Error(errno);
+  return std::fwrite(bytes, 1, size, file_.get()) == size ? absl::OkStatus() : Error(errno);
 }
 
-absl::Status OutFile::Rewind() { return std::fseek(file_, 0, SEEK_SET) == 0 ? absl::OkStatus() : Error(errno); }
+absl::Status OutFile::Rewind() { return std::fseek(file_.get(), 0, SEEK_SET) == 0 ? absl::OkStatus() : Error(errno); }
 
 absl::Status OutFile::Close() {
-  std::FILE* file = std::exchange(file_, nullptr);
-  if (std::fclose(file) != 0) return Error(errno);
+  if (std::fclose(file_.release()) != 0) return Error(errno);
   return FsyncPath(path_);
 }
 

@@ -11,17 +11,16 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/base/file.h"
 #include "model/export/export.h"
 
 namespace hearth {
 
 constexpr size_t kNpyHeaderBytes = 128;
 
-// A file that is written front to back; a full disk is ResourceExhausted.
+// A file that is written front to back, in place of what has its name; a full disk is ResourceExhausted.
 class OutFile {
  public:
-  OutFile() = default;
-  ~OutFile();
   absl::Status Open(const std::string& path);
   bool is_open() const { return file_ != nullptr; }
   absl::Status Write(const void* bytes, size_t size);
@@ -32,7 +31,7 @@ class OutFile {
   absl::Status Error(int error) const;
   std::string path_;
   std::unique_ptr<char[]> buffer_;  // outlives file_
-  std::FILE* file_ = nullptr;
+  OwnedFile file_;
 };
 
 // A file of records of one length, read front to back.

@@ -16,6 +16,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
+#include "common/net/seal.h"
 #include "scripts/hearth/completion.h"
 #include "scripts/hearth/doctor.h"
 #include "scripts/hearth/generate.h"
@@ -129,7 +130,14 @@ void AddBatch(CLI::App* app, int* code) {
   CLI::App* command = app->add_subcommand("batch-begin", "")->group("");
   command->add_option("DIR", folder)->required();
   command->add_option("--job", slurm_job)->required();
-  command->callback([code] { *code = Finish(kProgram, BatchBegin(folder, slurm_job)); });
+  // Its output is the start's token, which the script keeps in the ranks' environment.
+  command->callback([code] {
+    absl::StatusOr<JobToken> token = JobToken::Random();
+    absl::Status status = token.status();
+    status.Update(BatchBegin(folder, slurm_job));
+    if (status.ok()) status = WriteStandardOutput(absl::StrCat(token->Hex(), "\n"));
+    *code = Finish(kProgram, status);
+  });
 
   command = app->add_subcommand("batch-end", "")->group("");
   command->add_option("DIR", folder)->required();

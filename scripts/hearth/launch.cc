@@ -23,6 +23,7 @@
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
+#include "common/net/seal.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/prepare.h"
 #include "scripts/hearth/run_json.h"
@@ -35,10 +36,16 @@ constexpr int kBackOffMost = 30;  // times the first one
 
 // --- running ---
 
-Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const std::string& hostfile,
-                      const std::vector<std::string>& scheduler_flags, const Job& job, const std::string& folder) {
+// Of one start: each has a token of its own.
+absl::StatusOr<Command> MpirunCommand(const Programs& programs, const RoleCounts& counts, const std::string& hostfile,
+                                      const std::vector<std::string>& scheduler_flags, const Job& job,
+                                      const std::string& folder) {
   Command command;
   command.environment = RankEnvironment(job);
+  // Another user can read neither this environment nor, where mpirun's -x takes it to other hosts by its name alone, a
+  // command line with it.
+  HEARTH_ASSIGN_OR_RETURN(const JobToken token, JobToken::Random());
+  command.environment.push_back({kJobTokenVariable, token.Hex()});
   // The scheduler's stderr is a pipe to mpirun: tell it what stands at the pipe's other end.
   struct winsize window;
   if (isatty(STDERR_FILENO) == 1 && ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0) {
@@ -47,8 +54,9 @@ Command MpirunCommand(const Programs& programs, const RoleCounts& counts, const 
   command.environment.push_back({kRunFolderVariable, folder});
   command.mpirun = true;
   std::vector<std::string> exported;
-  if (!hostfile.empty()) {
-    for (const auto& [name, value] : command.environment) exported.insert(exported.end(), {"-x", name});
+  for (const auto& [name, value] : command.environment) {
+    // The token always: without a hostfile, too, mpirun may have the hosts of an allocation.
+    if (!hostfile.empty() || name == kJobTokenVariable) exported.insert(exported.end(), {"-x", name});
   }
   command.argv = MpirunArguments(programs, counts, hostfile, scheduler_flags, folder);
   // Options of the whole job stand before the first context's -np.
@@ -121,8 +129,13 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
     const uint64_t log_bytes = SchedulerLogBytes(folder);
     const RoleCounts counts = {options.servers, options.workers};
     const std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
-    const absl::StatusOr<Supervisor::End> end =
-        supervisor->Run(MpirunCommand(options.programs, counts, options.hostfile, flags, job, folder));
+    const absl::StatusOr<Command> command =
+        MpirunCommand(options.programs, counts, options.hostfile, flags, job, folder);
+    if (!command.ok()) {
+      *reason = std::string(command.status().message());
+      return ExitCodeOf(command.status());
+    }
+    const absl::StatusOr<Supervisor::End> end = supervisor->Run(*command);
     if (!end.ok()) {
       *reason = absl::StrCat(std::string(end.status().message()), "; install Open MPI: scripts/setup");
       return kExitConfig;
@@ -376,8 +389,10 @@ int Evaluate(const EvalOptions& options) {
   if (!job.ok()) return Complain(job.status());
 
   const RoleCounts counts = {options.servers, options.workers};
-  const absl::StatusOr<Supervisor::End> end =
-      supervisor.Run(MpirunCommand(options.programs, counts, "", {"--evaluate", snapshot->folder}, *job, path));
+  const absl::StatusOr<Command> command =
+      MpirunCommand(options.programs, counts, "", {"--evaluate", snapshot->folder}, *job, path);
+  if (!command.ok()) return Complain(command.status());
+  const absl::StatusOr<Supervisor::End> end = supervisor.Run(*command);
   if (!end.ok()) return Complain(absl::FailedPreconditionError(end.status().message()));
   supervisor.EndRolesOf(path);
   if (supervisor.stop_signal() != 0) return 128 + supervisor.stop_signal();

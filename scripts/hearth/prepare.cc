@@ -153,8 +153,7 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const std::string& pa
   const std::string canonical = std::filesystem::canonical(path, error).string();
   if (error) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.message()));
   const std::string lock_path = JoinPath(canonical, "lock");
-  const int lock = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-  if (lock < 0) return absl::UnavailableError(absl::StrCat(lock_path, ": ", std::strerror(errno)));
+  HEARTH_ASSIGN_OR_RETURN(const int lock, OpenDescriptorForWriting(lock_path, Writing::kAppend));
   std::unique_ptr<RunFolder> folder(new RunFolder(canonical, lock));
   if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
     return absl::FailedPreconditionError(

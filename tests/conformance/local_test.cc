@@ -126,9 +126,11 @@ TEST(FaultyTransport, EachKindOfWeatherDoesWhatItSaysAndTheSameForASeed) {
   EXPECT_NE(Arrived({7, 0.2, 0.2, 0.2}), Arrived({8, 0.2, 0.2, 0.2}));
 }
 
-TEST(Transport, RefusesPayloadsThatMpiCouldNotCount) {
+TEST(Transport, RefusesPayloadsThatMpiCouldNotCountOrThatAreNoMessage) {
   EXPECT_TRUE(CheckSend(2, 1, {1, 2}, kPayloadBytesMax).ok());
   EXPECT_TRUE(absl::IsInvalidArgument(CheckSend(2, 1, {1, 2}, kPayloadBytesMax + 1)));
+  EXPECT_TRUE(CheckSend(2, 1, {1, 2}, sizeof(Header)).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckSend(2, 1, {1, 2}, sizeof(Header) - 1)));
 }
 
 TEST(LocalCollective, PartsThatDoNotFitAreRefusedOnEveryWorker) {

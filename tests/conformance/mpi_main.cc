@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
+#include "absl/strings/match.h"
 #include "common/base/status.h"
 #include "common/net/mpi_runtime.h"
 #include "tests/conformance/collective_suite.h"
@@ -102,14 +105,14 @@ TEST(MpiExchange, MovesBuffersOfDifferentLengthsBothWays) {
   };
   for (int peer = 0; peer < Size(); ++peer) {
     if (peer == Rank()) continue;
-    out.push_back(NumberedMessage(Rank(), static_cast<uint64_t>(peer), bytes_between(Rank(), peer)));
+    out.push_back(NumberedBytes(Rank(), static_cast<uint64_t>(peer), bytes_between(Rank(), peer)));
     in.emplace_back(16 + bytes_between(peer, Rank()));
     sends.push_back({peer, out.back().span()});
     receives.push_back({peer, absl::MakeSpan(in.back().data(), in.back().size())});
   }
   ASSERT_TRUE(runtime->Exchange(sends, receives).ok());
   for (size_t i = 0; i < receives.size(); ++i) {
-    EXPECT_EQ(NumberOf({{receives[i].rank, 0}, std::move(in[i])}), static_cast<uint64_t>(Rank()));
+    EXPECT_EQ(NumberOfBytes(receives[i].rank, in[i].span()), static_cast<uint64_t>(Rank()));
   }
 }
 
@@ -177,6 +180,68 @@ void ReceiveLast(int port) {
   }
 }
 
+// --- A rank with another token than the rest: the last one, in a run of its own (--stranger).
+
+constexpr int kStrangersPorts[] = {kPortScheduler, kPortServer, 77};
+constexpr uint64_t kStrangersMessages = 50;  // to each port of each rank
+
+bool IsStranger() { return Rank() == Size() - 1; }
+
+// Until so many messages were dropped here.
+void AwaitRefused(uint64_t count) {
+  const int64_t give_up_us = Env::Real()->NowUs() + kPatienceUs;
+  while (runtime->transport()->refused() < count) {
+    ASSERT_LT(Env::Real()->NowUs(), give_up_us) << runtime->transport()->refused() << " messages were dropped";
+    runtime->transport()->Open(kPortsMax - 1)->Receive(Env::Real()->NowUs() + 1000);
+  }
+}
+
+TEST(MpiStranger, IsDroppedBeforeAnythingIsParsedAndEndsNothing) {
+  Transport* const transport = runtime->transport();
+  for (int peer = 0; peer < Size() - 1 && IsStranger(); ++peer) {
+    for (uint64_t i = 0; i < kStrangersMessages; ++i) {
+      for (const int port : kStrangersPorts) {
+        // Every second one is what a rank of the job would send, but for its tag.
+        Bytes message = NumberedMessage(Rank(), i, i * 10'000);
+        if (i % 2 == 0) std::memset(message.data(), 0xff, sizeof(Header));
+        ASSERT_TRUE(transport->Send(kPortControl, {peer, port}, std::move(message)).ok());
+      }
+    }
+  }
+  const uint64_t dropped = kStrangersMessages * std::size(kStrangersPorts);
+  if (!IsStranger()) {
+    AwaitRefused(dropped);
+    for (int peer = 0; peer < Size(); ++peer)
+      ASSERT_TRUE(transport->Send(kPortControl, {peer, kPortPull}, NumberedMessage(Rank(), 1, 1000)).ok());
+    for (int peer = 0; peer < Size() - 1; ++peer) {  // and the job goes on
+      const auto message = transport->Open(kPortPull)->Receive(Env::Real()->NowUs() + kPatienceUs);
+      ASSERT_TRUE(message.has_value());
+      EXPECT_EQ(NumberOf(*message), 1u);
+    }
+    EXPECT_EQ(transport->refused(), dropped);
+    for (const int port : kStrangersPorts) EXPECT_FALSE(transport->Open(port)->Receive(0).has_value()) << port;
+  } else {
+    AwaitRefused(static_cast<uint64_t>(Size() - 1));  // it believes nobody, either
+  }
+}
+
+TEST(MpiStranger, CannotTakePartInAnExchangeAndTheErrorNamesIt) {
+  std::vector<char> out(100'000, 'x');
+  std::vector<Bytes> in;
+  std::vector<MpiRuntime::SendBuffer> sends;
+  std::vector<MpiRuntime::ReceiveBuffer> receives;
+  for (int peer = 0; peer < Size(); ++peer) {
+    if (peer == Rank()) continue;
+    in.emplace_back(out.size());
+    sends.push_back({peer, out});
+    receives.push_back({peer, absl::MakeSpan(in.back().data(), in.back().size())});
+  }
+  const absl::Status status = runtime->Exchange(sends, receives);
+  EXPECT_TRUE(absl::IsInternal(status)) << status;
+  const int named = IsStranger() ? 0 : Size() - 1;
+  EXPECT_TRUE(absl::StrContains(status.message(), absl::StrCat("rank ", named, " has no proof"))) << status;
+}
+
 // One line a failure, with the rank's name; rank 0 has gtest's own report.
 class FailuresOnly : public testing::EmptyTestEventListener {
   void OnTestPartResult(const testing::TestPartResult& result) override {
@@ -187,13 +252,21 @@ class FailuresOnly : public testing::EmptyTestEventListener {
 
 int Main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
+  const std::string mode = argc > 1 ? argv[1] : "";
+  const bool stranger = mode == "--stranger";
+  if (!stranger) testing::GTEST_FLAG(filter) = "-MpiStranger.*";
+  if (stranger) testing::GTEST_FLAG(filter) = "MpiStranger.*";
+  const char* const number = std::getenv("OMPI_COMM_WORLD_RANK");
+  const char* const size_text = std::getenv("OMPI_COMM_WORLD_SIZE");
+  if (stranger && number != nullptr && std::atoi(number) == std::atoi(size_text) - 1)
+    setenv(kJobTokenVariable, JobToken::Random()->Hex().c_str(), 1);
   auto started = MpiRuntime::Start(Env::Real());
   if (!started.ok()) {
     std::fprintf(stderr, "%s\n", started.status().ToString().c_str());
     return ExitCodeOf(started.status());
   }
   runtime = started->get();
-  if (argc > 1 && std::string(argv[1]) == "--abort") {  // what the test of Abort runs: one rank ends all
+  if (mode == "--abort") {  // what the test of Abort runs: one rank ends all
     if (Rank() == Size() - 1) runtime->Abort(kExitSaved);
     runtime->transport()->Open(1)->Receive(kNever);
   }
@@ -205,8 +278,10 @@ int Main(int argc, char** argv) {
   }
   int result = RUN_ALL_TESTS();
   const int passed = testing::UnitTest::GetInstance()->successful_test_count();
-  SendLast(next_port);
-  ReceiveLast(next_port);
+  if (!stranger) {
+    SendLast(next_port);
+    ReceiveLast(next_port);
+  }
   started->reset();  // MPI_Finalize: returns when all ranks are here
   if (testing::UnitTest::GetInstance()->ad_hoc_test_result().Failed()) result = 1;
   if (rank == 0) std::printf("conformance: MPI on %d ranks passed %d cases\n", size, passed);

@@ -8,14 +8,15 @@
 #include <map>
 #include <vector>
 
+#include "common/net/wire.h"
 #include "tests/conformance/world.h"
 
 namespace hearth {
 
 constexpr int64_t kPatienceUs = 20'000'000;  // longer than anything that works takes
 
-// A message that says who sent it and that nobody altered it: every byte is a function of (sender, number, place).
-inline Bytes NumberedMessage(int sender, uint64_t number, size_t bytes) {
+// Bytes that say who sent them and that nobody altered them: each is a function of (sender, number, place).
+inline Bytes NumberedBytes(int sender, uint64_t number, size_t bytes) {
   Bytes payload(16 + bytes);
   const uint64_t head[2] = {static_cast<uint64_t>(sender), number};
   std::memcpy(payload.data(), head, sizeof(head));
@@ -27,17 +28,32 @@ inline Bytes NumberedMessage(int sender, uint64_t number, size_t bytes) {
   return payload;
 }
 
-// The number of a message from `from`; checks every byte of it.
-inline uint64_t NumberOf(const Message& message) {
+inline Bytes NumberedMessage(int sender, uint64_t number, size_t bytes) {
+  Header header;
+  header.kind = MessageKind::kControl;
+  header.step = number;
+  return EncodeOpaque(header, NumberedBytes(sender, number, bytes).span());
+}
+
+// The number of bytes from `sender`; checks every one of them.
+inline uint64_t NumberOfBytes(int sender, absl::Span<const char> bytes) {
   uint64_t head[2] = {};
-  EXPECT_GE(message.payload.size(), sizeof(head));
-  if (message.payload.size() < sizeof(head)) return UINT64_MAX;
-  std::memcpy(head, message.payload.data(), sizeof(head));
-  EXPECT_EQ(head[0], static_cast<uint64_t>(message.from.rank));
-  const Bytes want = NumberedMessage(message.from.rank, head[1], message.payload.size() - sizeof(head));
-  EXPECT_TRUE(message.payload.span() == want.span())
-      << "message " << head[1] << " of rank " << head[0] << " was altered";
+  EXPECT_GE(bytes.size(), sizeof(head));
+  if (bytes.size() < sizeof(head)) return UINT64_MAX;
+  std::memcpy(head, bytes.data(), sizeof(head));
+  EXPECT_EQ(head[0], static_cast<uint64_t>(sender));
+  const Bytes want = NumberedBytes(sender, head[1], bytes.size() - sizeof(head));
+  EXPECT_TRUE(bytes == want.span()) << "message " << head[1] << " of rank " << head[0] << " was altered";
   return head[1];
+}
+
+inline uint64_t NumberOf(const Message& message) {
+  const absl::StatusOr<Header> header = DecodeHeader(message.payload.span());
+  EXPECT_TRUE(header.ok()) << header.status();
+  if (!header.ok()) return UINT64_MAX;
+  const uint64_t number = NumberOfBytes(message.from.rank, OpaqueBody(message.payload.span()));
+  EXPECT_EQ(header->step, number);
+  return number;
 }
 
 inline std::optional<Message> ReceiveSoon(const TransportMember& member, int port) {
@@ -101,10 +117,12 @@ TEST_P(TransportConformance, BadAddressesAreRefused) {
   world_->Run([](const TransportMember& member) {
     Transport* const transport = member.transport;
     for (const Address to : {Address{-1, 1}, Address{transport->size(), 1}, Address{0, -1}, Address{0, kPortsMax}}) {
-      EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(member.port, to, Bytes(8)))) << to.rank << ":" << to.port;
+      EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(member.port, to, NumberedMessage(0, 1, 8))))
+          << to.rank << ":" << to.port;
     }
-    EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(kPortsMax, {0, member.port}, Bytes(8))));
-    EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(-1, {0, member.port}, Bytes(8))));
+    EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(kPortsMax, {0, member.port}, NumberedMessage(0, 1, 8))));
+    EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(-1, {0, member.port}, NumberedMessage(0, 1, 8))));
+    EXPECT_TRUE(absl::IsInvalidArgument(transport->Send(member.port, {0, member.port}, Bytes(sizeof(Header) - 1))));
   });
 }
 
@@ -150,14 +168,14 @@ TEST_P(ReliableTransportConformance, EmptyAndLongMessagesArrive) {
     Transport* const transport = member.transport;
     const int next = (transport->rank() + 1) % transport->size();
     constexpr size_t kLong = 5'000'003;
-    ASSERT_TRUE(transport->Send(member.port, {next, member.port}, Bytes()).ok());
+    ASSERT_TRUE(transport->Send(member.port, {next, member.port}, EncodeOpaque(Header(), {})).ok());
     ASSERT_TRUE(transport->Send(member.port, {next, member.port}, NumberedMessage(transport->rank(), 1, kLong)).ok());
     const std::optional<Message> empty = ReceiveSoon(member, member.port);
     ASSERT_TRUE(empty.has_value());
-    EXPECT_TRUE(empty->payload.empty());
+    EXPECT_TRUE(OpaqueBody(empty->payload.span()).empty());
     const std::optional<Message> message = ReceiveSoon(member, member.port);
     ASSERT_TRUE(message.has_value());
-    EXPECT_EQ(message->payload.size(), kLong + 16);
+    EXPECT_EQ(OpaqueBody(message->payload.span()).size(), kLong + 16);
     EXPECT_EQ(NumberOf(*message), 1u);
   });
 }

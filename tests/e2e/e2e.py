@@ -167,6 +167,21 @@ def check_ledger(run, read):
                 "trained + rejected + filtered")
 
 
+def check_one_token(pids):
+    """Every rank was given the same token in its environment, and no process of the host has it on its command line."""
+    tokens = set()
+    for pid in pids:
+        given = dict(line.split(b"=", 1) for line in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if b"=" in line)
+        tokens.add(given.get(b"HEARTH_JOB_TOKEN", b"none"))
+    check(len(tokens) == 1 and len(min(tokens)) == 32, f"{len(tokens)} tokens for {len(pids)} ranks, or none")
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        check(min(tokens) not in line, f"process {entry.name} has the token on its command line")
+
+
 def check_finished(run, records=RECORDS):
     check_equal(run["status"], "finished", "status")
     check_equal(len(run["model_hash"]), 16, "length of the model hash")

@@ -13,7 +13,7 @@ import sys
 import time
 
 import e2e
-from e2e import Failure, check, check_equal, check_ledger
+from e2e import Failure, check, check_equal, check_ledger, check_one_token
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEADLINE_S = 240
@@ -136,6 +136,7 @@ def kill_a_rank(bench, name, program, step):
             raise TooShort
         check(time.monotonic() < deadline, f"no snapshot after step {step}\n{output(bench, name)}")
         time.sleep(0.02)
+    check_one_token([pid for role in ("hearth-scheduler", "hearth-ps", "hearth-worker") for pid in bench.pids(role, name)])
     os.kill(bench.pids(program, name)[-1], signal.SIGKILL)
     print(f"  killed {program} after step {bench.newest_step(name)}", flush=True)
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 
 import e2e
-from e2e import LONG, check, check_equal, check_finished
+from e2e import LONG, check, check_equal, check_finished, check_one_token
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 NET = "10.77.0.0/24"
@@ -79,6 +79,7 @@ def two_hosts_train_to_the_hash_of_one(bench):
                      for pid in bench.pids(program, "two")}
             check_equal(len(found), 6, "ranks")
             check_equal(set(found.values()), {0, 1}, "hosts with ranks")
+            check_one_token(found)
             victim = max(pid for pid, host in found.items() if host == 1)
             os.kill(victim, signal.SIGKILL)
             print(f"  killed a rank on {ADDRESSES[1]} after step {bench.newest_step('two')}", flush=True)

@@ -214,7 +214,7 @@ void RunThreads(const Plan& plan, const Reference& reference, int servers, int w
   }
   worker_thread.clear();  // joins
   for (int i = 0; i < servers; ++i) {
-    ASSERT_TRUE(hub.transport(0)->Send(kPortStop, {ranks.server(i), kPortServer}, Bytes(1)).ok());
+    ASSERT_TRUE(hub.transport(0)->Send(kPortStop, {ranks.server(i), kPortServer}, EncodeOpaque(Header(), {})).ok());
   }
   server_thread.clear();
   uint64_t hash = 0;

@@ -27,6 +27,8 @@ TEST(ServerMetrics, SayWhatWasAskedAndWhatTheTablesHold) {
   const std::string text = metrics.Text();
   const std::string labels = "{rank=\"2\",role=\"ps\",table=\"user\"} ";
   EXPECT_THAT(text, HasSubstr("hearth_step{rank=\"2\",role=\"ps\"} 9"));
+  metrics.ShowRefused(3);
+  EXPECT_THAT(metrics.Text(), HasSubstr("hearth_refused_messages_total{rank=\"2\",role=\"ps\"} 3"));
   EXPECT_THAT(text, HasSubstr("hearth_requests_total{rank=\"2\",role=\"ps\",kind=\"pull\"} 2"));
   EXPECT_THAT(text, HasSubstr("hearth_requests_total{rank=\"2\",role=\"ps\",kind=\"push\"} 1"));
   EXPECT_THAT(text, HasSubstr("hearth_memory_rows" + labels + "40"));

@@ -55,6 +55,25 @@ TEST(EventFile, RecordsHaveTheGoldenBytes) {
             "1f00000000000000514b441809000000000000004010642a120a100a096175632f636c69636b150000403f30ef7f7a");
 }
 
+TEST(EventFile, ALinkThatSomebodyPlantedIsPassedOver) {
+  const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("event_file_test-links-", getpid()));
+  ASSERT_TRUE(MakeDirectories(folder).ok());
+  std::string name;
+  {
+    const auto first = EventFile::Create(folder, 5'000'000, 0);
+    ASSERT_TRUE(first.ok()) << first.status();
+    name = (*first)->path();
+  }
+  ASSERT_TRUE(RenamePath(name, JoinPath(folder, "victim")).ok());
+  const std::string before = ReadFile(JoinPath(folder, "victim")).value();
+  ASSERT_EQ(symlink(JoinPath(folder, "victim").c_str(), name.c_str()), 0);
+  const auto second = EventFile::Create(folder, 5'000'000, 0);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ((*second)->path(), name + ".1");
+  EXPECT_EQ(ReadFile(JoinPath(folder, "victim")).value(), before);
+  ASSERT_TRUE(RemoveTree(folder).ok());
+}
+
 TEST(EventFile, HoldsTheVersionTheFirstStepAndThenWhatWasWritten) {
   const std::string folder = JoinPath(testing::TempDir(), absl::StrCat("event_file_test-", getpid()));
   ASSERT_TRUE(RemoveTree(folder).ok());

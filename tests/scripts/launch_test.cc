@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -20,6 +21,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/net/seal.h"
 #include "scripts/hearth/run_json.h"
 #include "scripts/hearth/supervise.h"
 
@@ -126,6 +128,36 @@ TEST_F(LaunchTest, WritesTheEffectiveJobAndHandsTheRanksTheirEnvironment) {
   }
   for (const char* name : {"logs", "snapshots", "dead-letter", "predictions", "tb"})
     EXPECT_TRUE(PathExists(options_.out + "/" + name));
+}
+
+// Not on a command line, which every user of the host can read.
+TEST_F(LaunchTest, EachStartHasATokenOfItsOwnThatOnlyItsEnvironmentHolds) {
+  WriteMpirun("printenv HEARTH_JOB_TOKEN >> \"$root/tokens\"; [ $call -lt 3 ] && exit 70; exit 0");
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  const std::vector<std::string> tokens = absl::StrSplit(*ReadFile(root_ + "/tokens"), '\n', absl::SkipEmpty());
+  ASSERT_EQ(tokens.size(), 3u);
+  for (const std::string& token : tokens) {
+    EXPECT_TRUE(JobToken::Parse(token).ok());
+    EXPECT_EQ(absl::c_count(tokens, token), 1);
+    EXPECT_THAT(said_, testing::Not(HasSubstr(token)));
+    for (const std::string& call : Calls()) EXPECT_THAT(call, testing::Not(HasSubstr(token)));
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(options_.out)) {
+      if (!entry.is_regular_file()) continue;
+      EXPECT_THAT(*ReadFile(entry.path().string()), testing::Not(HasSubstr(token))) << entry.path();
+    }
+  }
+  EXPECT_THAT(Calls()[0], HasSubstr("-x HEARTH_JOB_TOKEN -np 1"));
+}
+
+TEST_F(LaunchTest, ALinkThatSomebodyPlantedInTheLocksPlaceIsRefused) {
+  WriteMpirun("exit 0");
+  ASSERT_TRUE(MakeDirectories(options_.out).ok());
+  Write("victim", "theirs");
+  std::filesystem::create_symlink(root_ + "/victim", options_.out + "/lock");
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig) << said_;
+  EXPECT_THAT(said_, HasSubstr("run/lock: is a symbolic link"));
+  EXPECT_EQ(*ReadFile(root_ + "/victim"), "theirs");
+  EXPECT_TRUE(Calls().empty());
 }
 
 TEST_F(LaunchTest, ExportsTheEnvironmentToOtherHosts) {
@@ -530,7 +562,8 @@ TEST_F(LaunchTest, PrintsWhatWouldBeCarriedFreeAndRefusedAndStartsNothing) {
   options_.overrides.push_back("table[0].dim=8");
   const absl::Status refused = PrintChanges(options_, &text);
   EXPECT_EQ(ExitCodeOf(refused), 78);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("refused   table[0].dim: 4 -> 8  (it decides what a row holds"));
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("refused   table[0].dim: 4 -> 8  (it decides what a row holds"));
   EXPECT_TRUE(Calls().empty());
   EXPECT_FALSE(PathExists(options_.out + "/job.txtpb"));
 }

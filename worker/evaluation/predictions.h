@@ -40,7 +40,7 @@ struct PredictionRows {
 };
 
 // Rows [begin, end) as a kEvaluation message; the one that begins at 0 carries the counts. Header: lane = worker, step,
-// epoch = split, n = number of this chunk, next_cut = number of chunks.
+// split, n = number of this chunk, next_cut = number of chunks.
 Bytes EncodePredictions(const PredictionRows& rows, size_t begin, size_t end, Header header);
 // DataLoss when sizes do not add up.
 absl::StatusOr<PredictionRows> DecodePredictions(absl::Span<const char> message);

@@ -1,5 +1,6 @@
 #include "worker/step/lane_account.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -16,20 +17,23 @@ namespace hearth {
 absl::StatusOr<std::unique_ptr<LaneAccount>> LaneAccount::Open(const std::string& folder, const LaneState& state) {
   std::string path = JoinPath(folder, absl::StrCat("lane-", state.cursor().lane(), ".tsv"));
   const uint64_t kept = state.dead_letter_bytes();
+  // Through the descriptor from here on: the name may lead elsewhere by the next look.
+  absl::StatusOr<OwnedFile> file = OpenForWriting(path, Writing::kAppendExisting);
+  if (!file.ok() && !absl::IsNotFound(file.status())) return file.status();
   uint64_t there = 0;
-  if (PathExists(path)) {
-    HEARTH_ASSIGN_OR_RETURN(there, FileBytes(path));
+  if (file.ok()) {
+    struct stat info;
+    if (fstat(fileno(file->get()), &info) != 0) return ErrorOf(errno, "stat", path);
+    there = static_cast<uint64_t>(info.st_size);
   }
   if (there < kept) {
     return absl::DataLossError(absl::StrCat(path, ": ", there, " bytes, the snapshot counts ", kept,
                                             "; put the file back, or start with --fresh in another folder"));
   }
-  if (there > kept && truncate(path.c_str(), static_cast<off_t>(kept)) != 0) return ErrorOf(errno, "truncate", path);
-  return std::unique_ptr<LaneAccount>(new LaneAccount(std::move(path), state));
-}
-
-LaneAccount::~LaneAccount() {
-  if (file_ != nullptr) std::fclose(file_);
+  if (there > kept && ftruncate(fileno(file->get()), static_cast<off_t>(kept)) != 0) {
+    return ErrorOf(errno, "truncate", path);
+  }
+  return std::unique_ptr<LaneAccount>(new LaneAccount(std::move(path), state, file.ok() ? *std::move(file) : nullptr));
 }
 
 absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vector<LogFile>& files) {
@@ -83,10 +87,9 @@ absl::Status LaneAccount::Append(const std::string& lines) {
   if (lines.empty()) return absl::OkStatus();
   if (file_ == nullptr) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(path_.substr(0, path_.rfind('/'))));
-    file_ = std::fopen(path_.c_str(), "ab");
-    if (file_ == nullptr) return ErrorOf(errno, "open", path_);
+    HEARTH_ASSIGN_OR_RETURN(file_, OpenForWriting(path_, Writing::kAppend));
   }
-  if (std::fwrite(lines.data(), 1, lines.size(), file_) != lines.size()) return ErrorOf(errno, "write", path_);
+  if (std::fwrite(lines.data(), 1, lines.size(), file_.get()) != lines.size()) return ErrorOf(errno, "write", path_);
   state_.set_dead_letter_bytes(state_.dead_letter_bytes() + lines.size());
   dead_letter_ = lines.substr(0, lines.find('\n'));
   return absl::OkStatus();
@@ -96,7 +99,7 @@ absl::Status LaneAccount::Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row) 
   state_.set_epoch_ends_at(epoch_ends_at);
   state_.set_skipped_in_row(skipped_in_row);
   if (file_ == nullptr) return absl::OkStatus();
-  if (std::fflush(file_) != 0 || fsync(fileno(file_)) != 0) return ErrorOf(errno, "fsync", path_);
+  if (std::fflush(file_.get()) != 0 || fsync(fileno(file_.get())) != 0) return ErrorOf(errno, "fsync", path_);
   if (name_is_durable_) return absl::OkStatus();
   const std::string folder = path_.substr(0, path_.rfind('/'));
   HEARTH_RETURN_IF_ERROR(FsyncPath(folder));

@@ -3,12 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/base/file.h"
 #include "common/proto/control.pb.h"
 #include "model/batch/batch.h"
 
@@ -20,7 +21,6 @@ class LaneAccount {
   // Takes up the lane where `state` left it: cuts its dead-letter file, folder/lane-<l>.tsv, back to the recorded
   // length. DataLoss when the file is shorter than that.
   static absl::StatusOr<std::unique_ptr<LaneAccount>> Open(const std::string& folder, const LaneState& state);
-  ~LaneAccount();
 
   // Enters an applied step's batch. `skipped`: its records are rejected and dead-lettered as non-finite;
   // files[file_of[i]] is then looked up, by number. Internal when the reader's counts do not add up.
@@ -33,14 +33,15 @@ class LaneAccount {
   const std::string& dead_letter() const { return dead_letter_; }
 
  private:
-  LaneAccount(std::string path, const LaneState& state) : path_(std::move(path)), state_(state) {}
+  LaneAccount(std::string path, const LaneState& state, OwnedFile file)
+      : path_(std::move(path)), state_(state), file_(std::move(file)) {}
   void EnterLabels(const Batch& batch);
   absl::Status Append(const std::string& lines);
 
   const std::string path_;
   LaneState state_;
   std::string dead_letter_;
-  std::FILE* file_ = nullptr;  // opened with the first dead letter
+  OwnedFile file_;  // null: not there before the first dead letter
   bool name_is_durable_ = false;
 };
 

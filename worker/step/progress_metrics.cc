@@ -3,6 +3,8 @@
 namespace hearth {
 
 ProgressMetrics::ProgressMetrics(int rank) : registry_("worker", rank) {
+  refused_ =
+      registry_.NewCounter({"refused", "messages", "Dropped: they had no proof that a rank of this job sent them"});
   step_ = registry_.NewGauge({"step", "", "Last step trained"});
   pull_ = registry_.NewHistogram({"pull", "seconds", "From the first pull of a step to its last row"});
   for (const char* fate : {"read", "trained", "rejected", "filtered"}) {

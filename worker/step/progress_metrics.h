@@ -19,10 +19,12 @@ class ProgressMetrics {
   // As MetricRegistry::Serve.
   absl::Status Serve(const Metrics& metrics);
   void Show(const Progress& progress);
+  void ShowRefused(uint64_t messages) { refused_->RaiseTo(static_cast<double>(messages)); }  // Transport::refused
   std::string Text() const { return registry_.Text(); }
 
  private:
   MetricRegistry registry_;
+  Counter* refused_;
   Gauge* step_;
   Histogram* pull_;
   std::map<std::string, Counter*> records_;  // by fate

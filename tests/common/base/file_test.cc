@@ -1,5 +1,6 @@
 #include "common/base/file.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -14,6 +15,7 @@
 namespace hearth {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -123,6 +125,59 @@ TEST_F(FileTest, ALinkThatSomebodyPlantedIsReplacedAndNeverFollowed) {
   ASSERT_EQ(lstat(Path("x").c_str(), &info), 0);
   EXPECT_TRUE(S_ISREG(info.st_mode));
   EXPECT_THAT(ListDirectory(folder_).value(), ElementsAre("victim", "x"));
+}
+
+TEST_F(FileTest, AFileOfOursIsAppendedToMadeAnewOrReplacedAsAsked) {
+  const auto put = [&](Writing writing, const char* text) {
+    absl::StatusOr<OwnedFile> file = OpenForWriting(Path("x"), writing);
+    if (file.ok()) std::fputs(text, file->get());
+    return file.status();
+  };
+  EXPECT_TRUE(absl::IsNotFound(put(Writing::kAppendExisting, "-")));
+  EXPECT_FALSE(PathExists(Path("x")));
+  ASSERT_TRUE(put(Writing::kAppend, "a").ok());
+  ASSERT_TRUE(put(Writing::kAppend, "b").ok());
+  ASSERT_TRUE(put(Writing::kAppendExisting, "c").ok());
+  EXPECT_EQ(ReadFile(Path("x")).value(), "abc");
+  EXPECT_TRUE(absl::IsAlreadyExists(put(Writing::kNew, "-")));
+  EXPECT_EQ(ReadFile(Path("x")).value(), "abc");
+  ASSERT_TRUE(put(Writing::kReplace, "d").ok());
+  EXPECT_EQ(ReadFile(Path("x")).value(), "d");
+  ASSERT_TRUE(RemoveTree(Path("x")).ok());
+  ASSERT_TRUE(put(Writing::kNew, "e").ok());
+  EXPECT_EQ(ReadFile(Path("x")).value(), "e");
+}
+
+TEST_F(FileTest, WhatSomebodyPlantedUnderTheNameOfAFileOfOursIsNotWrittenTo) {
+  ASSERT_TRUE(WriteFileAtomically(Path("victim"), "theirs").ok());
+  ASSERT_EQ(symlink(Path("victim").c_str(), Path("link").c_str()), 0);
+  ASSERT_EQ(symlink(Path("nothing").c_str(), Path("dangling").c_str()), 0);
+  ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
+  ASSERT_EQ(mkdir(Path("folder").c_str(), 0700), 0);
+  for (const Writing writing : {Writing::kAppend, Writing::kAppendExisting}) {
+    for (const char* name : {"link", "dangling", "pipe", "folder"}) {
+      const absl::Status status = OpenForWriting(Path(name), writing).status();
+      EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+      EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(Path(name)), HasSubstr("remove it"))) << name;
+    }
+  }
+  // Even with a reader that waits.
+  const int reader = open(Path("pipe").c_str(), O_RDONLY | O_NONBLOCK);
+  EXPECT_TRUE(absl::IsFailedPrecondition(OpenForWriting(Path("pipe"), Writing::kAppend).status()));
+  close(reader);
+  for (const char* name : {"link", "dangling", "pipe", "folder"}) {
+    EXPECT_TRUE(absl::IsAlreadyExists(OpenForWriting(Path(name), Writing::kNew).status())) << name;
+  }
+  for (const char* name : {"link", "dangling", "pipe"}) {
+    absl::StatusOr<OwnedFile> file = OpenForWriting(Path(name), Writing::kReplace);
+    ASSERT_TRUE(file.ok()) << file.status();
+    std::fputs("ours", file->get());
+    file->reset();
+    EXPECT_EQ(ReadFile(Path(name)).value(), "ours");
+  }
+  EXPECT_FALSE(OpenForWriting(Path("folder"), Writing::kReplace).ok());
+  EXPECT_EQ(ReadFile(Path("victim")).value(), "theirs");
+  EXPECT_FALSE(PathExists(Path("nothing")));
 }
 
 }  // namespace

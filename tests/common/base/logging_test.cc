@@ -54,9 +54,20 @@ TEST_F(LoggingTest, WithoutAFileEverythingGoesToStderr) {
   EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(" info hearth event=start"));
 }
 
+TEST_F(LoggingTest, ALinkThatSomebodyPlantedInTheLogsPlaceIsRefused) {
+  ASSERT_TRUE(WriteFileAtomically(path_ + ".victim", "theirs").ok());
+  ASSERT_EQ(symlink((path_ + ".victim").c_str(), path_.c_str()), 0);
+  const absl::Status status = StartLogging("ps-0", path_);
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(path_), HasSubstr("symbolic link"), HasSubstr("remove")));
+  EXPECT_EQ(ReadFile(path_ + ".victim").value(), "theirs");
+  ASSERT_TRUE(RemoveTree(path_).ok());
+  ASSERT_TRUE(RemoveTree(path_ + ".victim").ok());
+}
+
 TEST_F(LoggingTest, AFileThatCannotBeOpenedIsNamed) {
   const absl::Status status = StartLogging("ps-0", "/proc/no/such/file.log");
-  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("/proc/no/such/file.log"));
 }
 

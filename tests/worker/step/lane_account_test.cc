@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "tests/worker/text_files.h"
@@ -62,6 +63,23 @@ std::vector<LogFile> TwoFiles() {
   files[0].set_path("a.csv");
   files[1].set_path("b.csv");
   return files;
+}
+
+// Before the first dead letter and on a resume, which cuts the file back.
+TEST(LaneAccount, ALinkThatSomebodyPlantedInTheDeadLettersPlaceIsRefused) {
+  const std::string folder = TestFolder(), path = JoinPath(folder, "lane-2.tsv"), victim = JoinPath(folder, "victim");
+  ASSERT_TRUE(MakeDirectories(folder).ok());
+  ASSERT_TRUE(WriteFileAtomically(victim, "theirs").ok());
+  auto account = LaneAccount::Open(folder, Lane2());
+  ASSERT_TRUE(account.ok()) << account.status();
+  ASSERT_EQ(symlink(victim.c_str(), path.c_str()), 0);
+  const absl::Status late = (*account)->Enter(MakeBatch(3, 1, 0, "b.csv\t7\tbad\n"), false, {});
+  const absl::Status early = LaneAccount::Open(folder, Lane2()).status();
+  for (const absl::Status& status : {late, early}) {
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), path)) << status;
+  }
+  EXPECT_EQ(ReadFile(victim).value(), "theirs");
 }
 
 TEST(LaneAccount, AddsUpAndKeepsDeadLettersOfAppliedSteps) {

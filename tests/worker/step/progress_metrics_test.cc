@@ -20,6 +20,8 @@ TEST(ProgressMetrics, SayWhatProgressSays) {
   metrics.Show(progress);
   const std::string text = metrics.Text();
   EXPECT_THAT(text, HasSubstr("hearth_step{rank=\"3\",role=\"worker\"} 12"));
+  metrics.ShowRefused(2);
+  EXPECT_THAT(metrics.Text(), HasSubstr("hearth_refused_messages_total{rank=\"3\",role=\"worker\"} 2"));
   EXPECT_THAT(text, HasSubstr("hearth_records_total{rank=\"3\",role=\"worker\",fate=\"trained\"} 640"));
   EXPECT_THAT(text, HasSubstr("hearth_phase_seconds_total{rank=\"3\",role=\"worker\",phase=\"forward_backward\"} 1.5"));
   EXPECT_THAT(text, HasSubstr("hearth_training_seconds_total{rank=\"3\",role=\"worker\"} 4"));
