@@ -22,7 +22,6 @@ enum Port : int {
   kPortControl = 5,       // a worker's control endpoint: start, ask-cut, files, goodbye
   kPortEvaluate = 6,      // worker 0 gathers the other workers' evaluation results here
   kPortPrefetch = 7,      // a worker's read thread (sends only)
-  kPortCollective = 8,    // worker ↔ worker (MpiRuntime::Exchange; not a mailbox)
   kPortEvaluatePull = 9,  // a worker's read-only pulls during an evaluation
 };
 
@@ -61,15 +60,5 @@ class InProcessHub {
   struct State;
   std::unique_ptr<State> state_;
 };
-
-// Weather for tests: wraps a transport and loses, repeats and reorders what it sends, by a seeded generator.
-// Rates are probabilities in [0, 1]. `base` outlives it.
-struct Weather {
-  uint64_t seed = 1;
-  double lose = 0;
-  double repeat = 0;
-  double reorder = 0;  // holds a message back until some later Send
-};
-std::unique_ptr<Transport> MakeFaultyTransport(Transport* base, Weather weather);
 
 }  // namespace hearth

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tests/common/net/faulty_transport.h"
 #include "tests/conformance/collective_suite.h"
 #include "tests/conformance/transport_suite.h"
 

@@ -50,7 +50,7 @@ def what_may_not_change_is_told_before_anything_is_touched(bench):
     bench.generate()
     first = bench.train("run", worker=2, sets=["training.steps_max=20"])
     kept = {path: path.read_bytes() for path in (bench.root / "run").rglob("*") if path.is_file()}
-    refused = ["table[user].dim=16", "training.batch_size=64"]
+    refused = ["table[user].dim=8", "training.batch_size=64"]
     sets = [item for one in refused + ["snapshot.every_steps=7", "training.clip_norm=1"] for item in ("--set", one)]
     bench.run("train", bench.job, "--out", bench.root / "run", "--print-changes", *sets, expect=78)
     for line in ("carried   training.clip_norm: 0 -> 1  (from step 21 on)", "free      snapshot.every_steps: 12 -> 7",

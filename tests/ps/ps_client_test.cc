@@ -6,6 +6,7 @@
 
 #include "common/base/status.h"
 #include "ps/shard.h"
+#include "tests/common/net/faulty_transport.h"
 #include "tests/embedding/map_store.h"
 #include "tests/ps/plan.h"
 
