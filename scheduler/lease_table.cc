@@ -4,6 +4,7 @@
 
 #include "common/artifact/reading.h"
 #include "common/base/status.h"
+#include "common/job/identity.h"
 
 namespace hearth {
 
@@ -46,12 +47,7 @@ std::vector<LaneState> LeaseTable::LeasesOf(uint32_t worker) const {
   return leases;
 }
 
-bool LeaseTable::AtEpochEnd(uint64_t step) const {
-  return std::all_of(lanes_.begin(), lanes_.end(), [&](const LaneState& lane) {
-    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == lanes_[0].cursor().epoch() &&
-           lane.epoch_ends_at() <= step;
-  });
-}
+bool LeaseTable::AtEpochEnd(uint64_t step) const { return hearth::AtEpochEnd(lanes_, step); }
 
 uint32_t LeaseTable::epoch() const {
   uint32_t epoch = lanes_[0].cursor().epoch();

@@ -173,10 +173,9 @@ absl::Status Scheduler::TakeJob(const Manifest& manifest) {
   if (evaluates()) {
     refused = ModelDifferences(before, options_.job);
   } else {
-    for (const JobChange& change : ChangesOf(before, options_.job, manifest)) {
-      if (change.kind == JobChange::kRefused) refused.push_back(absl::StrCat(change.ToString(), ": ", change.why));
-      if (change.kind == JobChange::kCarried) era.add_change(change.ToString());
-    }
+    const std::vector<JobChange> changes = ChangesOf(before, options_.job, manifest);
+    refused = RefusalsOf(changes);
+    for (const JobChange& change : OfKind(changes, JobChange::kCarried)) era.add_change(change.ToString());
   }
   if (!refused.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot, job):\n  ",

@@ -86,7 +86,7 @@ bool IsBundle(const std::string& folder) {
 }
 
 absl::StatusOr<std::string> Sha256OfFile(const std::string& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), &std::fclose);
+  const OwnedFile file(std::fopen(path.c_str(), "rb"));
   if (file == nullptr) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
   Sha256 sum;
   const auto chunk = std::make_unique<char[]>(kChunkBytes);
@@ -202,9 +202,8 @@ absl::Status PublishFolder(const std::string& out, const std::function<absl::Sta
 }
 
 absl::Status CopyIntoBundle(const std::string& from, const std::string& to) {
-  using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
   HEARTH_RETURN_IF_ERROR(MakeDirectories(std::filesystem::path(to).parent_path().string()));
-  const File in(std::fopen(from.c_str(), "rb"), &std::fclose);
+  const OwnedFile in(std::fopen(from.c_str(), "rb"));
   if (in == nullptr) return ErrorOf(errno, "cannot open", from);
   const auto unwritten = [&] { return ErrorOf(errno, "cannot write", to); };
   HEARTH_ASSIGN_OR_RETURN(OwnedFile out, OpenForWriting(to, Writing::kReplace));

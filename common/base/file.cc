@@ -98,13 +98,14 @@ absl::Status NotOurs(const std::string& path, absl::string_view what) {
                    "remove it, or use a folder that only you can write to"));
 }
 
+bool Appends(Writing writing) { return writing == Writing::kAppend || writing == Writing::kAppendExisting; }
+
 // What has the name may be somebody else's. A pipe must not be waited for, and only a regular file is written to.
 absl::StatusOr<Descriptor> OpenOurs(const std::string& path, Writing writing, mode_t mode = 0666) {
   if (writing == Writing::kReplace && unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {
     return ErrorOf(errno, "is in the way and cannot be removed", path);
   }
-  const bool append = writing == Writing::kAppend || writing == Writing::kAppendExisting;
-  int flags = O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (append ? O_APPEND : O_CREAT | O_EXCL);
+  int flags = O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (Appends(writing) ? O_APPEND : O_CREAT | O_EXCL);
   if (writing == Writing::kAppend) flags |= O_CREAT;
   int fd;
   do {
@@ -194,8 +195,7 @@ absl::StatusOr<int> OpenDescriptorForWriting(const std::string& path, Writing wr
 
 absl::StatusOr<OwnedFile> OpenForWriting(const std::string& path, Writing writing) {
   HEARTH_ASSIGN_OR_RETURN(Descriptor file, OpenOurs(path, writing));
-  const bool append = writing == Writing::kAppend || writing == Writing::kAppendExisting;
-  std::FILE* const stream = fdopen(file.get(), append ? "ab" : "wb");
+  std::FILE* const stream = fdopen(file.get(), Appends(writing) ? "ab" : "wb");
   if (stream == nullptr) return ErrorOf(errno, "cannot open", path);
   file.Release();
   return OwnedFile(stream);

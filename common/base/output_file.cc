@@ -178,7 +178,7 @@ absl::Status OutputFile::Close() {
 }
 
 absl::Status CopyZstdTo(const std::string& from, const std::string& to) {
-  const std::unique_ptr<FILE, int (*)(FILE*)> in_file(std::fopen(from.c_str(), "rbe"), std::fclose);
+  const OwnedFile in_file(std::fopen(from.c_str(), "rbe"));
   if (in_file == nullptr) return ErrorOf(errno, "cannot open", from);
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> out_file, OutputFile::Create(to));
   const std::unique_ptr<ZSTD_DCtx, size_t (*)(ZSTD_DCtx*)> stream(ZSTD_createDCtx(), ZSTD_freeDCtx);

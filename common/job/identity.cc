@@ -166,14 +166,14 @@ const RuleOf& RuleFor(const std::string& field) {
   return kUnknown;
 }
 
-bool AtEpochEnd(const Manifest& snapshot) {
-  return std::all_of(snapshot.lane().begin(), snapshot.lane().end(), [&](const LaneState& lane) {
-    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == snapshot.lane(0).cursor().epoch() &&
-           lane.epoch_ends_at() <= snapshot.step();
+}  // namespace
+
+bool AtEpochEnd(const std::vector<LaneState>& lanes, uint64_t step) {
+  return std::all_of(lanes.begin(), lanes.end(), [&](const LaneState& lane) {
+    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == lanes[0].cursor().epoch() &&
+           lane.epoch_ends_at() <= step;
   });
 }
-
-}  // namespace
 
 uint64_t JobHash(const Job& job) {
   Flat flat;
@@ -190,9 +190,10 @@ std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manife
     for (Log& log : *job.mutable_log()) log.set_piece_bytes(PieceBytes(log));
     return WithDefaults(std::move(job));
   };
+  const std::vector<LaneState> lanes(snapshot.lane().begin(), snapshot.lane().end());
   const bool untouched = snapshot.step() == 0;
-  const bool between_epochs = untouched || AtEpochEnd(snapshot);
-  const bool epoch_ends = std::any_of(snapshot.lane().begin(), snapshot.lane().end(),
+  const bool between_epochs = untouched || AtEpochEnd(lanes, snapshot.step());
+  const bool epoch_ends = std::any_of(lanes.begin(), lanes.end(),
                                       [&](const LaneState& lane) { return lane.epoch_ends_at() > snapshot.step(); });
   const bool stale = before.training().staleness() > 0 || now.training().staleness() > 0;
   std::vector<JobChange> changes;
@@ -234,6 +235,14 @@ std::vector<JobChange> OfKind(const std::vector<JobChange>& changes, JobChange::
     if (change.kind == kind) those.push_back(change);
   }
   return those;
+}
+
+std::vector<std::string> RefusalsOf(const std::vector<JobChange>& changes) {
+  std::vector<std::string> lines;
+  for (const JobChange& change : OfKind(changes, JobChange::kRefused)) {
+    lines.push_back(absl::StrCat(change.ToString(), ": ", change.why));
+  }
+  return lines;
 }
 
 std::vector<std::string> ModelDifferences(const Job& a, const Job& b) {

@@ -29,10 +29,15 @@ struct JobChange {
 
   std::string ToString() const;  // "training.batch_size: 512 -> 1024"
 };
-// By field, where `before` is the snapshot's job and `lanes` are its lanes at `step`: at an epoch's end more may change
-// than inside one. docs/OPERATIONS.md has the table of all fields.
+// By field, where `before` is the snapshot's job: at an epoch's end more may change than inside one. docs/OPERATIONS.md
+// has the table of all fields.
 std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manifest& snapshot);
 std::vector<JobChange> OfKind(const std::vector<JobChange>& changes, JobChange::Kind kind);
+// The refused ones, a line each: the change, and why.
+std::vector<std::string> RefusalsOf(const std::vector<JobChange>& changes);
+
+// Whether all lanes, as they are after `step`, are at the end of the same epoch.
+bool AtEpochEnd(const std::vector<LaneState>& lanes, uint64_t step);
 
 // Fields that decide what rows and dense parameters mean, as "table[0].dim: 8 != 16": where two jobs agree, a snapshot
 // of one may be evaluated by the other. How logs and side tables are read, what counts as a positive, and how a

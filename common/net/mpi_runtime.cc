@@ -441,10 +441,11 @@ absl::Status MpiRuntime::State::Send(int from_port, Address to, Bytes payload) {
 void MpiRuntime::State::Refuse(int source, int tag, absl::string_view cause) {
   ++refused_messages;
   if (!refused_ranks.insert(source).second) return;
-  spdlog::warn(
-      "refused from_rank={} from_port={} to_port={} cause=\"a message was dropped, and so will be what else comes like "
-      "it: {}; either somebody else reaches the ranks' ports (docs/SECURITY.md), or the rank has another {} or build\"",
-      source, tag / kPortsMax, tag % kPortsMax, std::string(cause), kJobTokenVariable);
+  spdlog::warn("event=refused from_rank={} from_port={} to_port={} cause={}", source, tag / kPortsMax, tag % kPortsMax,
+               Quoted(absl::StrCat("a message was dropped, and so will be what else comes like it: ", cause,
+                                   "; either somebody else reaches the ranks' ports (docs/SECURITY.md), or the rank "
+                                   "has another ",
+                                   kJobTokenVariable, " or build")));
 }
 
 MpiRuntime::MpiRuntime(std::unique_ptr<State> state) : state_(std::move(state)) {}

@@ -322,8 +322,8 @@ absl::Status PrintChanges(const TrainOptions& options, std::string* text) {
   const auto list = [&](JobChange::Kind kind, absl::string_view verdict, absl::string_view meaning) {
     const std::vector<JobChange> those = OfKind(changes, kind);
     for (const JobChange& change : those) {
-      absl::StrAppendFormat(text, "%-9s %s  %s\n", verdict, change.ToString(),
-                            change.why.empty() ? absl::StrCat("(", meaning, ")") : absl::StrCat("(", change.why, ")"));
+      absl::StrAppendFormat(text, "%-9s %s  (%s)\n", verdict, change.ToString(),
+                            change.why.empty() ? meaning : change.why);
     }
     return those.size();
   };

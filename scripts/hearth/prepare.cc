@@ -197,10 +197,7 @@ absl::StatusOr<std::vector<JobChange>> TakeFromSnapshot(const SnapshotChoice& sn
 
 absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
   HEARTH_ASSIGN_OR_RETURN(const std::vector<JobChange> changes, TakeFromSnapshot(snapshot, job));
-  std::vector<std::string> refused;
-  for (const JobChange& change : OfKind(changes, JobChange::kRefused)) {
-    refused.push_back(absl::StrCat(change.ToString(), ": ", change.why));
-  }
+  const std::vector<std::string> refused = RefusalsOf(changes);
   if (refused.empty()) {
     for (const JobChange& change : OfKind(changes, JobChange::kCarried)) {
       Say(absl::StrCat("changed from step ", snapshot.manifest.step() + 1, " on: ", change.ToString()));

@@ -37,7 +37,7 @@ absl::Status CheckPrograms(const Job& job, const std::string& folder);
 absl::Status CheckWorkers(const Job& job, int workers, bool resumed);
 
 // In what the job is another one than the snapshot's, after it took from there what a first start decides where the
-// job says nothing: lanes, pieces of logs.
+// job says nothing: lanes, pieces of logs, the momentum of a run of 0.1.
 absl::StatusOr<std::vector<JobChange>> TakeFromSnapshot(const SnapshotChoice& snapshot, Job* job);
 // The same; tells what will be another from here on. FailedPrecondition with all that may not be.
 absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job);
