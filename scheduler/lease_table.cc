@@ -4,7 +4,7 @@
 
 #include "common/artifact/reading.h"
 #include "common/base/status.h"
-#include "common/job/identity.h"
+#include "common/job/log_list.h"
 
 namespace hearth {
 
@@ -45,6 +45,17 @@ std::vector<LaneState> LeaseTable::LeasesOf(uint32_t worker) const {
   std::vector<LaneState> leases;
   for (uint32_t lane = worker; lane < lanes(); lane += workers_) leases.push_back(lanes_[lane]);
   return leases;
+}
+
+void LeaseTable::Reopen(uint32_t files_end) {
+  uint32_t epoch = 0;
+  for (const LaneState& lane : lanes_) epoch = std::max(epoch, lane.cursor().epoch());
+  for (LaneState& lane : lanes_) {
+    Cursor* const cursor = lane.mutable_cursor();
+    if (!cursor->end_of_epoch() || cursor->epoch() != epoch || cursor->file() >= files_end) continue;
+    cursor->clear_end_of_epoch();
+    lane.set_epoch_ends_at(0);
+  }
 }
 
 bool LeaseTable::AtEpochEnd(uint64_t step) const { return hearth::AtEpochEnd(lanes_, step); }
@@ -94,7 +105,7 @@ absl::Status LeaseTable::Advance(const std::vector<LaneState>& lanes) {
 void LeaseTable::AppendFiles(const std::vector<LogFile>& files, bool closed) {
   HEARTH_CHECK(!files_closed_ || files.empty());
   for (const LogFile& file : files) {
-    HEARTH_CHECK(file.number() == files_.size());
+    HEARTH_CHECK(files_.empty() || file.number() == files_.back().number() + 1);
     files_.push_back(file);
   }
   files_closed_ = closed;
@@ -104,8 +115,10 @@ uint64_t LeaseTable::FilesBehind() const {
   uint64_t behind = 0;
   for (const LaneState& lane : lanes_) {
     if (lane.cursor().end_of_epoch()) continue;
-    const uint64_t reached = lane.ledger().read() == 0 ? 0 : uint64_t{lane.cursor().file()} + 1;
-    behind = std::max<uint64_t>(behind, files_.size() - std::min<uint64_t>(files_.size(), reached));
+    if (files_.empty()) continue;
+    const uint64_t reached = uint64_t{lane.cursor().file()} + (lane.cursor().record() > 0 ? 1 : 0);
+    const uint64_t end = uint64_t{files_.back().number()} + 1;
+    behind = std::max<uint64_t>(behind, end - std::clamp<uint64_t>(reached, files_.front().number(), end));
   }
   return behind;
 }

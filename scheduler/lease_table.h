@@ -19,6 +19,8 @@ class LeaseTable {
   uint32_t lanes() const { return static_cast<uint32_t>(lanes_.size()); }
   // In lane order. REQUIRES: worker < workers.
   std::vector<LaneState> LeasesOf(uint32_t worker) const;
+  // The list of files has grown to `files_end` since the lanes came to the end of an epoch: it goes on.
+  void Reopen(uint32_t files_end);
   // Whether all lanes are at the end of an epoch, and `step`, where they are, is the cut at that end or later.
   bool AtEpochEnd(uint64_t step) const;
   // The epoch in which training goes on: the lanes' one, or the next where all of them are at its end.

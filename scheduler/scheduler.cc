@@ -14,6 +14,7 @@
 #include "common/base/version.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
+#include "common/job/log_list.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
 
@@ -73,13 +74,15 @@ absl::Status Scheduler::Prepare() {
   Training* const training = options_.job.mutable_training();
   if (!training->has_lanes()) training->set_lanes(manifest != nullptr ? manifest->lanes() : options_.workers);
   if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(TakeJob(*manifest));
-  const uint32_t lanes = manifest != nullptr ? manifest->lanes() : training->lanes();
+  const uint32_t lanes = evaluates() && manifest != nullptr ? manifest->lanes() : training->lanes();
   HEARTH_RETURN_IF_ERROR(OpenReport(lanes));
 
   std::vector<LaneState> cursors;
   std::vector<LogFile> files;
   if (manifest != nullptr) {
     cursors.assign(manifest->lane().begin(), manifest->lane().end());
+    for (LaneState& lane : cursors) UpgradeLane(FilesEnd(*manifest), &lane);
+    if (!evaluates()) cursors = DealtAnew(cursors, training->lanes());
     files.assign(manifest->log_file().begin(), manifest->log_file().end());
     evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
     dense_parameters_ = manifest->dense_parameters();
@@ -123,18 +126,16 @@ absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, c
     publisher_ = std::make_unique<Publisher>(publisher, committed_, manifest != nullptr && manifest->job_finished());
     report_->set_publication(publisher_->figures());
   }
+  HEARTH_RETURN_IF_ERROR(OpenSource(cursors, files));
   if (manifest != nullptr && NothingIsLeft()) {
     finished_before_ = true;
-    return Source::CheckNoNewPaths(options_.job, files);
+    return absl::OkStatus();
   }
   HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
-  if (manifest != nullptr) {
+  if (manifest != nullptr && !AtSegmentEnd(cursors, manifest->step())) {
     HEARTH_RETURN_IF_ERROR(CheckSideTables({manifest->side_table().begin(), manifest->side_table().end()},
                                            JoinedInTraining(options_.job, side_tables_)));
   }
-  const bool closed = manifest != nullptr && manifest->log_list_closed();
-  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, files, closed, cursors, options_.env->NowUs()));
-  leases_->AppendFiles(source_->files(), source_->closed());
 
   SnapshotCoordinator::Options coordinator;
   coordinator.servers = options_.servers;
@@ -147,6 +148,32 @@ absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, c
   }
   coordinator_ = std::make_unique<SnapshotCoordinator>(coordinator);
   return absl::OkStatus();
+}
+
+// The list of files as the snapshot has it, and what has come since: it opens an epoch again that was over.
+absl::Status Scheduler::OpenSource(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files) {
+  const Manifest* const manifest = restored();
+  Source::Listed listed;
+  listed.files = files;
+  listed.lanes = cursors;
+  listed.again = options_.again;
+  if (manifest != nullptr) {
+    listed.closed = manifest->log_list_closed();
+    HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest->job(), JoinPath(start_.folder, "MANIFEST")));
+    listed.logs = static_cast<uint32_t>(before.log_size());
+    listed.consumed = manifest->consumed();
+  }
+  HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, listed, options_.env->NowUs()));
+  leases_->AppendFiles(source_->files(), source_->closed());
+  if (manifest == nullptr || source_->files().empty()) return absl::OkStatus();
+  const uint32_t files_end = source_->files().back().number() + 1;
+  if (files_end == FilesEnd(*manifest)) return absl::OkStatus();
+  leases_->Reopen(files_end);
+  const uint64_t steps_max = options_.job.training().steps_max();
+  if (steps_max == 0 || manifest->step() < steps_max) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(source_->files().back().path(), ": is new, and the job ended at its last step, ", steps_max,
+                   ": nobody would read it; raise training.steps_max, or take the file off"));
 }
 
 std::string Scheduler::SnapshotsFolder() const { return JoinPath(options_.dir, "snapshots"); }
@@ -567,6 +594,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   for (const JobEra& era : eras_) *manifest.add_era() = era;
   manifest.set_shards(options_.job.training().shards());
   for (const LogFile& file : leases_->files()) *manifest.add_log_file() = file;
+  if (source_->consumed().files() > 0) *manifest.mutable_consumed() = source_->consumed();
   manifest.set_log_list_closed(leases_->files_closed());
   for (SideTableFile& file : JoinedInTraining(options_.job, side_tables_)) *manifest.add_side_table() = std::move(file);
   manifest.set_dense_parameters(dense_parameters_);

@@ -33,6 +33,7 @@ struct SchedulerOptions {
   Job job;          // effective; without training.lanes: the snapshot's lanes, or a lane for each worker
   std::string dir;  // the run's folder
   uint32_t restarts = 0;
+  bool again = false;                // files that the run knows may be trained once more under other names
   std::string evaluate_snapshot;     // evaluate this snapshot's folder; empty: train
   std::string programs;              // folder of hearth-export and hearth-delta, for a job that publishes
   std::function<bool()> stop_asked;  // polled: save and leave (SIGUSR1)
@@ -56,6 +57,7 @@ class Scheduler {
   absl::Status Prepare();
   absl::Status ChooseSnapshot();
   absl::Status OpenReport(uint32_t lanes);
+  absl::Status OpenSource(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files);
   absl::Status PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files);
   // The snapshot's job, or one that a run may change to: then from the next step on.
   absl::Status TakeJob(const Manifest& manifest);

@@ -30,6 +30,7 @@ struct Arguments {
   uint32_t servers = 0;
   uint32_t workers = 0;
   uint32_t restarts = 0;
+  bool again = false;
   std::string evaluate;
   std::string dir;
 };
@@ -63,6 +64,7 @@ absl::StatusOr<int> RunScheduler(const Arguments& arguments, Transport* transpor
   HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
   options.dir = arguments.dir;
   options.restarts = arguments.restarts;
+  options.again = arguments.again;
   options.evaluate_snapshot = arguments.evaluate;
   std::error_code error;
   options.programs = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
@@ -106,6 +108,7 @@ int main(int argc, char** argv) {
   app.add_option("--ps", arguments.servers, "parameter servers in the job")->required()->check(CLI::PositiveNumber);
   app.add_option("--worker", arguments.workers, "workers in the job")->required()->check(CLI::PositiveNumber);
   app.add_option("--restarts", arguments.restarts, "how often the job was started again");
+  app.add_flag("--again", arguments.again, "train files that the run knows once more under other names");
   app.add_option("--evaluate", arguments.evaluate, "evaluate this snapshot's folder instead of training");
   app.add_option("DIR", arguments.dir, "the run's folder")->required();
   try {

@@ -1,5 +1,7 @@
 #include "scheduler/source.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -10,6 +12,7 @@
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/log_list.h"
 
 namespace hearth {
 namespace {
@@ -25,17 +28,6 @@ absl::StatusOr<LogFile> Describe(const std::string& path, uint32_t log) {
   return file;
 }
 
-bool IsShuffled(const Log& log) { return log.shuffle().pieces() || log.shuffle().window_records_max() > 0; }
-
-// How far the lanes are with one file in the epoch that they are in.
-struct Places {
-  bool untouched = true;  // no lane has taken anything of it
-  bool passed = true;     // every lane has all of its part
-  bool parted = false;    // some lane has all of its part
-  bool done = false;      // passed, and no epoch is to come
-  bool digests = true;    // every lane that is in it knows what it has read
-};
-
 // What a MANIFEST says.
 struct Before {
   const Job& job;
@@ -44,28 +36,7 @@ struct Before {
 
   const Log& LogOf(const LogFile& file) const { return job.log(static_cast<int>(file.log())); }
 
-  // A shuffled log is read in any order: a lane that is in it is in each of its files.
-  Places PlacesOf(const LogFile& file) const {
-    uint32_t epoch = 0;
-    for (const LaneState& lane : lanes) epoch = std::max(epoch, lane.cursor().epoch());
-    const bool shuffled = IsShuffled(LogOf(file));
-    Places places;
-    for (const LaneState& lane : lanes) {
-      const Cursor& cursor = lane.cursor();
-      int64_t way = int64_t{cursor.file()} - int64_t{file.number()};
-      if (shuffled && cursor.file() < listed.size()) way = int64_t{listed[cursor.file()].log()} - int64_t{file.log()};
-      if (way == 0 && !shuffled && cursor.file_ended()) way = 1;
-      if (cursor.record() == 0 && cursor.window() == 0) way = -1;  // at the beginning
-      if (cursor.end_of_epoch()) way = cursor.epoch() == epoch ? 1 : -1;
-      places.untouched = places.untouched && way < 0;
-      places.passed = places.passed && way > 0;
-      places.parted = places.parted || way > 0;
-      if (way == 0) places.digests = places.digests && cursor.has_text_digest();
-    }
-    places.passed = places.passed && !lanes.empty();
-    places.done = places.passed && epoch + 1 >= job.training().epochs();
-    return places;
-  }
+  Places PlacesOf(const LogFile& file) const { return hearth::PlacesOf(job, listed, lanes, file); }
 };
 
 // The name of a file of which nothing was read is free again.
@@ -88,7 +59,8 @@ absl::StatusOr<LogFile> Amended(const Before& before, const LogFile& listed, con
   absl::StatusOr<LogFile> now = Describe(path, listed.log());
   if (absl::IsNotFound(now.status())) {
     if (places.done) {
-      spdlog::info("event=file_gone path={} cause=\"every lane has passed it\"", Quoted(path));
+      spdlog::info("event=file_gone number={} path={} cause=\"every lane has passed it\"", same.number(), Quoted(path));
+      same.set_taken_off(true);
       return same;
     }
     if (places.untouched && grows) {
@@ -182,68 +154,72 @@ bool IsRegularFile(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Source>> Source::Open(const Job& job, const std::vector<LogFile>& listed, bool closed,
-                                                     const std::vector<LaneState>& lanes, int64_t now_us) {
-  std::unique_ptr<Source> source(new Source(job));
-  bool appended = false;
-  HEARTH_RETURN_IF_ERROR(source->Restore(listed, lanes, &appended));
-  if (closed && !appended) {
-    source->closed_ = true;
-    source->next_poll_us_ = kNever;
-  } else {
-    HEARTH_RETURN_IF_ERROR(source->Poll(now_us).status());
-  }
+absl::StatusOr<std::unique_ptr<Source>> Source::Open(const Job& job, const Listed& before, int64_t now_us) {
+  std::unique_ptr<Source> source(new Source(job, before));
+  HEARTH_RETURN_IF_ERROR(source->Restore(before));
+  HEARTH_RETURN_IF_ERROR(source->Poll(now_us).status());
   return source;
 }
 
-absl::Status Source::CheckNoNewPaths(const Job& job, const std::vector<LogFile>& listed) {
-  for (int i = 0; i < job.log_size(); ++i) {
-    HEARTH_ASSIGN_OR_RETURN(const PathMatch match, MatchPaths(job.log(i), static_cast<uint32_t>(i), listed));
-    if (match.size() < static_cast<size_t>(job.log(i).path_size())) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "log[", i, "].path: ", job.log(i).path(static_cast<int>(match.size())),
-          " is new, and the job is finished: it would not be read; train it in another folder, or take it off"));
-    }
+absl::Status Source::Restore(const Listed& was) {
+  const Before before = {job_, was.files, was.lanes};
+  const uint32_t logs = static_cast<uint32_t>(job_.log_size());
+  for (size_t i = 0; i < was.files.size(); ++i) {
+    if (was.files[i].number() == was.consumed.files() + i && was.files[i].log() < logs) continue;
+    return absl::DataLossError(absl::StrCat("list of files in MANIFEST: entry ", i, " (", was.files[i].path(),
+                                            ") is out of place; start from another snapshot"));
   }
+  std::vector<PathMatch> matches;
+  for (uint32_t log = 0; log < logs; ++log) {
+    HEARTH_ASSIGN_OR_RETURN(PathMatch match, MatchPaths(job_.log(static_cast<int>(log)), log, was.files));
+    matches.push_back(std::move(match));
+  }
+  for (const LogFile& listed : was.files) {
+    OfLog& log = logs_[listed.log()];
+    HEARTH_ASSIGN_OR_RETURN(LogFile file, RestoreFile(before, listed, matches[listed.log()]));
+    if (file.has_name() && !job_.log(static_cast<int>(listed.log())).directory().empty()) log.seen.insert(file.name());
+    file.set_number(listed.number());
+    file.set_segment(SegmentOf(listed));
+    files_.push_back(std::move(file));
+    // Logs are listed one after the other: one that others are listed behind was closed.
+    for (uint32_t earlier = 0; earlier < listed.log(); ++earlier) logs_[earlier].closed_before = true;
+  }
+  for (uint32_t log = 0; log < logs; ++log) {
+    logs_[log].paths = static_cast<int>(matches[log].size());
+    logs_[log].closed_before = logs_[log].closed_before || (was.closed && log < was.logs);
+  }
+  if (!files_.empty()) {
+    const uint32_t end = files_.back().number() + 1;
+    const bool begun = !before.PlacesOf(was.files.back()).untouched;
+    last_is_whole_ = (begun && IsShuffled(before.LogOf(was.files.back()))) ||
+                     std::any_of(was.lanes.begin(), was.lanes.end(), [&](const LaneState& lane) {
+                       return lane.cursor().end_of_epoch() || lane.cursor().file() >= end;
+                     });
+  }
+  ForgetConsumed(was);
   return absl::OkStatus();
 }
 
-absl::Status Source::Restore(const std::vector<LogFile>& listed, const std::vector<LaneState>& lanes, bool* appended) {
-  const Before before = {job_, listed, lanes};
-  const uint32_t logs = static_cast<uint32_t>(job_.log_size());
-  for (size_t i = 0; i < listed.size(); ++i) {
-    const bool in_place =
-        listed[i].number() == i && listed[i].log() < logs && (i == 0 || listed[i - 1].log() <= listed[i].log());
-    if (in_place) continue;
-    return absl::DataLossError(absl::StrCat("list of files in MANIFEST: entry ", i, " (", listed[i].path(),
-                                            ") is out of place; start from another snapshot"));
+// What every lane has read, and nobody can name any more, leaves the list: from its beginning, up to the first file
+// that a cursor names, and never all of it.
+void Source::ForgetConsumed(const Listed& was) {
+  const Before before = {job_, was.files, was.lanes};
+  uint32_t reached = files_.empty() ? 0 : files_.back().number();
+  for (const LaneState& lane : before.lanes) reached = std::min(reached, lane.cursor().file());
+  size_t gone = 0;
+  for (; gone < files_.size() && files_[gone].number() < reached; ++gone) {
+    const LogFile& file = files_[gone];
+    if (!file.taken_off() || !before.PlacesOf(before.listed[gone]).done) break;
+    const uint64_t known[2] = {file.bytes(), file.digest()};
+    consumed_.set_files(file.number() + 1);
+    consumed_.set_bytes(consumed_.bytes() + file.bytes());
+    consumed_.set_digest(XXH3_64bits_withSeed(known, sizeof(known), consumed_.digest()));
+    consumed_.add_newest(XXH3_64bits(known, sizeof(known)));
   }
-  for (size_t begin = 0, end = 0; begin < listed.size(); begin = end) {
-    log_ = listed[begin].log();
-    seen_.clear();
-    const Log& log = job_.log(static_cast<int>(log_));
-    const std::string where = absl::StrCat("log[", log_, "].path: ");
-    HEARTH_ASSIGN_OR_RETURN(const PathMatch match, MatchPaths(log, log_, listed));
-    for (; end < listed.size() && listed[end].log() == log_; ++end) {
-      HEARTH_ASSIGN_OR_RETURN(LogFile file, RestoreFile(before, listed[end], match));
-      if (file.has_name() && !log.directory().empty()) seen_.insert(file.name());
-      file.set_number(static_cast<uint32_t>(end));
-      files_.push_back(std::move(file));
-    }
-    if (match.size() == static_cast<size_t>(log.path_size())) continue;
-    // New paths behind the listed ones.
-    *appended = true;
-    const bool whole = IsShuffled(log) && !before.PlacesOf(listed[begin]).untouched;
-    const bool over = std::any_of(lanes.begin(), lanes.end(), [&](const LaneState& lane) {
-      return lane.cursor().end_of_epoch() || (lane.cursor().record() > 0 && lane.cursor().file() >= end);
-    });
-    if (end == listed.size() && !whole && !over) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        where, log.path(static_cast<int>(match.size())), " is new, and ",
-        whole ? "the log is shuffled as one whole and begun" : "lanes, or the list of files, are past the log's end",
-        "; take it off, or train it in another folder"));
-  }
-  return absl::OkStatus();
+  files_.erase(files_.begin(), files_.begin() + static_cast<std::ptrdiff_t>(gone));
+  known_files_ = files_.size();
+  const int more = consumed_.newest_size() - kConsumedKnownMax;
+  if (more > 0) consumed_.mutable_newest()->erase(consumed_.newest().begin(), consumed_.newest().begin() + more);
 }
 
 absl::StatusOr<std::vector<LogFile>> Source::Poll(int64_t now_us) {
@@ -256,11 +232,11 @@ absl::StatusOr<std::vector<LogFile>> Source::Poll(int64_t now_us) {
       HEARTH_RETURN_IF_ERROR(PollDirectory(job_.log(log), now_us));
       if (log_ == log) break;  // it may still grow
     } else {
-      int listed = 0;
-      for (const LogFile& file : files_) listed += file.log() == log && !file.taken_off();
-      for (int i = listed; i < job_.log(log).path_size(); ++i) {
+      for (int i = logs_[log].paths; i < job_.log(log).path_size(); ++i) {
         const std::string& name = job_.log(log).path(i);
-        HEARTH_RETURN_IF_ERROR(Append(ResolvePath(job_, name), name, log));
+        const std::string path = ResolvePath(job_, name);
+        HEARTH_RETURN_IF_ERROR(Append(path, name, log));
+        HEARTH_RETURN_IF_ERROR(CheckNew(i));
       }
       ++log_;
     }
@@ -269,8 +245,28 @@ absl::StatusOr<std::vector<LogFile>> Source::Poll(int64_t now_us) {
   return std::vector<LogFile>(files_.begin() + before, files_.end());
 }
 
+// A day's file that was sent twice is trained once. `path`: the place in its log of the file that was appended last.
+absl::Status Source::CheckNew(int path) const {
+  const LogFile& file = files_.back();
+  if (again_ || file.bytes() == 0 || known_files_ == 0) return absl::OkStatus();
+  const uint64_t identity[2] = {file.bytes(), file.digest()};
+  const uint64_t hash = XXH3_64bits(identity, sizeof(identity));
+  std::string trained;
+  if (std::find(consumed_.newest().begin(), consumed_.newest().end(), hash) != consumed_.newest().end())
+    trained = "a file that was trained and has left the list";
+  for (size_t i = 0; i < known_files_ && i < files_.size(); ++i) {
+    if (files_[i].bytes() == file.bytes() && files_[i].digest() == file.digest() && !files_[i].taken_off())
+      trained = files_[i].path();
+  }
+  if (trained.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("log[", file.log(), "].path[", path, "]: ", file.path(), " has the length and the head of ", trained,
+                   ", which is in the run already; take it off, or train it once more with --again"));
+}
+
 absl::Status Source::PollDirectory(const Log& log, int64_t now_us) {
   const std::string folder = ResolvePath(job_, log.directory());
+  OfLog& state = logs_[log_];
   if (newest_us_ < 0) newest_us_ = now_us;
   bool ended = false;
   HEARTH_ASSIGN_OR_RETURN(std::vector<std::string> names, NewNames(folder, log, &ended));
@@ -280,21 +276,25 @@ absl::Status Source::PollDirectory(const Log& log, int64_t now_us) {
     HEARTH_ASSIGN_OR_RETURN(names, NewNames(folder, log, &ended));
   }
   for (const std::string& name : names) {
-    if (!seen_.empty() && name < *seen_.rbegin()) {
+    if (!state.seen.empty() && name < *state.seen.rbegin()) {
       spdlog::warn("event=late_file path={} after={} cause=\"its name sorts before one that is listed\"",
-                   Quoted(JoinPath(folder, name)), Quoted(*seen_.rbegin()));
+                   Quoted(JoinPath(folder, name)), Quoted(*state.seen.rbegin()));
     }
     HEARTH_RETURN_IF_ERROR(Append(JoinPath(folder, name), name, log_));
-    seen_.insert(name);
+    state.seen.insert(name);
     newest_us_ = now_us;
   }
+  // A log that had ended goes on where something has come since; else it is over as it was.
+  const bool over = state.closed_before && names.empty();
+  state.closed_before = false;
   const bool idle =
       log.idle_seconds_max() > 0 && static_cast<double>(now_us - newest_us_) >= log.idle_seconds_max() * 1e6;
-  if (ended || idle) {
-    spdlog::info("event=log_closed log={} files={} cause={}", Quoted(log.name()), seen_.size(),
-                 ended ? "marker" : "idle");
+  if (over || ended || idle) {
+    if (!over) {
+      spdlog::info("event=log_closed log={} files={} cause={}", Quoted(log.name()), state.seen.size(),
+                   ended ? "marker" : "idle");
+    }
     ++log_;
-    seen_.clear();
     newest_us_ = -1;
   }
   return absl::OkStatus();
@@ -312,7 +312,7 @@ absl::StatusOr<std::vector<std::string>> Source::NewNames(const std::string& fol
   for (const std::string& name : *listed) {
     if (!log.end_marker().empty() && name == log.end_marker()) {
       *ended = true;
-    } else if (name[0] != '.' && !absl::EndsWith(name, ".tmp") && seen_.count(name) == 0 &&
+    } else if (name[0] != '.' && !absl::EndsWith(name, ".tmp") && logs_[log_].seen.count(name) == 0 &&
                IsRegularFile(JoinPath(folder, name))) {
       names.push_back(name);
     }
@@ -329,8 +329,12 @@ absl::Status Source::Append(const std::string& path, const std::string& name, ui
   if (!file.ok()) {
     return Annotate(file.status(), absl::StrCat("log[", log, "] \"", job_.log(log).name(), "\": cannot list its file"));
   }
-  file->set_number(static_cast<uint32_t>(files_.size()));
+  const LogFile* const last = files_.empty() ? nullptr : &files_.back();
+  const bool begins = last != nullptr && (last_is_whole_ || BeginsSegment(job_, *last, log));
+  file->set_number(last == nullptr ? 0 : last->number() + 1);
+  file->set_segment(last == nullptr ? 0 : last->segment() + (begins ? 1 : 0));
   file->set_name(name);
+  last_is_whole_ = false;
   files_.push_back(*std::move(file));
   return absl::OkStatus();
 }

@@ -19,6 +19,7 @@
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
+#include "common/job/log_list.h"
 #include "common/job/pieces.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
@@ -52,13 +53,17 @@ double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cu
   if (cursor.end_of_epoch()) return 1;
   double total = 0;
   double behind = 0;
-  const uint32_t log = cursor.file() < files.size() ? files[cursor.file()].log() : 0;
-  const bool shuffled = static_cast<int>(log) < job.log_size() && job.log(static_cast<int>(log)).shuffle().pieces();
+  const uint32_t first = files.empty() ? 0 : files.front().number();
+  const bool known = cursor.file() >= first && cursor.file() - first < files.size();
+  const uint32_t log = known ? files[cursor.file() - first].log() : 0;
+  const bool shuffled =
+      known && static_cast<int>(log) < job.log_size() && job.log(static_cast<int>(log)).shuffle().pieces();
   for (const LogFile& file : files) {
     if (file.taken_off()) continue;
     const double bytes = static_cast<double>(file.bytes());
     total += bytes;
-    if (shuffled ? file.log() < log : file.number() < cursor.file()) behind += bytes;
+    if (shuffled ? SegmentOf(file) < SegmentOf(files[cursor.file() - first]) : file.number() < cursor.file())
+      behind += bytes;
     const bool compressed = absl::EndsWith(file.path(), ".gz") || absl::EndsWith(file.path(), ".zst");
     if (shuffled || compressed || file.number() != cursor.file() || static_cast<int>(log) >= job.log_size()) continue;
     const double piece_bytes = static_cast<double>(PieceBytes(job.log(static_cast<int>(log))));
@@ -210,9 +215,7 @@ absl::Status Worker::State::Run() {
   for (const FeatureLayout::Group& group : MakeFeatureLayout(options.job).groups)
     piping.group_dims.push_back(group.dim);
   for (size_t i = 0; i < accounts.size(); ++i) {
-    Cursor cursor = accounts[i]->state().cursor();
-    cursor.set_end_of_epoch(cursor.end_of_epoch() && cursor.epoch() == clock.epoch);
-    piping.lanes.push_back({std::move(readers[i]), cursor});
+    piping.lanes.push_back({std::move(readers[i]), accounts[i]->state().cursor()});
   }
   piping.gate = gate.get();
   piping.pulled = [this](Batch* batch) { return dense_step->Stage(batch); };
@@ -308,7 +311,10 @@ absl::Status Worker::State::Prepare(const StartWorker& start) {
   clients.transport = options.transport;
   clients.map = ShardMap(options.job.training().shards(), static_cast<uint32_t>(options.ranks.servers));
   clients.ranks = options.ranks;
-  if (!start.evaluate_only()) logs.assign(options.job.log().begin(), options.job.log().end());
+  if (!start.evaluate_only()) {
+    const Job rest = WithoutReadPaths(options.job, files.files(), {start.lane().begin(), start.lane().end()});
+    logs.assign(rest.log().begin(), rest.log().end());
+  }
   const uint32_t first_split_log = static_cast<uint32_t>(logs.size());
   std::vector<std::string> users(logs.size());
   for (const Split& split : options.job.split()) {
@@ -439,10 +445,11 @@ StepClock::Options Worker::State::ClockOptions(const StartWorker& start) const {
   clock.step = start.step();
   for (const auto& account : accounts) {
     clock.epoch = std::max(clock.epoch, account->state().cursor().epoch());
-    clock.epoch_ends_at = std::max(clock.epoch_ends_at, account->state().epoch_ends_at());
+    clock.end.step = std::max(clock.end.step, account->state().segment_ends_at());
+    clock.end.of_epoch = clock.end.of_epoch || account->state().epoch_ends_at() > 0;
   }
   // All lanes' cursors are at the end of an epoch, and nothing says that its cut is still to come.
-  if (start.epoch() > clock.epoch && clock.epoch_ends_at < clock.step) clock.epoch_ends_at = clock.step;
+  if (start.epoch() > clock.epoch && clock.end.step < clock.step) clock.end = {clock.step, true};
   return clock;
 }
 
@@ -481,7 +488,8 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
     Batch* lane = batch->lanes[i].get();
     LaneVote& vote = votes[i];
     vote.records = static_cast<uint64_t>(lane->records);
-    vote.at_end = lane->kind == Batch::Kind::kEndOfEpoch;
+    vote.at_end = lane->kind == Batch::Kind::kAtEnd;
+    vote.last = vote.at_end && lane->cursor.end_of_epoch();
     vote.stop = stop;
     vote.cut = cut;
     const LaneState& before = accounts[i]->state();
@@ -517,7 +525,7 @@ absl::Status Worker::State::CheckBudget(uint64_t number, const StepSum& sum) con
   // The message sends the reader to the dead letters: they must be there when the process ends.
   std::string example;
   for (const auto& account : accounts) {
-    HEARTH_RETURN_IF_ERROR(account->Sync(0, 0));
+    HEARTH_RETURN_IF_ERROR(account->Sync({}, false, 0));
     if (example.empty()) example = absl::StrReplaceAll(account->dead_letter(), {{"\t", ": "}});
   }
   return absl::DataLossError(absl::StrCat(
@@ -536,7 +544,7 @@ absl::Status Worker::State::CheckSkips(uint64_t number) const {
 }
 
 absl::Status Worker::State::Diverged(uint64_t number, absl::string_view cause) const {
-  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync(0, 0));
+  for (const auto& account : accounts) HEARTH_RETURN_IF_ERROR(account->Sync({}, false, 0));
   return absl::DataLossError(absl::StrCat("diverged at step ", number, ": ", cause,
                                           "; lower training.dense_optimizer.learning_rate or a table's, set "
                                           "training.clip_norm, or mend the records listed in ",
@@ -569,7 +577,7 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
                     absl::StrCat("the loss or gradient of the job's last ", skipped_in_row, " steps was not finite"));
   }
   for (auto& account : accounts) {
-    HEARTH_RETURN_IF_ERROR(account->Sync(cut.epoch_ends_at, skipped_in_row));
+    HEARTH_RETURN_IF_ERROR(account->Sync(cut.end, cut.epoch_ended, skipped_in_row));
     *at_cut->add_lane() = account->state();
   }
   if (is_first()) {

@@ -149,15 +149,15 @@ absl::Status CheckCounts(const Manifest& manifest, const std::string& folder) {
     return lost(absl::StrCat("has the state of ", manifest.lane_size(), " lanes of ", manifest.lanes()));
   }
   for (int i = 0; i < manifest.log_file_size(); ++i) {
-    if (manifest.log_file(i).number() != static_cast<uint32_t>(i)) {
+    if (manifest.log_file(i).number() != manifest.consumed().files() + static_cast<uint32_t>(i)) {
       return lost(absl::StrCat("log file ", i, " has the number ", manifest.log_file(i).number()));
     }
   }
-  const uint32_t files = std::max(1, manifest.log_file_size());  // a lane may wait for the first one
+  const uint64_t files = uint64_t{manifest.consumed().files()} + static_cast<uint64_t>(manifest.log_file_size());
   for (const LaneState& lane : manifest.lane()) {
-    if (lane.cursor().file() >= files) {
+    if (lane.cursor().file() > files) {  // it may wait for the next one
       return lost(absl::StrCat("the cursor of lane ", lane.cursor().lane(), " is in file ", lane.cursor().file(),
-                               " of ", manifest.log_file_size()));
+                               " of ", files));
     }
   }
   return absl::OkStatus();

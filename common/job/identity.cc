@@ -8,8 +8,11 @@
 #include <string_view>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/job/config.h"
+#include "common/job/log_list.h"
 #include "common/job/pieces.h"
 
 namespace hearth {
@@ -103,7 +106,7 @@ std::string WithoutIndices(const std::string& field) {
   return plain;
 }
 
-enum class Rule { kFree, kCarried, kFiles, kAtEpochEnd, kNotWhileEpochEnds, kWithStaleness, kRefused };
+enum class Rule { kFree, kCarried, kFiles, kAtSegmentEnd, kNotWhileSegmentEnds, kWithStaleness, kRefused };
 struct RuleOf {
   absl::string_view prefix;  // of a field without indices; the first that fits
   Rule rule;
@@ -120,7 +123,9 @@ constexpr RuleOf kRules[] = {
     {"limits", Rule::kFree, ""},
     {"split", Rule::kFree, ""},
     {"log.path", Rule::kFiles, ""},
-    {"log.batch_size", Rule::kAtEpochEnd, "inside an epoch it decides which records a lane has read"},
+    {"log.cut_after", Rule::kCarried, ""},
+    {"log.batch_size", Rule::kAtSegmentEnd,
+     "inside a log it decides which records a lane has read; it may change where a log or an epoch ends"},
     {"log", Rule::kRefused, "it decides which records there are, and in which order"},
     {"side_table", Rule::kRefused, "it decides which records there are, and what they hold"},
     {"seed", Rule::kRefused, "every initial value and every shuffle is drawn from it"},
@@ -139,8 +144,10 @@ constexpr RuleOf kRules[] = {
     {"model.batch_norm_momentum", Rule::kCarried, ""},
     {"model.batch_norm_window_records", Rule::kCarried, ""},
     {"model", Rule::kRefused, "it decides the dense model's shape"},
-    {"training.batch_size", Rule::kAtEpochEnd, "inside an epoch it decides which records a lane has read"},
-    {"training.staleness", Rule::kNotWhileEpochEnds, "an epoch is about to end, at a step that the old value decided"},
+    {"training.batch_size", Rule::kAtSegmentEnd,
+     "inside a log it decides which records a lane has read; it may change where a log or an epoch ends"},
+    {"training.staleness", Rule::kNotWhileSegmentEnds,
+     "a log or an epoch is about to end, at a step that the old value decided"},
     {"training.epochs", Rule::kFree, ""},
     {"training.steps_max", Rule::kWithStaleness, ""},
     {"training.dense_optimizer.kind", Rule::kRefused, "it decides what the optimizer's state is"},
@@ -151,9 +158,19 @@ constexpr RuleOf kRules[] = {
     {"training.precision", Rule::kCarried, ""},
     {"training.read_ahead_batches_max", Rule::kFree, ""},
     {"training.idle_ms", Rule::kFree, ""},
-    {"training.lanes", Rule::kRefused, "each lane has its own part of the log"},
+    {"training.lanes", Rule::kAtSegmentEnd,
+     "inside a log each lane has its own part of it; it may change where a log or an epoch ends"},
     {"training.shards", Rule::kRefused, "it decides where rows are stored"},
 };
+
+constexpr RuleOf kNewLog = {"log", Rule::kFiles, ""};
+
+// "log[3].name" where there were three.
+bool IsOfNewLog(const Job& before, absl::string_view field) {
+  int number = 0;
+  if (!absl::ConsumePrefix(&field, "log[")) return false;
+  return absl::SimpleAtoi(field.substr(0, field.find(']')), &number) && number >= before.log_size();
+}
 
 const RuleOf& RuleFor(const std::string& field) {
   static constexpr RuleOf kUnknown = {"", Rule::kRefused, "it is part of the model"};
@@ -167,13 +184,6 @@ const RuleOf& RuleFor(const std::string& field) {
 }
 
 }  // namespace
-
-bool AtEpochEnd(const std::vector<LaneState>& lanes, uint64_t step) {
-  return std::all_of(lanes.begin(), lanes.end(), [&](const LaneState& lane) {
-    return lane.cursor().end_of_epoch() && lane.cursor().epoch() == lanes[0].cursor().epoch() &&
-           lane.epoch_ends_at() <= step;
-  });
-}
 
 uint64_t JobHash(const Job& job) {
   Flat flat;
@@ -190,15 +200,16 @@ std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manife
     for (Log& log : *job.mutable_log()) log.set_piece_bytes(PieceBytes(log));
     return WithDefaults(std::move(job));
   };
-  const std::vector<LaneState> lanes(snapshot.lane().begin(), snapshot.lane().end());
+  std::vector<LaneState> lanes(snapshot.lane().begin(), snapshot.lane().end());
+  for (LaneState& lane : lanes) UpgradeLane(FilesEnd(snapshot), &lane);
   const bool untouched = snapshot.step() == 0;
-  const bool between_epochs = untouched || AtEpochEnd(lanes, snapshot.step());
-  const bool epoch_ends = std::any_of(lanes.begin(), lanes.end(),
-                                      [&](const LaneState& lane) { return lane.epoch_ends_at() > snapshot.step(); });
+  const bool between_segments = untouched || AtSegmentEnd(lanes, snapshot.step());
+  const bool segment_ends = std::any_of(
+      lanes.begin(), lanes.end(), [&](const LaneState& lane) { return lane.segment_ends_at() > snapshot.step(); });
   const bool stale = before.training().staleness() > 0 || now.training().staleness() > 0;
   std::vector<JobChange> changes;
   for (Difference& difference : Differences(effective(before), effective(now))) {
-    const RuleOf& rule = RuleFor(difference.field);
+    const RuleOf& rule = IsOfNewLog(before, difference.field) ? kNewLog : RuleFor(difference.field);
     JobChange change = {JobChange::kRefused, std::move(difference.field), std::move(difference.left),
                         std::move(difference.right), std::string(rule.why)};
     switch (rule.rule) {
@@ -214,11 +225,11 @@ std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manife
       case Rule::kWithStaleness:  // cuts decide views where there are several
         change.kind = stale ? JobChange::kCarried : JobChange::kFree;
         break;
-      case Rule::kAtEpochEnd:
-        if (between_epochs) change.kind = JobChange::kCarried;
+      case Rule::kAtSegmentEnd:
+        if (between_segments) change.kind = JobChange::kCarried;
         break;
-      case Rule::kNotWhileEpochEnds:
-        if (!epoch_ends) change.kind = JobChange::kCarried;
+      case Rule::kNotWhileSegmentEnds:
+        if (!segment_ends) change.kind = JobChange::kCarried;
         break;
       case Rule::kRefused:
         break;

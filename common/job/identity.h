@@ -36,9 +36,6 @@ std::vector<JobChange> OfKind(const std::vector<JobChange>& changes, JobChange::
 // The refused ones, a line each: the change, and why.
 std::vector<std::string> RefusalsOf(const std::vector<JobChange>& changes);
 
-// Whether all lanes, as they are after `step`, are at the end of the same epoch.
-bool AtEpochEnd(const std::vector<LaneState>& lanes, uint64_t step);
-
 // Fields that decide what rows and dense parameters mean, as "table[0].dim: 8 != 16": where two jobs agree, a snapshot
 // of one may be evaluated by the other. How logs and side tables are read, what counts as a positive, and how a
 // training would go on is free.

@@ -23,13 +23,15 @@ void DecidePieces(Job* job) {
   for (Log& log : *job->mutable_log()) {
     if (log.has_piece_bytes() || !log.directory().empty()) continue;
     uint64_t bytes = 0;
-    for (const std::string& path : log.path()) bytes += FileBytes(ResolvePath(*job, path)).value_or(0);
+    // A log that is trained file by file may have one file now and a hundred one day.
+    const int files = log.cut_after() == Log::FILE ? std::min(1, log.path_size()) : log.path_size();
+    for (int i = 0; i < files; ++i) bytes += FileBytes(ResolvePath(*job, log.path(i))).value_or(0);
     const uint64_t largest = (bytes + lanes * kPieceBytesMax - 1) / (lanes * kPieceBytesMax);  // a lane, of the largest
     if (bytes == 0 || largest > kBalancedPiecesMax) {
       log.set_piece_bytes(kPieceBytesMax);
       continue;
     }
-    const uint64_t wanted = log.shuffle().pieces() ? kShuffledPieces : log.path_size() > 1 ? kPiecesOfManyFiles : 1;
+    const uint64_t wanted = log.shuffle().pieces() ? kShuffledPieces : files > 1 ? kPiecesOfManyFiles : 1;
     const uint64_t pieces = lanes * std::max(largest, wanted);
     log.set_piece_bytes(std::max(kPieceBytesMin, (bytes + pieces - 1) / pieces));
   }

@@ -39,9 +39,9 @@ struct StagedBatch {
 
 struct Batch {
   enum class Kind {
-    kRecords,     // at least one record
-    kEndOfEpoch,  // the lane has no more records in this epoch: no records, carries the counts since the batch before
-    kIdle,        // tail: nothing came for idle_ms
+    kRecords,  // at least one record
+    kAtEnd,    // the lane has no more of this segment: no records, carries the counts since the batch before
+    kIdle,     // tail: nothing came for idle_ms
   };
   Kind kind = Kind::kRecords;
   uint32_t lane = 0;

@@ -169,6 +169,7 @@ void AddTrain(CLI::App* app, int* code) {
   command->add_option("--max-restarts", train.restarts_max, "Restarts after a rank died, in the life of this command")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
+  command->add_flag("--again", train.again, "Train a file that the run has had once more, under another name");
   command->add_flag("--fresh", train.fresh, "Start anew; --out must be empty");
   command->add_flag("--print-job", print_job, "Print the effective job and stop");
   command->add_flag("--print-changes", print_changes,

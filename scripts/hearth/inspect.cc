@@ -53,6 +53,7 @@ Json AsJson(const LaneState& lane) {
           {"record", cursor.record()},
           {"file", cursor.file()},
           {"block", cursor.block()},
+          {"end_of_segment", cursor.end_of_segment()},
           {"end_of_epoch", cursor.end_of_epoch()},
           {"ledger", AsJson(lane.ledger())}};
 }
@@ -97,6 +98,7 @@ Json AsJson(const std::string& folder, const Manifest& manifest, const std::stri
     json["eras"].push_back({{"from_step", era.from_step()},
                             {"changes", std::vector<std::string>(era.change().begin(), era.change().end())}});
   }
+  json["consumed"] = {{"files", manifest.consumed().files()}, {"bytes", manifest.consumed().bytes()}};
   json["log_files"] = Json::array();
   for (const LogFile& file : manifest.log_file()) {
     json["log_files"].push_back({{"number", file.number()}, {"path", file.path()}, {"bytes", file.bytes()}});
@@ -142,7 +144,9 @@ std::string AsText(const std::string& folder, const Manifest& manifest, const st
     const Cursor& cursor = lane.cursor();
     absl::StrAppendFormat(&text, "%-6d %6d %8d %10d %6d %8d %12d%s\n", cursor.lane(), cursor.epoch(), cursor.window(),
                           cursor.record(), cursor.file(), cursor.block(), lane.ledger().read(),
-                          cursor.end_of_epoch() ? "  end of epoch" : "");
+                          cursor.end_of_epoch()     ? "  end of epoch"
+                          : cursor.end_of_segment() ? "  end of segment"
+                                                    : "");
   }
   for (const Evaluation& evaluation : manifest.evaluation()) {
     absl::StrAppendFormat(&text, "\n%-20s %10s %10s %9s %9s %9s %11s   (split %s at step %d)\n", "task", "samples",

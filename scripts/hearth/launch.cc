@@ -128,7 +128,8 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
   for (int restarts = 0; supervisor->stop_signal() == 0; ++restarts) {
     const uint64_t log_bytes = SchedulerLogBytes(folder);
     const RoleCounts counts = {options.servers, options.workers};
-    const std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
+    std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
+    if (options.again) flags.push_back("--again");
     const absl::StatusOr<Command> command =
         MpirunCommand(options.programs, counts, options.hostfile, flags, job, folder);
     if (!command.ok()) {
@@ -339,8 +340,9 @@ int Train(const TrainOptions& options) {
   Supervisor supervisor;  // from here on a signal is remembered
   absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
   if (!job.ok()) return Complain(job.status());
-  if (const absl::Status status = CheckInputs(*job); !status.ok()) return Complain(status);
-  if (const absl::Status status = CheckReading(*job, options.job); !status.ok()) return Complain(status);
+  const Job read = WithoutFilesReadIn(options.out, *job);
+  if (const absl::Status status = CheckInputs(read); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckReading(read, options.job); !status.ok()) return Complain(status);
   if (const absl::Status status = CheckPrograms(*job, options.programs.folder); !status.ok()) return Complain(status);
   if (!options.hostfile.empty() && !PathExists(options.hostfile)) {
     return Complain(absl::NotFoundError(absl::StrCat("--hostfile ", options.hostfile, ": no such file")));

@@ -27,6 +27,7 @@ struct TrainOptions {
   std::string hostfile;
   int restarts_max = 3;
   bool fresh = false;
+  bool again = false;             // files that the run knows may be trained once more under other names
   int64_t back_off_us = 1000000;  // before the first restart; doubles, up to 30 times as much
 };
 

@@ -12,10 +12,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/artifact/manifest.h"
+#include "common/artifact/numbered_folder.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
+#include "common/job/log_list.h"
 #include "common/job/pieces.h"
 #include "worker/log/log_reader.h"
 #include "worker/log/record_plan.h"
@@ -112,6 +115,19 @@ absl::Status CheckInputs(const Job& job) {
   return irregular.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(irregular, "\n"));
 }
 
+Job WithoutFilesReadIn(const std::string& out, const Job& job) {
+  const std::string snapshots = JoinPath(out, "snapshots");
+  const std::vector<uint64_t> steps = NumbersIn(snapshots).value_or(std::vector<uint64_t>());
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(snapshots, absl::StrCat(*step)));
+    if (!manifest.ok()) continue;
+    std::vector<LaneState> lanes(manifest->lane().begin(), manifest->lane().end());
+    for (LaneState& lane : lanes) UpgradeLane(FilesEnd(*manifest), &lane);
+    return WithoutReadPaths(job, {manifest->log_file().begin(), manifest->log_file().end()}, lanes);
+  }
+  return job;
+}
+
 absl::Status CheckReading(const Job& job, const std::string& job_path) {
   std::vector<Log> logs;
   std::vector<std::string> users;
@@ -185,9 +201,8 @@ absl::StatusOr<std::vector<JobChange>> TakeFromSnapshot(const SnapshotChoice& sn
   HEARTH_ASSIGN_OR_RETURN(const Job saved, ParseJob(snapshot.manifest.job(), JoinPath(snapshot.folder, "MANIFEST")));
   if (!job->training().has_lanes()) job->mutable_training()->set_lanes(snapshot.manifest.lanes());
   for (int i = 0; i < std::min(job->log_size(), saved.log_size()); ++i) {
-    if (!job->log(i).has_piece_bytes() && saved.log(i).has_piece_bytes()) {
-      job->mutable_log(i)->set_piece_bytes(saved.log(i).piece_bytes());
-    }
+    const bool decided = saved.log(i).has_piece_bytes() || saved.log(i).directory().empty();
+    if (!job->log(i).has_piece_bytes() && decided) job->mutable_log(i)->set_piece_bytes(PieceBytes(saved.log(i)));
   }
   if (!job->model().has_batch_norm_momentum() && saved.model().has_batch_norm_momentum()) {  // 0.1's default was 0.1
     job->mutable_model()->set_batch_norm_momentum(saved.model().batch_norm_momentum());
@@ -234,7 +249,7 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
   } else if (!job.training().has_lanes()) {
     job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));
   }
-  if (choice.folder.empty()) DecidePieces(&job);
+  DecidePieces(&job);  // of a log that is new; what a snapshot says stays
   HEARTH_RETURN_IF_ERROR(CheckWorkers(job, workers, !choice.folder.empty()));
   HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), job_path));  // again: lanes are known now
   for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {

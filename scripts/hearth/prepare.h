@@ -22,6 +22,9 @@ int Complain(const absl::Status& status);
 
 absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides);
 
+// The job without the paths that the run in `out`, where there is one, has read for good: they need not be there any
+// more. By its newest MANIFEST as it is: the scheduler judges by one that verifies.
+Job WithoutFilesReadIn(const std::string& out, const Job& job);
 // The files that the job names, all missing ones at once.
 absl::Status CheckInputs(const Job& job);
 // Expressions, columns, delimiters, formats: all that headers of logs and side tables tell, all faults at once. A log

@@ -5,9 +5,11 @@ Usage: changes.py --bin DIR CASE     (or: all)
 """
 import json
 import os
+import re
+import shutil
 import signal
 
-from e2e import LONG, RECORDS, check, check_equal, check_finished, main
+from e2e import LONG, RECORDS, SPEC, check, check_equal, check_finished, main
 
 CHANGES = ["training.dense_optimizer.learning_rate=0.01", "table[user].optimizer.learning_rate=0.2",
            "task[like].weight=3", "training.clip_norm=5", "training.staleness=2"]
@@ -54,10 +56,10 @@ def what_may_not_change_is_told_before_anything_is_touched(bench):
     sets = [item for one in refused + ["snapshot.every_steps=7", "training.clip_norm=1"] for item in ("--set", one)]
     bench.run("train", bench.job, "--out", bench.root / "run", "--print-changes", *sets, expect=78)
     for line in ("carried   training.clip_norm: 0 -> 1  (from step 21 on)", "free      snapshot.every_steps: 12 -> 7",
-                 "refused   training.batch_size: 128 -> 64  (inside an epoch", "(it decides what a row holds"):
+                 "refused   training.batch_size: 128 -> 64  (inside a log", "(it decides what a row holds"):
         check(line in bench.output, f"no line \"{line}\" in\n{bench.output}")
     bench.train("run", expect=78, worker=2, sets=refused)
-    check("training.batch_size: 128 -> 64: inside an epoch" in bench.output, bench.output)
+    check("training.batch_size: 128 -> 64: inside a log" in bench.output, bench.output)
     now = {path: path.read_bytes() for path in (bench.root / "run").rglob("*") if path.is_file()}
     check_equal(now.keys(), kept.keys(), "files of the run")
     check(all(now[path] == kept[path] for path in kept), "a file of the run was touched")
@@ -75,8 +77,123 @@ def what_may_not_change_is_told_before_anything_is_touched(bench):
     check(first["model_hash"] != grown["model_hash"], "nothing was trained")
 
 
+# --- the next day's log ---
+
+DAYS = 7
+
+
+def a_week(bench):
+    """A log of a file a day, and the job that is cut after each of them."""
+    (bench.root / "spec.txtpb").write_text(SPEC.replace("part_records: 2500", f"part_records: {RECORDS // DAYS + 1}"))
+    bench.run("generate", bench.root / "spec.txtpb", "--out", bench.data, "--records", RECORDS)
+    text = (bench.data / "job.txtpb").read_text().replace('name: "train"', 'name: "train" cut_after: FILE', 1)
+    text = re.sub(r"  piece_bytes: .*\n", "", text)
+    paths = re.findall(r'  path: "train/.*"\n', text)
+    check_equal(len(paths), DAYS, "files of the log")
+    return text, paths
+
+
+def job_of(bench, name, text, paths, days):
+    """The job that names these days, over files of its own."""
+    data = bench.root / f"{name}-data"
+    if not data.exists():
+        shutil.copytree(bench.data, data)
+    (data / "job.txtpb").write_text(text.replace("".join(paths), "".join(paths[day] for day in days)))
+    return data
+
+
+def day_by_day_has_the_bits_of_one_command_over_all(bench):
+    text, paths = a_week(bench)
+    for staleness in (0, 2):
+        sets = [f"training.staleness={staleness}"]
+        once = f"once-{staleness}"
+        data = job_of(bench, once, text, paths, range(DAYS))
+        whole = bench.train(once, ps=2, worker=2, sets=sets, job=data / "job.txtpb")
+        check_finished(whole)
+        week = f"week-{staleness}"
+        for day in range(DAYS):
+            # Yesterday's file is named still, those before are not; each goes once it is consumed.
+            data = job_of(bench, week, text, paths, range(max(0, day - 1), day + 1))
+            options = dict(ps=1 + day % 3, worker=(1, 2, 4)[day % 3], sets=sets, job=data / "job.txtpb")
+            if day == 3:  # a worker dies on the way
+                process = bench.start(week, "--max-restarts", "5", **options)
+                bench.wait_for_step(week, bench.newest_step(week) + 1, process)
+                for pid in bench.pids("hearth-worker", week)[-1:]:
+                    os.kill(pid, signal.SIGKILL)
+                check_equal(bench.end(process), 0, f"exit code\n{(bench.root / f'{week}.out').read_text()}\nexit code")
+                run = bench.run_json(week)
+            else:
+                run = bench.train(week, **options)
+            check_equal(run["status"], "finished", f"day {day}")
+            (data / f"train/part-{day:04}.csv").unlink()
+        check_equal(run["model_hash"], whole["model_hash"], f"hash of the week at staleness {staleness}")
+        check_equal(inspect(bench, week)["step"], inspect(bench, once)["step"], "steps of the week")
+        check_equal(run["samples"], whole["samples"], "ledger of the week")
+        shown = inspect(bench, week)
+        check_equal(shown["consumed"]["files"], DAYS - 2, "files that have left the list")
+
+
+def a_directory_that_had_ended_goes_on_with_tomorrows_file(bench):
+    text, paths = a_week(bench)
+    name = "tail"
+    data = job_of(bench, name, text, paths, [0])
+    job = data / "job.txtpb"
+    job.write_text(job.read_text().replace(paths[0], '  directory: "in" idle_seconds_max: 1\n'))
+    (data / "in").mkdir()
+    read = 0
+    for day in range(3):
+        os.rename(data / f"train/part-{day:04}.csv", data / f"in/{day}.csv")
+        run = bench.train(name, worker=2, job=job)
+        check(run["samples"]["read"] > read, f"day {day} was not read")
+        read = run["samples"]["read"]
+        hash_before = run["model_hash"]
+        again = bench.train(name, worker=2, job=job)
+        check("nothing left to do" in bench.output, bench.output)
+        check_equal(again["model_hash"], hash_before, "hash without a new file")
+    (data / "in/0.csv").unlink()
+    check_equal(bench.train(name, worker=2, job=job)["model_hash"], hash_before, "hash with a consumed file gone")
+
+
+def lanes_and_logs_change_where_a_log_ends(bench):
+    text, paths = a_week(bench)
+    one_log = text.replace(" cut_after: FILE", "")
+    for name, shape in (("a", dict(ps=1, worker=1)), ("b", dict(ps=2, worker=2))):
+        job = job_of(bench, name, one_log, paths, range(3)) / "job.txtpb"
+        bench.train(name, job=job, **shape)
+        # Another log behind the first, in other lanes and batches.
+        more = job.read_text().replace("side_table {", 'log { name: "more" ' + "".join(paths[3:]) +
+                                       ' join: "user" join: "video" }\nside_table {', 1)
+        job.write_text(more)
+        bench.train(name, job=job, sets=["training.lanes=2", "training.batch_size=96"], **shape)
+    a, b = bench.run_json("a"), bench.run_json("b")
+    check_finished(a)
+    check_equal(b["model_hash"], a["model_hash"], "hash with other lanes for the second log")
+    check_equal(b["samples"], a["samples"], "ledger")
+    lines = [line for era in inspect(bench, "a")["eras"] for line in era["changes"]]
+    check("training.lanes: 4 -> 2" in lines, f"no change of lanes in {lines}")
+    # Inside a log the lanes stay.
+    bench.train("c", job=bench.job, sets=["training.steps_max=5"])
+    bench.train("c", job=bench.job, sets=["training.lanes=2"], expect=78)
+    check("training.lanes: 4 -> 2: inside a log" in bench.output, bench.output)
+
+
+def a_file_that_was_trained_under_another_name_is_told(bench):
+    text, paths = a_week(bench)
+    data = job_of(bench, "run", text, paths, [0])
+    first = bench.train("run", job=data / "job.txtpb")
+    shutil.copy(data / "train/part-0000.csv", data / "train/part-0001.csv")
+    job_of(bench, "run", text, paths, [0, 1])
+    bench.train("run", job=data / "job.txtpb", expect=78)
+    check("part-0001.csv has the length and the head of" in bench.output and "--again" in bench.output, bench.output)
+    check_equal(inspect(bench, "run")["model_hash"], first["model_hash"], "hash after the refusal")
+    bench.run(*bench.train_arguments("run", job=data / "job.txtpb"), "--again")
+    check_equal(bench.run_json("run")["samples"]["read"], 2 * first["samples"]["read"], "records read")
+
+
 CASES = [a_changed_job_goes_on_and_its_bits_are_those_of_the_changes,
-         what_may_not_change_is_told_before_anything_is_touched]
+         what_may_not_change_is_told_before_anything_is_touched,
+         day_by_day_has_the_bits_of_one_command_over_all, a_directory_that_had_ended_goes_on_with_tomorrows_file,
+         lanes_and_logs_change_where_a_log_ends, a_file_that_was_trained_under_another_name_is_told]
 
 if __name__ == "__main__":
     main(CASES, "hearth-changes-")

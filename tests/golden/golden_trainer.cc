@@ -34,7 +34,8 @@ class Golden {
   absl::StatusOr<GoldenResult> Run() {
     HEARTH_RETURN_IF_ERROR(Open());
     const uint64_t k = job_.training().staleness();
-    uint64_t epoch = 0, epoch_ends_at = 0;
+    uint64_t epoch = 0, segment_ends_at = 0;
+    bool last = false;
     std::vector<bool> ended(lanes_, false);
     for (uint64_t step = 1;; ++step) {
       std::vector<std::unique_ptr<Batch>> batches(lanes_);
@@ -42,16 +43,18 @@ class Golden {
         if (ended[lane]) continue;
         HEARTH_ASSIGN_OR_RETURN(batches[lane], readers_[lane]->Next());
         HEARTH_CHECK(batches[lane] != nullptr);
-        ended[lane] = batches[lane]->kind == Batch::Kind::kEndOfEpoch;
+        ended[lane] = batches[lane]->kind == Batch::Kind::kAtEnd;
+        last = batches[lane]->cursor.end_of_epoch();
       }
       HEARTH_RETURN_IF_ERROR(Train(step, &batches));
-      if (std::find(ended.begin(), ended.end(), false) == ended.end() && epoch_ends_at == 0) {
-        epoch_ends_at = step + k;
-        cuts_.push_back(epoch_ends_at);
+      if (std::find(ended.begin(), ended.end(), false) == ended.end() && segment_ends_at == 0) {
+        segment_ends_at = step + k;
+        cuts_.push_back(segment_ends_at);
       }
-      if (step == epoch_ends_at) {
-        if (++epoch == job_.training().epochs()) return Result(step);
-        epoch_ends_at = 0;
+      if (step == segment_ends_at) {
+        epoch += last ? 1 : 0;
+        if (epoch == job_.training().epochs()) return Result(step);
+        segment_ends_at = 0;
         ended.assign(lanes_, false);
       }
     }

@@ -82,8 +82,10 @@ TEST(LeaseTable, BeginsTheNextEpochOnceAllLanesAreAtTheEndOfOne) {
 TEST(LeaseTable, CountsTheFilesThatTheSlowestLaneHasNotReached) {
   LaneState first = Lane(0, 0, 5);
   first.mutable_cursor()->set_file(2);
+  first.mutable_cursor()->set_record(5);
   LaneState second = Lane(1, 0, 5);
   second.mutable_cursor()->set_file(0);
+  second.mutable_cursor()->set_record(5);
   LeaseTable table = *LeaseTable::Make(2, 1, {first, second});
   table.AppendFiles({File(0), File(1)}, false);
   table.AppendFiles({File(2), File(3)}, true);

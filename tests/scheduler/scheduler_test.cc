@@ -501,7 +501,7 @@ TEST_F(SchedulerTest, RefusesAnotherJobsFolderAndTouchesNothingInIt) {
   Cluster cluster(options_);
   const absl::StatusOr<int> code = cluster.Join();
   EXPECT_EQ(ExitCodeOf(code.status()), kExitConfig);
-  EXPECT_THAT(std::string(code.status().message()), HasSubstr("-> 77: inside an epoch"));
+  EXPECT_THAT(std::string(code.status().message()), HasSubstr("-> 77: inside a log"));
   EXPECT_THAT(std::string(code.status().message()), HasSubstr("dim"));
   EXPECT_EQ(ReadFile(JoinPath(dir_, "run.json")).value(), before);
   EXPECT_TRUE(ReadManifest(SnapshotFolder(6)).ok());

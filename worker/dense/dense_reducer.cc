@@ -16,9 +16,11 @@ struct StepTail::Fixed {
   uint64_t bad;
   double moments_count;
   uint32_t at_end;
+  uint32_t last;
   uint32_t stop;
   uint32_t cut;
   uint32_t skip;
+  uint32_t unused;
 };
 
 StepTail::StepTail(uint32_t lanes, int64_t moment_columns)
@@ -38,6 +40,7 @@ void StepTail::Write(const LaneVote& vote, bool finite, double moments_count, co
   fixed.bad = vote.bad;
   fixed.moments_count = moments_count;
   fixed.at_end = vote.at_end;
+  fixed.last = vote.last;
   fixed.stop = vote.stop;
   fixed.cut = vote.cut;
   fixed.skip = !finite;
@@ -62,6 +65,7 @@ void StepTail::Read(const char* tails, StepSum* sum) {
     sum->verdict.records += fixed.records;
     sum->verdict.skip |= fixed.skip != 0;
     sum->verdict.all_at_end &= fixed.at_end != 0;
+    sum->verdict.last |= fixed.last != 0;
     sum->verdict.stop |= fixed.stop != 0;
     sum->verdict.cut |= fixed.cut != 0;
     sum->read += fixed.read;

@@ -23,7 +23,8 @@ struct LaneResult {
 // A lane's voice in the step.
 struct LaneVote {
   uint64_t records = 0;
-  bool at_end = false;
+  bool at_end = false;  // of its segment
+  bool last = false;    // and it knows that nothing follows
   bool stop = false;
   bool cut = false;
   const LaneResult* result = nullptr;  // null: no records, adds zeros; on a GPU always

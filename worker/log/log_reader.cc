@@ -14,6 +14,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/log_list.h"
 #include "common/job/pieces.h"
 #include "worker/log/log_file.h"
 #include "worker/log/piece_order.h"
@@ -79,8 +80,6 @@ std::string DescribeColumns(const std::string& path, const std::string& header, 
   }
   return text;
 }
-
-bool IsShuffled(const Log& log) { return log.shuffle().pieces() || log.shuffle().window_records_max() > 0; }
 
 // --- LogSchema ---
 
@@ -243,22 +242,29 @@ class LaneReaderImpl : public LaneReader {
   };
 
   // Pieces, in the lane's order.
-  absl::StatusOr<Advance> NextPiece(std::optional<uint32_t> of_log, Piece* piece);
+  enum class Window { kNew, kSame };  // a piece is wanted for the window after this one, or for more of this one
+  absl::StatusOr<Advance> NextPiece(Window window, Piece* piece);
   absl::StatusOr<bool> NextOfFile(Piece* piece);
   bool FileEnds();
-  absl::StatusOr<Advance> NextFile(std::optional<uint32_t> of_log);
+  absl::StatusOr<Advance> NextFile();
+  bool SegmentMayGrow() const;
+  bool EpochIsOver();
   int64_t IdleAtUs() const;
-  absl::Status DealPieces(uint32_t log);
+  absl::Status DealPieces(uint32_t segment);
   absl::StatusOr<LogFileReader*> OpenFile(uint32_t file);
   absl::Status CompilePlan(const LogFile& file, const std::string& path, const LogFileReader& reader);
   uint64_t FirstBlock(uint32_t file) const {
     return (options_.lane + options_.lanes - file % options_.lanes) % options_.lanes;
   }
-  bool KnowsAllOf(uint32_t log) const;
+  uint32_t FirstFile() const { return files_.empty() ? 0 : files_.front().number(); }
+  uint32_t FilesEnd() const { return FirstFile() + static_cast<uint32_t>(files_.size()); }
+  bool Knows(uint32_t file) const { return file >= FirstFile() && file < FilesEnd(); }
+  const LogFile& FileAt(uint32_t number) const { return files_[number - FirstFile()]; }
   std::unique_ptr<Spool> NewSpool() const {
     return std::make_unique<Spool>(options_.scratch, kSpoolMemoryBytesMax, options_.job.limits().spool_bytes_max());
   }
   void StartEpoch(uint32_t epoch);
+  Cursor Here() const;
   absl::Status Seek();
 
   // Windows and batches.
@@ -271,11 +277,12 @@ class LaneReaderImpl : public LaneReader {
   void AddDeadLetter(const LogFile& file, uint64_t offset, absl::string_view reason);
   absl::StatusOr<std::unique_ptr<Batch>> NextBatch();
   absl::StatusOr<std::unique_ptr<Batch>> NextOfWindow();
+  std::unique_ptr<Batch> EndOfSegment();
   std::unique_ptr<Batch> WithoutRecords(Batch::Kind kind);
   void Stamp(Batch* batch);
   uint32_t LaneBatch(const Log& log) const;
   uint64_t RecordsPerBlock(const Log& log) const;
-  const Log& LogOf(uint32_t file) const { return options_.logs[files_[file].log()]; }
+  const Log& LogOf(uint32_t file) const { return options_.logs[FileAt(file).log()]; }
 
   const LaneReaderOptions options_;
   Env* const env_;
@@ -285,12 +292,13 @@ class LaneReaderImpl : public LaneReader {
   // Where the lane is in the list of files.
   std::vector<LogFile> files_;  // as far as known
   uint32_t epoch_ = 0;
-  uint32_t file_ = 0;           // next file to take pieces from
-  uint64_t block_ = 0;          // in file order: next block of file_
-  std::vector<PieceId> dealt_;  // shuffled pieces: this lane's, in order
+  std::optional<uint32_t> segment_;  // that is being read; none: between two, or before the first
+  uint32_t file_ = 0;                // next file to take pieces from
+  uint64_t block_ = 0;               // in file order: next block of file_
+  std::vector<PieceId> dealt_;       // shuffled pieces: this lane's, in order
   bool has_dealt_ = false;
   size_t next_dealt_ = 0;
-  uint32_t dealt_end_ = 0;                  // file after the log whose pieces are dealt
+  uint32_t dealt_end_ = 0;                  // file after the segment whose pieces are dealt
   std::map<uint32_t, uint64_t> blocks_of_;  // files whose pieces were dealt before
   std::unique_ptr<Spool> spool_;
   std::map<uint32_t, std::unique_ptr<LogFileReader>> open_;
@@ -308,7 +316,7 @@ class LaneReaderImpl : public LaneReader {
 
   RecordPlan::Workspace workspace_;
   BatchBuilder builder_;
-  Cursor cursor_;   // end of the last batch with records, or of an epoch
+  Cursor cursor_;   // end of the last batch with records, end of a segment, or the beginning of what follows it
   Ledger pending_;  // counts that ride on the next batch
   std::string dead_letters_;
   std::string last_unlisted_;  // path and offset of the newest of them
@@ -336,9 +344,15 @@ absl::Status LaneReaderImpl::Start() {
     return absl::OkStatus();
   }
   StartEpoch(cursor_.epoch());
-  if (cursor_.record() == 0) return absl::OkStatus();
-  const bool known = cursor_.file() < files_.size();
-  if (known && (cursor_.file_ended() || files_[cursor_.file()].taken_off())) {
+  if (cursor_.record() == 0) {
+    file_ = std::max(cursor_.file(), FirstFile());
+    block_ = FirstBlock(file_);
+    window_number_ = cursor_.window();
+    if (cursor_.end_of_segment()) cursor_ = Here();
+    return absl::OkStatus();
+  }
+  if (Knows(cursor_.file())) segment_ = SegmentOf(FileAt(cursor_.file()));
+  if (Knows(cursor_.file()) && (cursor_.file_ended() || FileAt(cursor_.file()).taken_off())) {
     window_number_ = cursor_.window() + 1;
     file_ = cursor_.file() + 1;
     block_ = FirstBlock(file_);
@@ -349,12 +363,23 @@ absl::Status LaneReaderImpl::Start() {
 
 void LaneReaderImpl::StartEpoch(uint32_t epoch) {
   epoch_ = epoch;
-  file_ = 0;
-  block_ = FirstBlock(0);
+  segment_.reset();
+  file_ = FirstFile();
+  block_ = FirstBlock(file_);
   window_number_ = 0;
   has_dealt_ = false;
   open_.clear();
   look_ahead_.reset();
+}
+
+// The beginning of what comes next.
+Cursor LaneReaderImpl::Here() const {
+  Cursor cursor;
+  cursor.set_lane(options_.lane);
+  cursor.set_epoch(epoch_);
+  cursor.set_window(window_number_);
+  cursor.set_file(file_);
+  return cursor;
 }
 
 // Reads the cursor's window again and steps over what was trained of it. Its counts were told with its first batch.
@@ -364,14 +389,13 @@ absl::Status LaneReaderImpl::Seek() {
                                             "}: ", cause,
                                             "; put the log files back as they were, or start a new run (--fresh)"));
   };
-  if (cursor_.file() >= files_.size()) return broken("the list of files has no such file");
+  if (!Knows(cursor_.file())) return broken("the list of files has no such file");
   window_number_ = cursor_.window();
   file_ = cursor_.file();
   block_ = cursor_.block();
-  const uint32_t log = files_[file_].log();
-  if (options_.logs[log].shuffle().pieces()) {
-    while (file_ > 0 && files_[file_ - 1].log() == log) --file_;
-    HEARTH_RETURN_IF_ERROR(DealPieces(log));
+  if (LogOf(file_).shuffle().pieces()) {
+    while (file_ > FirstFile() && SegmentOf(FileAt(file_ - 1)) == *segment_) --file_;
+    HEARTH_RETURN_IF_ERROR(DealPieces(*segment_));
     while (next_dealt_ < dealt_.size() &&
            (dealt_[next_dealt_].file != cursor_.file() || dealt_[next_dealt_].block != cursor_.block())) {
       ++next_dealt_;
@@ -379,7 +403,7 @@ absl::Status LaneReaderImpl::Seek() {
     if (next_dealt_ == dealt_.size()) return broken("the piece is not one of this lane");
   }
   // A file that is read in sequence passes by anyway; of plain text, only one that was amended is read once more.
-  bool checks = cursor_.has_text_digest() && files_[file_].amended();
+  bool checks = cursor_.has_text_digest() && FileAt(file_).amended();
   if (cursor_.has_text_digest() && !checks) {
     HEARTH_ASSIGN_OR_RETURN(const LogFileReader* const reader, OpenFile(file_));
     checks = !reader->plain();
@@ -388,14 +412,14 @@ absl::Status LaneReaderImpl::Seek() {
     block_ = block;
     Piece piece;
     HEARTH_ASSIGN_OR_RETURN(const bool got, NextOfFile(&piece));
-    if (!got) return broken(absl::StrCat(files_[cursor_.file()].path(), " ends before what was trained of it"));
+    if (!got) return broken(absl::StrCat(FileAt(cursor_.file()).path(), " ends before what was trained of it"));
   }
   HEARTH_ASSIGN_OR_RETURN(const Advance advance, ReadWindow());
   if (advance != Advance::kGot || window_[0].file != cursor_.file() || window_[0].block != cursor_.block()) {
     return broken("there is no such piece");
   }
   if (checks && window_[0].text_digest != cursor_.text_digest()) {
-    return broken(absl::StrCat(files_[cursor_.file()].path(), " no longer holds the records that were trained"));
+    return broken(absl::StrCat(FileAt(cursor_.file()).path(), " no longer holds the records that were trained"));
   }
   if (!checks && cursor_.has_text_digest()) chain_ = window_[0].text_digest = cursor_.text_digest();
   if (cursor_.record() > valid_.size()) return broken(absl::StrCat("the window has ", valid_.size(), " valid records"));
@@ -427,19 +451,24 @@ absl::StatusOr<std::unique_ptr<Batch>> LaneReaderImpl::NextBatch() {
         break;
       case Advance::kIdle:
         return WithoutRecords(Batch::Kind::kIdle);
-      case Advance::kEnd: {
-        cursor_.Clear();
-        cursor_.set_lane(options_.lane);
-        cursor_.set_epoch(epoch_);
-        cursor_.set_window(window_number_);
-        cursor_.set_end_of_epoch(true);
-        std::unique_ptr<Batch> batch = WithoutRecords(Batch::Kind::kEndOfEpoch);
-        StartEpoch(epoch_ + 1);
-        return batch;
-      }
+      case Advance::kEnd:
+        return EndOfSegment();
     }
   }
   return std::unique_ptr<Batch>();
+}
+
+// The batch stands at the end; what follows it begins at Here().
+std::unique_ptr<Batch> LaneReaderImpl::EndOfSegment() {
+  const bool over = EpochIsOver();
+  cursor_ = Here();
+  cursor_.set_end_of_segment(true);
+  cursor_.set_end_of_epoch(over);
+  std::unique_ptr<Batch> batch = WithoutRecords(Batch::Kind::kAtEnd);
+  segment_.reset();
+  if (over) StartEpoch(epoch_ + 1);
+  cursor_ = Here();
+  return batch;
 }
 
 // --- batches ---
@@ -513,7 +542,7 @@ bool LaneReaderImpl::FileEnds() {
 std::unique_ptr<Batch> LaneReaderImpl::WithoutRecords(Batch::Kind kind) {
   std::unique_ptr<Batch> batch = builder_.Build();
   batch->kind = kind;
-  if (kind == Batch::Kind::kEndOfEpoch) {
+  if (kind == Batch::Kind::kAtEnd) {
     Stamp(batch.get());
   } else {
     // The cursor stands still, so what was read since (windows without a valid record) would be read again after a
@@ -553,16 +582,15 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::ReadWindow() {
     look_ahead_.reset();
   } else {
     Piece piece;
-    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextPiece(std::nullopt, &piece));
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextPiece(Window::kNew, &piece));
     if (advance != Advance::kGot) return advance;
     window_.push_back(std::move(piece));
   }
-  const uint32_t log = files_[window_[0].file].log();
-  const uint64_t records_max = options_.logs[log].shuffle().window_records_max();
+  const uint64_t records_max = LogOf(window_[0].file).shuffle().window_records_max();
   uint64_t records = window_[0].records.size();
   while (records_max > 0) {
     Piece piece;
-    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextPiece(log, &piece));
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextPiece(Window::kSame, &piece));
     if (advance != Advance::kGot) break;
     records += piece.records.size();
     if (records > records_max) {
@@ -609,7 +637,7 @@ void LaneReaderImpl::JudgeWindow() {
   std::string reason;
   for (size_t i = 0; i < window_.size(); ++i) {
     const Piece& piece = window_[i];
-    const LogFile& file = files_[piece.file];
+    const LogFile& file = FileAt(piece.file);
     if (piece.records.empty()) continue;
     LogPlan* const of_file = plan_of_.at(piece.file);
     const absl::string_view header = StripByteOrderMark(of_file->header);
@@ -665,36 +693,43 @@ void LaneReaderImpl::AddDeadLetter(const LogFile& file, uint64_t offset, absl::s
 
 // --- pieces ---
 
-bool LaneReaderImpl::KnowsAllOf(uint32_t log) const {
-  const auto known = std::count_if(files_.begin(), files_.end(),
-                                   [&](const LogFile& file) { return file.log() == log && !file.taken_off(); });
-  return known >= options_.logs[log].path_size();
+// Whether a file that is not listed yet may be of the segment that is being read. Files of a log with paths are listed
+// all at once, and a directory's file may be a segment of its own.
+bool LaneReaderImpl::SegmentMayGrow() const {
+  if (!segment_.has_value()) return true;
+  const Log& log = options_.logs[files_.back().log()];
+  return !log.directory().empty() && log.cut_after() == Log::LOG;
 }
 
-// Makes sure that file_ is known, and with it all files of its log where the log is shuffled. With of_log, kEnd where
-// file_ is not of that log.
-absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextFile(std::optional<uint32_t> of_log) {
+// Makes sure that file_ is known; kEnd where the segment ends before it.
+absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextFile() {
   while (true) {
-    if (file_ < files_.size()) {
-      const uint32_t log = files_[file_].log();
-      if (log >= options_.logs.size()) {
+    if (Knows(file_)) {
+      const LogFile& file = FileAt(file_);
+      if (file.log() >= options_.logs.size()) {
         return absl::InternalError(
-            absl::StrCat(files_[file_].path(), ": is of log ", log, "; there are ", options_.logs.size()));
+            absl::StrCat(file.path(), ": is of log ", file.log(), "; there are ", options_.logs.size()));
       }
-      if (of_log.has_value() && log != *of_log) return Advance::kEnd;
-      if (!IsShuffled(options_.logs[log]) || KnowsAllOf(log)) return Advance::kGot;
-    } else if (of_log.has_value()) {
-      return Advance::kEnd;  // a shuffled log: all of its files are known
+      if (!segment_.has_value()) segment_ = SegmentOf(file);
+      return SegmentOf(file) == *segment_ ? Advance::kGot : Advance::kEnd;
     }
+    if (!SegmentMayGrow()) return Advance::kEnd;
     // Closed first, then the list: what was appended before the closing is seen.
     const bool closed = options_.files->closed();
     const size_t known = files_.size();
     files_ = options_.files->files();
     if (files_.size() > known) continue;
-    if (closed) return file_ < files_.size() ? Advance::kGot : Advance::kEnd;
+    if (closed) return Advance::kEnd;
     options_.files->WaitForMore(known, tails_ ? IdleAtUs() : kNever);
     if (options_.files->files().size() == known && !options_.files->closed()) return Advance::kIdle;
   }
+}
+
+// REQUIRES: a segment has ended.
+bool LaneReaderImpl::EpochIsOver() {
+  const bool closed = options_.files->closed();
+  files_ = options_.files->files();
+  return closed && !Knows(file_);
 }
 
 // When a dry lane joins with an empty batch. Measured from its last batch, not from now: the lanes of a worker are
@@ -705,7 +740,7 @@ int64_t LaneReaderImpl::IdleAtUs() const {
   return last_batch_us_ + int64_t{1000} * options_.job.training().idle_ms();
 }
 
-absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<uint32_t> of_log, Piece* piece) {
+absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(Window window, Piece* piece) {
   while (true) {
     if (has_dealt_) {
       if (next_dealt_ < dealt_.size()) {
@@ -716,19 +751,18 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<
         ++next_dealt_;
         return Advance::kGot;
       }
-      // The dealt log is over. Its files stay open until someone asks for what comes after it.
-      if (of_log.has_value()) return Advance::kEnd;
+      // The dealt segment is over. Its files stay open until someone asks for what comes after it.
+      if (window == Window::kSame) return Advance::kEnd;
       has_dealt_ = false;
       file_ = dealt_end_;
       block_ = FirstBlock(file_);
       open_.clear();
       spool_ = NewSpool();
     }
-    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextFile(of_log));
+    HEARTH_ASSIGN_OR_RETURN(const Advance advance, NextFile());
     if (advance != Advance::kGot) return advance;
-    const uint32_t log = files_[file_].log();
-    if (options_.logs[log].shuffle().pieces()) {
-      HEARTH_RETURN_IF_ERROR(DealPieces(log));
+    if (LogOf(file_).shuffle().pieces()) {
+      HEARTH_RETURN_IF_ERROR(DealPieces(*segment_));
       continue;
     }
     HEARTH_ASSIGN_OR_RETURN(const bool got, NextOfFile(piece));
@@ -741,7 +775,7 @@ absl::StatusOr<LaneReaderImpl::Advance> LaneReaderImpl::NextPiece(std::optional<
 absl::StatusOr<bool> LaneReaderImpl::NextOfFile(Piece* piece) {
   const uint64_t first = FirstBlock(file_);
   bool got = false;
-  if (!files_[file_].taken_off()) {
+  if (!FileAt(file_).taken_off()) {
     HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(file_));
     HEARTH_ASSIGN_OR_RETURN(got, reader->ReadBlock(block_, piece));
   }
@@ -758,12 +792,12 @@ absl::StatusOr<bool> LaneReaderImpl::NextOfFile(Piece* piece) {
   return true;
 }
 
-// Permutes the pieces of the log that begins at file_, and keeps this lane's.
-absl::Status LaneReaderImpl::DealPieces(uint32_t log) {
+// Permutes the pieces of the segment that begins at file_, and keeps this lane's.
+absl::Status LaneReaderImpl::DealPieces(uint32_t segment) {
   std::vector<PieceId> all;
   dealt_end_ = file_;
-  for (; dealt_end_ < files_.size() && files_[dealt_end_].log() == log; ++dealt_end_) {
-    if (files_[dealt_end_].taken_off()) continue;
+  for (; Knows(dealt_end_) && SegmentOf(FileAt(dealt_end_)) == segment; ++dealt_end_) {
+    if (FileAt(dealt_end_).taken_off()) continue;
     auto blocks = blocks_of_.find(dealt_end_);
     if (blocks == blocks_of_.end()) {
       HEARTH_ASSIGN_OR_RETURN(LogFileReader* const reader, OpenFile(dealt_end_));
@@ -772,7 +806,7 @@ absl::Status LaneReaderImpl::DealPieces(uint32_t log) {
     }
     for (uint64_t block = 0; block < blocks->second; ++block) all.push_back({dealt_end_, block});
   }
-  Shuffle(PieceShuffleSeed(options_.job.seed(), epoch_, log), &all);
+  Shuffle(PieceShuffleSeed(options_.job.seed(), epoch_, segment), &all);
   dealt_.clear();
   std::map<uint32_t, std::vector<uint64_t>> own;  // by file
   for (size_t i = options_.lane; i < all.size(); i += options_.lanes) {
@@ -793,7 +827,7 @@ absl::Status LaneReaderImpl::DealPieces(uint32_t log) {
 absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
   const auto found = open_.find(number);
   if (found != open_.end()) return found->second.get();
-  const LogFile& file = files_[number];
+  const LogFile& file = FileAt(number);
   if (file.number() != number) {
     return absl::InternalError(
         absl::StrCat(file.path(), ": is file ", file.number(), " at place ", number, " of the list"));
@@ -858,6 +892,8 @@ absl::StatusOr<std::vector<LogFile>> ListLogFiles(const Job& job, const std::vec
       file.set_number(static_cast<uint32_t>(files.size()));
       file.set_path(path);
       file.set_log(static_cast<uint32_t>(i));
+      const bool begins = files.empty() || files.back().log() != file.log() || logs[i].cut_after() == Log::FILE;
+      file.set_segment(files.empty() ? 0 : files.back().segment() + (begins ? 1 : 0));
       const std::string resolved = ResolvePath(job, path);
       HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(resolved));
       HEARTH_ASSIGN_OR_RETURN(const uint64_t digest, HashFileHead(resolved, kHeadBytes));
@@ -882,6 +918,8 @@ absl::Status CountLabels(const Job& job, const std::shared_ptr<const LogSchema>&
   std::vector<LogFile> of_log;
   for (LogFile file : all_files) {
     if (file.log() != log) continue;
+    // A log that is trained file by file may have no more than its first one yet.
+    if (job.log(static_cast<int>(log)).cut_after() == Log::FILE && !of_log.empty()) break;
     file.set_number(static_cast<uint32_t>(of_log.size()));
     of_log.push_back(std::move(file));
   }
@@ -896,7 +934,7 @@ absl::Status CountLabels(const Job& job, const std::shared_ptr<const LogSchema>&
   const size_t tasks = job.task_size();
   for (uint64_t records = 0; records < records_max;) {
     HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<Batch> batch, reader->Next());
-    if (batch == nullptr || batch->kind == Batch::Kind::kEndOfEpoch) break;
+    if (batch == nullptr || batch->cursor.end_of_epoch()) break;
     const uint64_t taken = std::min<uint64_t>(records_max - records, static_cast<uint64_t>(batch->records));
     for (size_t i = 0; i < taken * tasks; ++i) {
       counts->labelled[i % tasks] += batch->mask[i] != 0;

@@ -9,9 +9,9 @@
 
 namespace hearth {
 
-// Of the pieces of one log, numbered in (file, block) order.
-inline uint64_t PieceShuffleSeed(uint64_t job_seed, uint32_t epoch, uint32_t log) {
-  return Mix64(Mix64(SeedOf(job_seed, "log_shuffle") + epoch) + log);
+// Of the pieces of one segment, numbered in (file, block) order.
+inline uint64_t PieceShuffleSeed(uint64_t job_seed, uint32_t epoch, uint32_t segment) {
+  return Mix64(Mix64(SeedOf(job_seed, "log_shuffle") + epoch) + segment);
 }
 // Of the valid records of one lane's window.
 inline uint64_t WindowShuffleSeed(uint64_t job_seed, uint32_t epoch, uint32_t lane, uint64_t window) {

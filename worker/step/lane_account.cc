@@ -58,8 +58,9 @@ absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vec
   if (!skipped) return absl::OkStatus();
   std::string lines;
   for (size_t i = 0; i < records; ++i) {
-    const uint32_t number = batch.file_of[i];
-    const absl::string_view path = number < files.size() ? absl::string_view(files[number].path()) : "?";
+    const uint32_t at =
+        batch.file_of[i] - (files.empty() ? 0 : files.front().number());  // wraps where it is not listed
+    const absl::string_view path = at < files.size() ? absl::string_view(files[at].path()) : "?";
     absl::StrAppend(&lines, path, "\t", batch.offset[i], "\tloss or gradient not finite in step ", batch.step, "\n");
   }
   return Append(lines);
@@ -95,8 +96,10 @@ absl::Status LaneAccount::Append(const std::string& lines) {
   return absl::OkStatus();
 }
 
-absl::Status LaneAccount::Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row) {
-  state_.set_epoch_ends_at(epoch_ends_at);
+absl::Status LaneAccount::Sync(const SegmentEnd& end, bool epoch_ended, uint32_t skipped_in_row) {
+  state_.set_segment_ends_at(end.step);
+  state_.set_epoch_ends_at(end.of_epoch ? end.step : 0);
+  if (epoch_ended) state_.mutable_cursor()->set_end_of_epoch(true);
   state_.set_skipped_in_row(skipped_in_row);
   if (file_ == nullptr) return absl::OkStatus();
   if (std::fflush(file_.get()) != 0 || fsync(fileno(file_.get())) != 0) return ErrorOf(errno, "fsync", path_);

@@ -12,6 +12,7 @@
 #include "common/base/file.h"
 #include "common/proto/control.pb.h"
 #include "model/batch/batch.h"
+#include "worker/step/step_clock.h"
 
 namespace hearth {
 
@@ -27,7 +28,8 @@ class LaneAccount {
   absl::Status Enter(const Batch& batch, bool skipped, const std::vector<LogFile>& files);
 
   // Makes the dead-letter file and its name durable, and notes what a LaneState needs beside cursor and ledger.
-  absl::Status Sync(uint64_t epoch_ends_at, uint32_t skipped_in_row);
+  // `epoch_ended`: at this cut, whether this lane knew it or another did.
+  absl::Status Sync(const SegmentEnd& end, bool epoch_ended, uint32_t skipped_in_row);
   const LaneState& state() const { return state_; }
   // The newest one of this process, as an example: path, offset, reason; empty where there was none.
   const std::string& dead_letter() const { return dead_letter_; }

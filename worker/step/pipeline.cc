@@ -72,9 +72,9 @@ struct Pipeline::State {
   void Read();
   void Pull();
   absl::Status PullSteps();
-  absl::StatusOr<std::unique_ptr<StepBatch>> Assemble(uint64_t step, bool new_epoch);
+  absl::StatusOr<std::unique_ptr<StepBatch>> Assemble(uint64_t step, bool new_segment);
   absl::StatusOr<bool> AwaitRecords(StepBatch* batch);
-  absl::StatusOr<std::unique_ptr<Batch>> Take(Lane* lane, bool new_epoch, uint32_t epoch);
+  absl::StatusOr<std::unique_ptr<Batch>> Take(Lane* lane, bool new_segment, uint32_t epoch);
   std::unique_ptr<Batch> AtEnd(const Lane& lane, uint32_t epoch) const;
   absl::Status PullRows(StepBatch* batch);
   void PushAll();
@@ -127,7 +127,7 @@ Pipeline::Pipeline(PipelineOptions options) {
     auto lane = std::make_unique<State::Lane>(s->env, std::max<size_t>(1, s->options.read_ahead_batches_max));
     lane->reader = std::move(given.reader);
     lane->cursor = given.cursor;
-    lane->at_end = given.cursor.end_of_epoch();
+    lane->at_end = given.cursor.end_of_segment();
     lane->asked = s->options.clock.step;
     s->lanes.push_back(std::move(lane));
   }
@@ -188,7 +188,7 @@ absl::StatusOr<CutState> Pipeline::Finish(std::unique_ptr<StepBatch> step, const
   state.epoch_ended = s->clock.EpochEndsAt(number);
   state.job_finished = s->clock.FinishedAt(number);
   state.stopping = s->clock.StopAt() == number;
-  state.epoch_ends_at = s->clock.epoch_ends_at() >= number ? s->clock.epoch_ends_at() : 0;
+  state.end = s->clock.end().step >= number ? s->clock.end() : SegmentEnd();
   if (!s->pushes.Push(std::move(push))) {
     HEARTH_RETURN_IF_ERROR(s->push_status);
     return absl::InternalError(absl::StrCat("step ", number, " finished after the pipeline's end"));
@@ -258,7 +258,7 @@ absl::Status Pipeline::State::PullSteps() {
     }
     const uint64_t stop = pull_clock.StopAt();
     if (stop != 0 && step > stop) return absl::OkStatus();
-    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<StepBatch> batch, Assemble(step, pull_clock.EpochEndsAt(step - 1)));
+    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<StepBatch> batch, Assemble(step, pull_clock.SegmentEndsAt(step - 1)));
     if (batch == nullptr) return absl::OkStatus();
     HEARTH_RETURN_IF_ERROR(PullRows(batch.get()));
     if (!pulled.Push(std::move(batch))) return absl::OkStatus();
@@ -266,14 +266,14 @@ absl::Status Pipeline::State::PullSteps() {
 }
 
 // Null: the pipeline is being closed.
-absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::State::Assemble(uint64_t step, bool new_epoch) {
+absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::State::Assemble(uint64_t step, bool new_segment) {
   auto batch = std::make_unique<StepBatch>();
   batch->step = step;
   batch->view = pull_clock.View(step);
   const int64_t begin_us = env->NowUs();
   for (auto& lane : lanes) {
     lane->asked = step;
-    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> part, Take(lane.get(), new_epoch, pull_clock.EpochOf(step)));
+    HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<Batch> part, Take(lane.get(), new_segment, pull_clock.EpochOf(step)));
     if (part == nullptr) return std::unique_ptr<StepBatch>();
     batch->lanes.push_back(std::move(part));
   }
@@ -289,7 +289,7 @@ absl::StatusOr<std::unique_ptr<StepBatch>> Pipeline::State::Assemble(uint64_t st
 absl::StatusOr<bool> Pipeline::State::AwaitRecords(StepBatch* batch) {
   if (options.gate == nullptr) return true;
   while (true) {
-    const auto is_at_end = [](const auto& part) { return part->kind == Batch::Kind::kEndOfEpoch; };
+    const auto is_at_end = [](const auto& part) { return part->kind == Batch::Kind::kAtEnd; };
     const bool moves =
         std::any_of(batch->lanes.begin(), batch->lanes.end(), [](const auto& part) { return part->records > 0; }) ||
         std::all_of(batch->lanes.begin(), batch->lanes.end(), is_at_end);
@@ -310,18 +310,26 @@ absl::StatusOr<bool> Pipeline::State::AwaitRecords(StepBatch* batch) {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool new_epoch, uint32_t epoch) {
-  if (new_epoch) lane->at_end = false;
+// A list of files that was closed while lanes came to the end of its last segment: those that came before it say that
+// the epoch is over once more, behind the end that another lane's word made the epoch's.
+bool IsLateEnd(const Batch* batch, uint32_t epoch) {
+  return batch != nullptr && batch->kind == Batch::Kind::kAtEnd && batch->epoch + 1 == epoch;
+}
+
+absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool new_segment, uint32_t epoch) {
+  if (new_segment) lane->at_end = false;
   if (lane->at_end) return AtEnd(*lane, epoch);
   std::unique_ptr<Batch> batch;
   // An idle batch says nothing once there is another behind it. Of those that are there now: the reader makes more.
-  for (size_t left = std::max<size_t>(1, lane->queue.size()); left > 0; --left) {
+  for (size_t left = std::max<size_t>(1, lane->queue.size()); left > 0;) {
     std::optional<BatchRead> read = lane->queue.Pop();
     room->Notify();
     if (!read.has_value()) return std::unique_ptr<Batch>();
     HEARTH_RETURN_IF_ERROR(read->status());
     batch = *std::move(*read);
+    if (IsLateEnd(batch.get(), epoch)) continue;
     if (batch == nullptr || batch->kind != Batch::Kind::kIdle) break;
+    --left;
   }
   if (batch == nullptr || batch->epoch != epoch || batch->lane != lane->cursor.lane()) {
     return absl::InternalError(
@@ -330,14 +338,14 @@ absl::StatusOr<std::unique_ptr<Batch>> Pipeline::State::Take(Lane* lane, bool ne
                                       : absl::StrCat("a batch of lane ", batch->lane, ", epoch ", batch->epoch)));
   }
   lane->cursor = batch->cursor;
-  lane->at_end = batch->kind == Batch::Kind::kEndOfEpoch;
+  lane->at_end = batch->kind == Batch::Kind::kAtEnd;
   return batch;
 }
 
-// What a lane brings after its end, until the epoch's cut: nothing, at the place where it is.
+// What a lane brings after its end, until the segment's cut: nothing, at the place where it is.
 std::unique_ptr<Batch> Pipeline::State::AtEnd(const Lane& lane, uint32_t epoch) const {
   auto batch = std::make_unique<Batch>();
-  batch->kind = Batch::Kind::kEndOfEpoch;
+  batch->kind = Batch::Kind::kAtEnd;
   batch->lane = lane.cursor.lane();
   batch->epoch = epoch;
   batch->cursor = lane.cursor;

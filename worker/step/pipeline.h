@@ -43,8 +43,8 @@ struct CutState {
   bool cut = false;
   bool epoch_ended = false;
   bool job_finished = false;
-  bool stopping = false;       // the run ends here
-  uint64_t epoch_ends_at = 0;  // LaneState.epoch_ends_at
+  bool stopping = false;  // the run ends here
+  SegmentEnd end;         // at this step, or still to come; else none
 };
 
 // The batch's signs as the clients want them, by table, ascending.
@@ -60,7 +60,7 @@ struct PipelineOptions {
   std::vector<uint32_t> group_dims;  // FeatureLayout's groups, for batches without records
   struct Lane {
     std::unique_ptr<LaneReader> reader;
-    Cursor cursor;  // end of the last applied batch; its lane and whether it is at its end
+    Cursor cursor;  // end of the last applied batch; its lane and whether it is at its segment's end
   };
   std::vector<Lane> lanes;  // ascending
   // Called by the pull thread with each batch whose rows have come, while the steps before it compute. May be empty.

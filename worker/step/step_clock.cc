@@ -7,36 +7,35 @@
 namespace hearth {
 
 StepClock::StepClock(const Options& options)
-    : options_(options),
-      epoch_(options.epoch),
-      epoch_ends_at_(options.epoch_ends_at >= options.step ? options.epoch_ends_at : 0) {
-  HEARTH_CHECK(epoch_ends_at_ <= options.step + options.staleness, "epoch ends at ", epoch_ends_at_, ", start is ",
+    : options_(options), epoch_(options.epoch), end_(options.end.step >= options.step ? options.end : SegmentEnd()) {
+  HEARTH_CHECK(end_.step <= options.step + options.staleness, "a segment ends at ", end_.step, ", start is ",
                options.step);
   cuts_.push_back(options.step);
-  if (epoch_ends_at_ > options.step) cuts_.push_back(epoch_ends_at_);
+  if (end_.step > options.step) cuts_.push_back(end_.step);
 }
 
 Decision StepClock::Decide(uint64_t step, const StepVerdict& verdict) {
   Decision decision;
   decision.step = step;
   const uint64_t cut = step + options_.staleness;
-  // Lanes stay at their end until the epoch's cut; those steps say nothing new.
-  const bool ending_already = epoch_ends_at_ != 0 && step <= epoch_ends_at_;
-  decision.epoch_ends = verdict.all_at_end && !ending_already;
+  // Lanes stay at their end until the segment's cut; those steps say nothing new.
+  const bool ending_already = end_.step != 0 && step <= end_.step;
+  decision.segment_ends = verdict.all_at_end && !ending_already;
+  decision.epoch_ends = decision.segment_ends && verdict.last;
   const uint64_t stop_at = StopAt();
   decision.stop = verdict.stop && (stop_at == 0 || stop_at > cut);
   // A cut that was asked for before and is still to come answers this one too.
   const bool cut_pending = cuts_.back() >= step;
-  if (decision.epoch_ends || decision.stop || (verdict.cut && !cut_pending)) decision.cut = cut;
+  if (decision.segment_ends || decision.stop || (verdict.cut && !cut_pending)) decision.cut = cut;
   Take(decision);
   return decision;
 }
 
 void StepClock::Take(const Decision& decision) {
   if (decision.cut != 0) AddCut(decision.cut);
-  if (decision.epoch_ends) {
+  if (decision.segment_ends) {
     epoch_ = EpochOf(decision.step);
-    epoch_ends_at_ = decision.cut;
+    end_ = {decision.cut, decision.epoch_ends};
   }
   if (decision.stop) asked_stop_ = decision.cut;
   while (cuts_.size() > 1 && cuts_[1] <= decision.step) cuts_.erase(cuts_.begin());
@@ -78,13 +77,13 @@ uint64_t StepClock::StopAt() const {
   };
   candidate(options_.steps_max);
   candidate(asked_stop_);
-  if (epoch_ends_at_ != 0 && epoch_ + 1 >= options_.epochs) candidate(epoch_ends_at_);
+  if (end_.of_epoch && epoch_ + 1 >= options_.epochs) candidate(end_.step);
   return stop;
 }
 
 bool StepClock::FinishedAt(uint64_t step) const {
   if (options_.steps_max > 0 && step >= options_.steps_max) return true;
-  return epoch_ends_at_ != 0 && step >= epoch_ends_at_ && epoch_ + 1 >= options_.epochs;
+  return end_.of_epoch && step >= end_.step && epoch_ + 1 >= options_.epochs;
 }
 
 }  // namespace hearth

@@ -9,7 +9,8 @@ namespace hearth {
 struct StepVerdict {
   uint64_t records = 0;     // n
   bool skip = false;        // a loss or gradient was not finite, of some lane or of all together
-  bool all_at_end = false;  // every lane is at the end of its epoch
+  bool all_at_end = false;  // every lane is at the end of its segment
+  bool last = false;        // nothing follows that segment in this epoch
   bool stop = false;        // someone asked for a cut that ends the run
   bool cut = false;         // someone asked for a cut
 };

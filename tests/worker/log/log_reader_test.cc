@@ -202,9 +202,11 @@ struct ReferenceBatch {
   std::vector<std::pair<uint32_t, uint64_t>> records;  // (file, offset)
   uint64_t read = 0, rejected = 0, filtered = 0;
   uint64_t window = 0, record = 0;
+  bool segment_ends = false;
 };
 
-// docs/PROTOCOL.md §1, read aloud: pieces → this lane's → windows → batches. The last one is the end of the epoch.
+// docs/PROTOCOL.md §1, read aloud: pieces → this lane's → windows → batches, and the end of each log. The last one is
+// the end of the epoch.
 std::vector<ReferenceBatch> Reference(const Made& made, uint32_t epoch, uint32_t lane, uint32_t lanes) {
   std::vector<ReferenceBatch> batches;
   ReferenceBatch pending;
@@ -258,10 +260,12 @@ std::vector<ReferenceBatch> Reference(const Made& made, uint32_t epoch, uint32_t
       }
       ++window_number;
     }
+    pending.read = pending.rejected + pending.filtered;
+    pending.window = window_number;
+    pending.segment_ends = true;
+    batches.push_back(pending);
+    pending = ReferenceBatch();
   }
-  pending.read = pending.rejected + pending.filtered;
-  pending.window = window_number;
-  batches.push_back(pending);
   return batches;
 }
 
@@ -287,7 +291,8 @@ TEST(LaneReader, GivesTheRecordsOfRandomLogsInTheOrderOfASlowTwin) {
           ASSERT_LT(at, batches.size());
           const Batch& batch = *batches[at];
           const bool last = i + 1 == expected.size();
-          EXPECT_EQ(batch.kind, last ? Batch::Kind::kEndOfEpoch : Batch::Kind::kRecords);
+          EXPECT_EQ(batch.kind, expected[i].segment_ends ? Batch::Kind::kAtEnd : Batch::Kind::kRecords);
+          EXPECT_EQ(batch.cursor.end_of_segment(), expected[i].segment_ends);
           EXPECT_EQ(batch.cursor.end_of_epoch(), last);
           EXPECT_EQ(batch.cursor.epoch(), epoch);
           EXPECT_EQ(batch.cursor.lane(), lane);
@@ -549,7 +554,7 @@ TEST(LaneReader, SkipsWindowsWithoutAValidRecordAndTellsTheirCountsLater) {
   ASSERT_EQ(batches.size(), 2u);
   EXPECT_EQ(batches[0]->records, 1);
   EXPECT_EQ(batches[0]->delta.rejected(), 2u);
-  EXPECT_EQ(batches[1]->kind, Batch::Kind::kEndOfEpoch);
+  EXPECT_EQ(batches[1]->kind, Batch::Kind::kAtEnd);
   EXPECT_EQ(batches[1]->delta.rejected(), 1u);
   EXPECT_EQ(batches[1]->delta.read(), 1u);
 }
@@ -1166,7 +1171,7 @@ TEST(LaneReader, TailsADirectoryAndJoinsIdleWhileNothingComes) {
   const auto third = next();
   EXPECT_EQ(third->records, 1);
   EXPECT_EQ(third->delta.rejected(), 1u);
-  EXPECT_EQ(next()->kind, Batch::Kind::kEndOfEpoch);
+  EXPECT_EQ(next()->kind, Batch::Kind::kAtEnd);
   EXPECT_EQ(next(), nullptr);
 }
 
@@ -1236,7 +1241,7 @@ TEST(LaneReader, DryLanesTogetherWaitIdleMsFromWhenTheyRanDry) {
   env.now_us += kIdleUs / 4;  // the trainer was busy for so long
   EXPECT_EQ(round(Batch::Kind::kIdle), kIdleUs - kIdleUs / 4);
   files.Append({}, true);
-  EXPECT_EQ(round(Batch::Kind::kEndOfEpoch), 0);
+  EXPECT_EQ(round(Batch::Kind::kAtEnd), 0);
 }
 
 TEST(LaneReader, WaitsForFilesThatAnotherThreadAppends) {
@@ -1258,7 +1263,7 @@ TEST(LaneReader, WaitsForFilesThatAnotherThreadAppends) {
   while (true) {
     const auto batch = *(*reader)->Next();
     ASSERT_NE(batch, nullptr);
-    if (batch->kind == Batch::Kind::kEndOfEpoch) break;
+    if (batch->kind == Batch::Kind::kAtEnd) break;
     EXPECT_EQ(batch->kind, Batch::Kind::kRecords);
     records += batch->records;
   }

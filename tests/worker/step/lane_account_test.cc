@@ -89,7 +89,7 @@ TEST(LaneAccount, AddsUpAndKeepsDeadLettersOfAppliedSteps) {
   EXPECT_FALSE(PathExists(JoinPath(folder, "lane-2.tsv")));  // nothing to say yet
   ASSERT_TRUE((*account)->Enter(MakeBatch(3, 1, 2, "b.csv\t7\tbad\n"), false, {}).ok());
   ASSERT_TRUE((*account)->Enter(MakeBatch(2, 0, 0, ""), true, TwoFiles()).ok());
-  ASSERT_TRUE((*account)->Sync(12, 1).ok());
+  ASSERT_TRUE((*account)->Sync({12, true}, false, 1).ok());
   const LaneState& state = (*account)->state();
   EXPECT_EQ(state.ledger().read(), 8u);
   EXPECT_EQ(state.ledger().trained(), 3u);
@@ -132,14 +132,14 @@ TEST(LaneAccount, AResumeCutsTheDeadLettersBackToTheSnapshot) {
     auto account = LaneAccount::Open(folder, Lane2());
     ASSERT_TRUE(account.ok());
     ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "one\n"), false, {}).ok());
-    ASSERT_TRUE((*account)->Sync(0, 0).ok());
+    ASSERT_TRUE((*account)->Sync({}, false, 0).ok());
     saved = (*account)->state();
     ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "two\n"), false, {}).ok());
   }
   auto account = LaneAccount::Open(folder, saved);
   ASSERT_TRUE(account.ok()) << account.status();
   ASSERT_TRUE((*account)->Enter(MakeBatch(1, 1, 0, "three\n"), false, {}).ok());
-  ASSERT_TRUE((*account)->Sync(0, 0).ok());
+  ASSERT_TRUE((*account)->Sync({}, false, 0).ok());
   EXPECT_EQ(*ReadFile(JoinPath(folder, "lane-2.tsv")), "one\nthree\n");
 
   saved.set_dead_letter_bytes(1000);
@@ -157,7 +157,7 @@ TEST(LaneAccount, ACutMakesTheFileAndItsNameDurable) {
       std::lock_guard<std::mutex> lock(synced_mutex);
       synced.clear();
     }
-    EXPECT_TRUE((*account)->Sync(0, 0).ok());
+    EXPECT_TRUE((*account)->Sync({}, false, 0).ok());
     std::lock_guard<std::mutex> lock(synced_mutex);
     std::sort(synced.begin(), synced.end());
     return synced;

@@ -19,17 +19,18 @@
 namespace hearth {
 namespace {
 
-// A job in small: per lane and epoch a list of batches, each a set of signs of one table of dim 1. A batch has as many
-// records as signs. The learner's gradient depends on the row, so a wrong view shows in the result.
+// A job in small: per lane and segment a list of batches, each a set of signs of one table of dim 1. A batch has as
+// many records as signs. The learner's gradient depends on the row, so a wrong view shows in the result.
 struct Plan {
   uint32_t lanes = 1;
   uint32_t staleness = 0;
   uint32_t every_steps = 5;
   uint64_t steps_max = 0;
   uint32_t epochs = 1;
+  uint32_t segments = 1;       // of an epoch
   uint64_t stop_at_vote = 0;   // the step whose reduction carries the flag
   std::set<uint64_t> skipped;  // steps with a gradient that is not finite
-  // [epoch][lane][batch][signs], ascending. A batch without signs: nothing comes just now.
+  // [epoch * segments + segment][lane][batch][signs], ascending. A batch without signs: nothing comes just now.
   std::vector<std::vector<std::vector<std::vector<Sign>>>> batches;
   bool tails = false;  // the worker has a gate
 };
@@ -44,7 +45,7 @@ using Rows = std::map<Sign, Row>;
 // What a cut needs to start from.
 struct Saved {
   uint64_t step = 0;
-  uint64_t epoch_ends_at = 0;
+  SegmentEnd end;
   std::vector<Cursor> cursors;  // [lanes]
   Rows rows;
 };
@@ -62,14 +63,19 @@ float Gradient(uint32_t lane, Sign sign, float weight) {
   return 0.5f * weight + static_cast<float>(lane) - 0.25f * static_cast<float>(sign % 7);
 }
 
-Cursor CursorAt(uint32_t lane, uint32_t epoch, uint64_t batch, bool end) {
+// `part`: the segment's place in Plan.batches. A segment is one file.
+Cursor CursorAt(const Plan& plan, uint32_t lane, uint32_t part, uint64_t batch, bool end) {
   Cursor cursor;
   cursor.set_lane(lane);
-  cursor.set_epoch(epoch);
+  cursor.set_epoch(part / plan.segments);
   cursor.set_record(batch);
-  cursor.set_end_of_epoch(end);
+  cursor.set_file(part % plan.segments + (end ? 1 : 0));
+  cursor.set_end_of_segment(end);
+  cursor.set_end_of_epoch(end && cursor.file() == plan.segments);
   return cursor;
 }
+// That the cursor is in; at the end of one, the next one.
+uint32_t PartOf(const Plan& plan, const Cursor& cursor) { return cursor.epoch() * plan.segments + cursor.file(); }
 
 std::unique_ptr<Batch> MakeBatch(uint32_t lane, uint32_t epoch, const std::vector<Sign>& signs) {
   auto batch = std::make_unique<Batch>();
@@ -86,22 +92,23 @@ std::unique_ptr<Batch> MakeBatch(uint32_t lane, uint32_t epoch, const std::vecto
 class ScriptedReader : public LaneReader {
  public:
   ScriptedReader(const Plan& plan, const Cursor& start) : plan_(plan), lane_(start.lane()) {
-    epoch_ = start.epoch() + (start.end_of_epoch() ? 1 : 0);
-    next_ = start.end_of_epoch() ? 0 : start.record();
+    part_ = PartOf(plan, start);
+    next_ = start.end_of_segment() ? 0 : start.record();
   }
   absl::StatusOr<std::unique_ptr<Batch>> Next() override {
-    if (epoch_ >= plan_.epochs) return std::unique_ptr<Batch>();
-    const auto& batches = plan_.batches[epoch_][lane_];
+    if (part_ >= plan_.epochs * plan_.segments) return std::unique_ptr<Batch>();
+    const auto& batches = plan_.batches[part_][lane_];
+    const uint32_t epoch = part_ / plan_.segments;
     std::unique_ptr<Batch> batch;
     if (next_ < batches.size()) {
-      batch = MakeBatch(lane_, epoch_, batches[next_]);
+      batch = MakeBatch(lane_, epoch, batches[next_]);
       if (batches[next_].empty()) batch->kind = Batch::Kind::kIdle;
-      batch->cursor = CursorAt(lane_, epoch_, ++next_, false);
+      batch->cursor = CursorAt(plan_, lane_, part_, ++next_, false);
     } else {
-      batch = MakeBatch(lane_, epoch_, {});
-      batch->kind = Batch::Kind::kEndOfEpoch;
-      batch->cursor = CursorAt(lane_, epoch_, next_, true);
-      ++epoch_;
+      batch = MakeBatch(lane_, epoch, {});
+      batch->kind = Batch::Kind::kAtEnd;
+      batch->cursor = CursorAt(plan_, lane_, part_, next_, true);
+      ++part_;
       next_ = 0;
     }
     return batch;
@@ -110,7 +117,7 @@ class ScriptedReader : public LaneReader {
  private:
   const Plan& plan_;
   const uint32_t lane_;
-  uint32_t epoch_ = 0;
+  uint32_t part_ = 0;
   uint64_t next_ = 0;
 };
 
@@ -121,16 +128,18 @@ Outcome Reference(const Plan& plan, const Saved& start) {
   std::map<uint64_t, Rows> after = {{start.step, start.rows}};
   std::vector<Cursor> cursors = start.cursors;
   std::set<uint64_t> cuts = {start.step};
-  uint64_t epoch_end = start.epoch_ends_at;
+  SegmentEnd end = start.end;
   uint64_t stop = plan.steps_max;
-  if (epoch_end > 0) cuts.insert(epoch_end);
-  uint32_t epoch = 0;
-  for (const Cursor& cursor : cursors) epoch = std::max(epoch, cursor.epoch());
+  if (end.step > 0) cuts.insert(end.step);
+  uint32_t part = 0;
+  for (const Cursor& cursor : cursors) {
+    part = std::max(part, PartOf(plan, cursor) - (cursor.end_of_segment() ? 1 : 0));
+  }
   std::vector<bool> at_end;
-  for (const Cursor& cursor : cursors) at_end.push_back(cursor.end_of_epoch());
+  for (const Cursor& cursor : cursors) at_end.push_back(cursor.end_of_segment());
   for (uint64_t s = start.step + 1;; ++s) {
-    if (epoch_end != 0 && s == epoch_end + 1) {
-      ++epoch;
+    if (end.step != 0 && s == end.step + 1) {
+      ++part;
       at_end.assign(plan.lanes, false);
     }
     for (uint64_t cut = plan.every_steps; cut < s; cut += plan.every_steps) cuts.insert(cut);
@@ -145,11 +154,11 @@ Outcome Reference(const Plan& plan, const Saved& start) {
     std::map<Sign, float> sums;
     for (uint32_t lane = 0; lane < plan.lanes; ++lane) {
       if (at_end[lane]) continue;
-      const auto& batches = plan.batches[epoch][lane];
-      const uint64_t next =
-          cursors[lane].epoch() == epoch && !cursors[lane].end_of_epoch() ? cursors[lane].record() : 0;
+      const auto& batches = plan.batches[part][lane];
+      const bool inside = PartOf(plan, cursors[lane]) == part && !cursors[lane].end_of_segment();
+      const uint64_t next = inside ? cursors[lane].record() : 0;
       at_end[lane] = next == batches.size();
-      cursors[lane] = CursorAt(lane, epoch, at_end[lane] ? next : next + 1, at_end[lane]);
+      cursors[lane] = CursorAt(plan, lane, part, at_end[lane] ? next : next + 1, at_end[lane]);
       if (at_end[lane]) continue;
       n += batches[next].size();
       for (const Sign sign : batches[next]) {
@@ -166,22 +175,22 @@ Outcome Reference(const Plan& plan, const Saved& start) {
     }
     after[s] = rows;
     const bool all_at_end = std::find(at_end.begin(), at_end.end(), false) == at_end.end();
-    if (all_at_end && (epoch_end == 0 || s > epoch_end)) {
-      epoch_end = s + k;
-      cuts.insert(epoch_end);
-      if (epoch + 1 == plan.epochs && (stop == 0 || epoch_end < stop)) stop = epoch_end;
+    if (all_at_end && (end.step == 0 || s > end.step)) {
+      end = {s + k, (part + 1) % plan.segments == 0};
+      cuts.insert(end.step);
+      if (part + 1 == plan.batches.size() && (stop == 0 || end.step < stop)) stop = end.step;
     }
     if (s == plan.stop_at_vote && (stop == 0 || s + k < stop)) {
       stop = s + k;
       cuts.insert(stop);
     }
     if (s % plan.every_steps == 0 || s == plan.steps_max || cuts.count(s) > 0) {
-      outcome.cuts[s] = {s, epoch_end >= s ? epoch_end : 0, cursors, rows};
+      outcome.cuts[s] = {s, end.step >= s ? end : SegmentEnd(), cursors, rows};
       CutState state;
       state.cut = true;
-      state.epoch_ended = s == epoch_end;
+      state.epoch_ended = s == end.step && end.of_epoch;
       state.stopping = s == stop;
-      state.job_finished = (s == epoch_end && epoch + 1 == plan.epochs) || s == plan.steps_max;
+      state.job_finished = (s == end.step && part + 1 == plan.batches.size()) || s == plan.steps_max;
       outcome.states[s] = state;
     }
     if (s == stop) {
@@ -367,7 +376,7 @@ class FakeWorker {
     options.clock.steps_max = plan.steps_max;
     options.clock.epochs = plan.epochs;
     options.clock.step = start.step;
-    options.clock.epoch_ends_at = start.epoch_ends_at;
+    options.clock.end = start.end;
     options.read_ahead_batches_max = 2;
     if (plan.tails) options.gate = &gate_;
     options.group_dims = {1};
@@ -390,7 +399,7 @@ class FakeWorker {
  private:
   struct Tail {
     uint64_t records = 0;
-    uint32_t at_end = 0, skip = 0, stop = 0;
+    uint32_t at_end = 0, last = 0, skip = 0, stop = 0;
   };
 
   absl::Status Loop() {
@@ -416,7 +425,7 @@ class FakeWorker {
       outcome_.last_step = step;
       if (!state.cut) continue;
       outcome_.states[step] = state;
-      outcome_.cuts[step] = {step, state.epoch_ends_at, cursors, {}};
+      outcome_.cuts[step] = {step, state.end, cursors, {}};
     }
     return pipeline_->Flush();
   }
@@ -426,7 +435,8 @@ class FakeWorker {
     std::vector<Collective::Part> parts;
     for (size_t i = 0; i < own.size(); ++i) {
       own[i].records = static_cast<uint64_t>(batch.lanes[i]->records);
-      own[i].at_end = batch.lanes[i]->kind == Batch::Kind::kEndOfEpoch;
+      own[i].at_end = batch.lanes[i]->kind == Batch::Kind::kAtEnd;
+      own[i].last = batch.lanes[i]->cursor.end_of_epoch();
       own[i].skip = plan_.skipped.count(batch.step) > 0;
       own[i].stop = batch.step == plan_.stop_at_vote && collective_->worker() == 0;
       parts.push_back({{}, {reinterpret_cast<const char*>(&own[i]), sizeof(Tail)}});
@@ -440,6 +450,7 @@ class FakeWorker {
     for (const Tail& tail : all) {
       verdict.records += tail.records;
       verdict.skip |= tail.skip != 0;
+      verdict.last |= tail.last != 0;
       verdict.stop |= tail.stop != 0;
       verdict.all_at_end &= tail.at_end != 0;
     }
@@ -501,7 +512,8 @@ Outcome RunForReal(const Plan& plan, const Saved& start, int workers, int server
 }
 
 std::string Describe(const Saved& saved) {
-  std::string text = absl::StrCat("step ", saved.step, " epoch_ends_at ", saved.epoch_ends_at, "\n");
+  std::string text =
+      absl::StrCat("step ", saved.step, " ends at ", saved.end.step, saved.end.of_epoch ? " of the epoch\n" : "\n");
   for (const Cursor& cursor : saved.cursors) absl::StrAppend(&text, cursor.ShortDebugString(), "\n");
   for (const auto& [sign, row] : saved.rows) absl::StrAppend(&text, sign, ": ", row.weight, " @", row.last_step, "\n");
   return text;
@@ -524,18 +536,19 @@ void ExpectEqual(const Outcome& real, const Outcome& truth) {
 
 Saved Beginning(const Plan& plan) {
   Saved start;
-  for (uint32_t lane = 0; lane < plan.lanes; ++lane) start.cursors.push_back(CursorAt(lane, 0, 0, false));
+  for (uint32_t lane = 0; lane < plan.lanes; ++lane) start.cursors.push_back(CursorAt(plan, lane, 0, 0, false));
   return start;
 }
 
-// Uneven lanes, some of them empty for an epoch.
+// Uneven lanes, some of them empty for a segment.
 Plan RandomPlan(Random* random, uint32_t staleness) {
   Plan plan;
   plan.lanes = 1 + static_cast<uint32_t>(random->Below(4));
   plan.staleness = staleness;
   plan.every_steps = 2 + static_cast<uint32_t>(random->Below(6));
   plan.epochs = 1 + static_cast<uint32_t>(random->Below(3));
-  for (uint32_t epoch = 0; epoch < plan.epochs; ++epoch) {
+  plan.segments = 1 + static_cast<uint32_t>(random->Below(3));
+  for (uint32_t part = 0; part < plan.epochs * plan.segments; ++part) {
     plan.batches.emplace_back(plan.lanes);
     for (auto& lane : plan.batches.back()) {
       lane.resize(random->Below(8));
@@ -596,10 +609,10 @@ TEST_P(PipelineAtStaleness, StepsMaxIsACutThatFinishesTheJob) {
   EXPECT_TRUE(outcome.states.at(4).job_finished);
 }
 
-// A planned cut may fall between the decision to end an epoch and the end itself: the resumed run must end it at the
+// A planned cut may fall between the decision to end a segment and the end itself: the resumed run must end it at the
 // same step.
 TEST_P(PipelineAtStaleness, AResumeFromAnyCutEndsLikeTheRunThatNeverStopped) {
-  uint64_t resumed_while_an_epoch_was_ending = 0;
+  uint64_t resumed_while_a_segment_was_ending = 0;
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     Random random(seed * 977 + GetParam());
     Plan plan = RandomPlan(&random, GetParam());
@@ -609,7 +622,7 @@ TEST_P(PipelineAtStaleness, AResumeFromAnyCutEndsLikeTheRunThatNeverStopped) {
     for (const auto& [step, saved] : whole.cuts) {
       if (step == whole.last_step) continue;
       SCOPED_TRACE(absl::StrCat("seed ", seed, " resumed at ", step));
-      resumed_while_an_epoch_was_ending += saved.epoch_ends_at > step;
+      resumed_while_a_segment_was_ending += saved.end.step > step;
       const Outcome rest = RunForReal(plan, saved, WorkersFor(plan, &random), 1 + static_cast<int>(random.Below(3)));
       EXPECT_EQ(rest.last_step, truth.last_step);
       ASSERT_EQ(rest.cuts.count(truth.last_step), 1u);
@@ -617,7 +630,7 @@ TEST_P(PipelineAtStaleness, AResumeFromAnyCutEndsLikeTheRunThatNeverStopped) {
     }
   }
   if (GetParam() > 0) {
-    EXPECT_GT(resumed_while_an_epoch_was_ending, 0u);
+    EXPECT_GT(resumed_while_a_segment_was_ending, 0u);
   }
 }
 
@@ -699,7 +712,7 @@ TEST(Pipeline, HandsAReadersErrorToTheTrainer) {
   options.clients.env = Env::Real();
   options.clients.transport = hub.transport(2);
   options.group_dims = {1};
-  options.lanes.push_back({std::make_unique<FailingReader>(), CursorAt(0, 0, 0, false)});
+  options.lanes.push_back({std::make_unique<FailingReader>(), CursorAt(Plan(), 0, 0, 0, false)});
   Pipeline pipeline(std::move(options));
   const auto next = pipeline.Next();
   EXPECT_EQ(next.status().code(), absl::StatusCode::kDataLoss);
