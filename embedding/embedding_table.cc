@@ -229,6 +229,7 @@ class TieredTable final : public EmbeddingTable {
   std::vector<std::unique_ptr<CountingBloom>> filters_;  // by logical shard, made when first counted in
   uint64_t applied_step_ = 0;
   float divisor_ = 1;            // n of the step being applied
+  float rate_ = 0;               // its learning rate
   uint64_t now_ = 0;             // the latest step that a pull or push named; protection from eviction is judged by it
   bool maybe_in_store_ = false;  // some record may be in the store alone
   EmbeddingTableStats stats_;
@@ -390,6 +391,7 @@ absl::Status TieredTable::Push(uint64_t step, uint64_t n, absl::Span<const PushP
   HEARTH_CHECK(n >= 1 || lanes == 0);
   now_ = std::max(now_, step);
   divisor_ = static_cast<float>(n);
+  rate_ = optimizer_.RateAt(step);
   if (lanes == 1) {
     for (size_t begin = 0; begin < only->signs.size(); begin += window_) {
       HEARTH_RETURN_IF_ERROR(PushWindow(step, only->signs.subspan(begin, window_), only->occurrences.data() + begin,
@@ -497,7 +499,7 @@ void TieredTable::Apply(uint64_t step, Sign sign, char* row, uint32_t occurrence
     optimizer_.InitState(weights + dim_);
   }
   for (uint32_t d = 0; d < dim_; ++d) scaled_[d] = gradient[d] / divisor_;
-  if (optimizer_.Update(weights, weights + dim_, scaled_.data(), meta->updates + 1)) {
+  if (optimizer_.Update(weights, weights + dim_, scaled_.data(), meta->updates + 1, rate_)) {
     ++meta->updates;
   } else {
     ++stats_.rows_non_finite;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/base/status.h"
+#include "common/job/schedule.h"
 #include "embedding/embedding_table.h"
 
 namespace hearth {
@@ -59,10 +60,10 @@ uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim) {
 }
 
 SparseOptimizer::SparseOptimizer(const Optimizer& config, uint32_t dim)
-    : kind_(config.kind()),
+    : config_(config),
+      kind_(config.kind()),
       dim_(dim),
       state_floats_(StateFloatsOf(config, dim)),
-      learning_rate_(static_cast<float>(config.learning_rate())),
       initial_accumulator_(static_cast<float>(config.initial_accumulator())),
       epsilon_(static_cast<float>(config.epsilon())),
       beta1_(config.beta1()),
@@ -75,35 +76,37 @@ void SparseOptimizer::InitState(float* state) const {
   for (uint32_t i = 0; i < state_floats_; ++i) state[i] = value;
 }
 
-bool SparseOptimizer::Update(float* weights, float* state, const float* gradient, uint32_t t) const {
+float SparseOptimizer::RateAt(uint64_t step) const { return static_cast<float>(RateOf(config_, step)); }
+
+bool SparseOptimizer::Update(float* weights, float* state, const float* gradient, uint32_t t, float rate) const {
   switch (kind_) {
     case Optimizer::SGD:
-      return UpdateSgd(weights, gradient);
+      return UpdateSgd(weights, gradient, rate);
     case Optimizer::ADAGRAD:
-      return UpdateAdagrad(weights, state, gradient);
+      return UpdateAdagrad(weights, state, gradient, rate);
     case Optimizer::ROWWISE_ADAGRAD:
-      return UpdateRowwiseAdagrad(weights, state, gradient);
+      return UpdateRowwiseAdagrad(weights, state, gradient, rate);
     case Optimizer::ADAM:
-      return UpdateAdam(weights, state, gradient, t);
+      return UpdateAdam(weights, state, gradient, t, rate);
   }
   return false;
 }
 
 // Each update computes aside, looks, and only then writes: a refused row keeps every bit.
 
-bool SparseOptimizer::UpdateSgd(float* weights, const float* gradient) const {
+bool SparseOptimizer::UpdateSgd(float* weights, const float* gradient, float rate) const {
   float w[kDimMax];
-  for (uint32_t i = 0; i < dim_; ++i) w[i] = weights[i] - learning_rate_ * gradient[i];
+  for (uint32_t i = 0; i < dim_; ++i) w[i] = weights[i] - rate * gradient[i];
   if (!AllFinite(w, dim_)) return false;
   std::memcpy(weights, w, dim_ * sizeof(float));
   return true;
 }
 
-bool SparseOptimizer::UpdateAdagrad(float* weights, float* sums, const float* gradient) const {
+bool SparseOptimizer::UpdateAdagrad(float* weights, float* sums, const float* gradient, float rate) const {
   float w[kDimMax], a[kDimMax];
   for (uint32_t i = 0; i < dim_; ++i) a[i] = sums[i] + gradient[i] * gradient[i];
   for (uint32_t i = 0; i < dim_; ++i) {
-    w[i] = weights[i] - (learning_rate_ * gradient[i]) / (std::sqrt(a[i]) + epsilon_);
+    w[i] = weights[i] - (rate * gradient[i]) / (std::sqrt(a[i]) + epsilon_);
   }
   if (!AllFinite(w, dim_) || !AllFinite(a, dim_)) return false;
   std::memcpy(weights, w, dim_ * sizeof(float));
@@ -111,10 +114,10 @@ bool SparseOptimizer::UpdateAdagrad(float* weights, float* sums, const float* gr
   return true;
 }
 
-bool SparseOptimizer::UpdateRowwiseAdagrad(float* weights, float* sum, const float* gradient) const {
+bool SparseOptimizer::UpdateRowwiseAdagrad(float* weights, float* sum, const float* gradient, float rate) const {
   float w[kDimMax];
   const float a = *sum + SumOfSquares(gradient, dim_) / static_cast<float>(dim_);
-  const float scale = learning_rate_ / (std::sqrt(a) + epsilon_);
+  const float scale = rate / (std::sqrt(a) + epsilon_);
   for (uint32_t i = 0; i < dim_; ++i) w[i] = weights[i] - scale * gradient[i];
   if (!AllFinite(w, dim_) || !AllFinite(&a, 1)) return false;
   std::memcpy(weights, w, dim_ * sizeof(float));
@@ -122,7 +125,7 @@ bool SparseOptimizer::UpdateRowwiseAdagrad(float* weights, float* sum, const flo
   return true;
 }
 
-bool SparseOptimizer::UpdateAdam(float* weights, float* state, const float* gradient, uint32_t t) const {
+bool SparseOptimizer::UpdateAdam(float* weights, float* state, const float* gradient, uint32_t t, float rate) const {
   float w[kDimMax], m[kDimMax], v[kDimMax];
   const float beta1 = static_cast<float>(beta1_), beta2 = static_cast<float>(beta2_);
   const float rest1 = static_cast<float>(1 - beta1_), rest2 = static_cast<float>(1 - beta2_);
@@ -131,7 +134,7 @@ bool SparseOptimizer::UpdateAdam(float* weights, float* state, const float* grad
   for (uint32_t i = 0; i < dim_; ++i) m[i] = beta1 * state[i] + rest1 * gradient[i];
   for (uint32_t i = 0; i < dim_; ++i) v[i] = beta2 * state[dim_ + i] + rest2 * gradient[i] * gradient[i];
   for (uint32_t i = 0; i < dim_; ++i) {
-    w[i] = weights[i] - learning_rate_ * (m[i] / correction1) / (std::sqrt(v[i] / correction2) + epsilon_);
+    w[i] = weights[i] - rate * (m[i] / correction1) / (std::sqrt(v[i] / correction2) + epsilon_);
   }
   if (!AllFinite(w, dim_) || !AllFinite(m, dim_) || !AllFinite(v, dim_)) return false;
   std::memcpy(weights, w, dim_ * sizeof(float));

@@ -72,6 +72,15 @@ int64_t MultiTaskModel::ParameterCount() const {
   return count;
 }
 
+DenseOptimizer::Group::Match GroupOf(const std::string& parameter) {
+  // A path's first step and its last are the model's own; a task or category names one between them.
+  const std::string leaf = parameter.substr(parameter.rfind('.') + 1);
+  if (parameter.rfind("tower.", 0) == 0) return DenseOptimizer::Group::TOWERS;
+  if (leaf.rfind("norm_", 0) == 0) return DenseOptimizer::Group::BATCH_NORM;
+  if (leaf.rfind("hidden_", 0) == 0 || leaf.rfind("output_", 0) == 0) return DenseOptimizer::Group::EXPERTS;
+  return DenseOptimizer::Group::GATES;
+}
+
 ModelSpec MakeModelSpec(const Job& job, const std::vector<double>& base_rates) {
   HEARTH_CHECK(base_rates.size() == static_cast<size_t>(job.task_size()), "one base rate a task");
   ModelSpec spec;

@@ -71,6 +71,9 @@ class MultiTaskModel : public torch::nn::Module {
   int64_t ParameterCount() const;
 };
 
+// Which of the dense optimizer's groups a parameter of any of the models is in, by its name (MakeModel).
+DenseOptimizer::Group::Match GroupOf(const std::string& parameter);
+
 struct ModelSpec {
   Model config;
   int64_t width = 0;                    // V

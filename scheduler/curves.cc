@@ -1,7 +1,10 @@
 #include "scheduler/curves.h"
 
+#include <algorithm>
+
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/job/schedule.h"
 
 namespace hearth {
 namespace {
@@ -43,6 +46,7 @@ absl::StatusOr<std::unique_ptr<Curves>> Curves::Start(Env* env, const Job& job, 
 
 Curves::Curves(Env* env, const Job& job, const std::string& dir, uint64_t first_step)
     : env_(env),
+      job_(job),
       first_step_(first_step),
       folder_(job.metrics().tensorboard() ? JoinPath(dir, "tb") : ""),
       registry_("scheduler", kSchedulerRank) {
@@ -77,6 +81,12 @@ absl::Status Curves::OnTraining(const ProgressFigures& figures, const Ledger& le
     auc_.at(task)->Set(*auc);
     scalars.push_back({absl::StrCat("auc/", task), static_cast<float>(*auc)});
   }
+  const uint64_t step = std::max<uint64_t>(figures.step, 1);
+  const auto add_rate = [&scalars](const std::string& of, double rate) {
+    scalars.push_back({"learning_rate/" + of, static_cast<float>(rate)});
+  };
+  add_rate("dense", RateOf(job_.training().dense_optimizer(), step));
+  for (const Table& table : job_.table()) add_rate("table/" + table.name(), RateOf(table.optimizer(), step));
   return Write(figures.step, scalars);
 }
 

@@ -39,6 +39,7 @@ class Curves {
   absl::Status Write(uint64_t step, const std::vector<Scalar>& scalars);
 
   Env* const env_;
+  const Job job_;
   const uint64_t first_step_;
   const std::string folder_;  // of event files; empty: none
   MetricRegistry registry_;

@@ -14,6 +14,7 @@
 #include "common/base/process.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
+#include "common/job/schedule.h"
 #include "scheduler/lease_table.h"
 
 namespace hearth {
@@ -44,6 +45,15 @@ std::optional<double> Quantile(std::vector<double> values, double q) {
   const size_t rank = std::min(values.size() - 1, static_cast<size_t>(q * static_cast<double>(values.size())));
   std::nth_element(values.begin(), values.begin() + rank, values.end());
   return values[rank];
+}
+
+// Of that step, by the job's schedules; a group's factor is not in it.
+Json LearningRatesJson(const Job& job, uint64_t step) {
+  Json json;
+  json["dense"] = RateOf(job.training().dense_optimizer(), step);
+  json["tables"] = Json::object();
+  for (const Table& table : job.table()) json["tables"][table.name()] = RateOf(table.optimizer(), step);
+  return json;
 }
 
 Json TableJson(const TableStats& table) {
@@ -375,6 +385,7 @@ std::string RunReport::ToJson(const std::string& status, int code, const std::st
   json["staleness"] = job.training().staleness();
   json["device"] = device_;
   json["steps"] = manifest_.step();
+  json["learning_rate"] = LearningRatesJson(job, std::max<uint64_t>(manifest_.step(), 1));
   json["seconds"] = seconds_;
   json["samples_per_s"] =
       OrNull(Ratio(static_cast<double>(ledger_.trained() - std::min(ledger_.trained(), trained_at_start_)), seconds_));

@@ -513,7 +513,7 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   if (sum.trains) AddMetrics(*batch);
   HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline->Finish(std::move(batch), sum.verdict));
   const int64_t finished_us = env->NowUs();
-  if (sum.trains) HEARTH_RETURN_IF_ERROR(dense_step->Update(sum));
+  if (sum.trains) HEARTH_RETURN_IF_ERROR(dense_step->Update(number, sum));
   dense_us += run_us + env->NowUs() - finished_us;
   return state;
 }

@@ -345,12 +345,38 @@ void CheckLog(const Log& log, const std::string& where, const std::set<std::stri
   faults->Range(where + ".shuffle.window_records_max", static_cast<double>(log.shuffle().window_records_max()), 0, 1e9);
 }
 
+void CheckSchedule(const Schedule& schedule, const std::string& where, Faults* faults) {
+  constexpr double kStepsMax = 4294967295;  // as a row counts them
+  const auto kind = schedule.kind();
+  faults->Range(where + ".warmup_steps", static_cast<double>(schedule.warmup_steps()), 0, kStepsMax);
+  faults->Range(where + ".warmup_start", schedule.warmup_start(), 0, 1);
+  faults->Range(where + ".gamma", schedule.gamma(), 0, 1);
+  faults->Range(where + ".end_fraction", schedule.end_fraction(), 0, 1);
+  faults->Range(where + ".power", schedule.power(), 0.01, 100);
+  if (kind == Schedule::STEP) {
+    faults->Range(where + ".step_every", static_cast<double>(schedule.step_every()), 1, kStepsMax);
+  } else if (schedule.step_every() > 0) {
+    faults->Add(where + ".step_every", "is for kind STEP alone", "set kind: STEP, or leave it out");
+  }
+  if (kind == Schedule::COSINE || kind == Schedule::POLYNOMIAL) {
+    faults->Range(where + ".decay_steps", static_cast<double>(schedule.decay_steps()), 1, kStepsMax);
+    if (schedule.decay_steps() > 0 && schedule.decay_steps() <= schedule.warmup_steps()) {
+      faults->Add(where + ".decay_steps",
+                  absl::StrCat("is ", schedule.decay_steps(), " with warmup_steps ", schedule.warmup_steps()),
+                  "it counts from the job's first step: give more than warmup_steps");
+    }
+  } else if (schedule.decay_steps() > 0) {
+    faults->Add(where + ".decay_steps", "is for kinds COSINE and POLYNOMIAL alone", "set such a kind, or leave it out");
+  }
+}
+
 void CheckOptimizer(const Optimizer& optimizer, const std::string& where, Faults* faults) {
   faults->Range(where + ".learning_rate", optimizer.learning_rate(), 0, 1e6);
   faults->Range(where + ".initial_accumulator", optimizer.initial_accumulator(), 0, 1e30);
   faults->Range(where + ".epsilon", optimizer.epsilon(), 0, 1);
   faults->Range(where + ".beta1", optimizer.beta1(), 0, 0.9999999);
   faults->Range(where + ".beta2", optimizer.beta2(), 0, 0.9999999);
+  CheckSchedule(optimizer.schedule(), where + ".schedule", faults);
 }
 
 void CheckTable(const Table& table, const std::string& where, uint32_t shards, Faults* faults) {
@@ -437,6 +463,62 @@ void CheckModel(const Model& model, Faults* faults) {
   faults->Range("model.batch_norm_epsilon", model.batch_norm_epsilon(), 1e-12, 1);
 }
 
+// Why the model has no parameters that the group matches; empty where it has.
+std::string WhyNothingMatches(DenseOptimizer::Group::Match match, const Model& model) {
+  if (match == DenseOptimizer::Group::GATES && model.kind() == Model::SHARED_BOTTOM) {
+    return "matches nothing: model.kind SHARED_BOTTOM has no gates";
+  }
+  const bool batch_norm = model.kind() == Model::HOME || model.home_expert();
+  if (match == DenseOptimizer::Group::BATCH_NORM && !batch_norm) {
+    return absl::StrCat("matches nothing: model.kind ", Model::Kind_Name(model.kind()),
+                        " has no BatchNorm without home_expert");
+  }
+  return "";
+}
+
+void CheckGroups(const DenseOptimizer& optimizer, const Model& model, const std::string& where, Faults* faults) {
+  std::set<DenseOptimizer::Group::Match> matched;
+  for (int i = 0; i < optimizer.group_size(); ++i) {
+    const DenseOptimizer::Group& group = optimizer.group(i);
+    const std::string at = absl::StrCat(where, ".group[", i, "]");
+    const std::string name = DenseOptimizer::Group::Match_Name(group.match());
+    faults->Range(at + ".learning_rate_factor", group.learning_rate_factor(), 0, 1e6);
+    faults->Range(at + ".weight_decay", group.weight_decay(), 0, 1e3);
+    if (!group.has_match()) {
+      faults->Add(at + ".match", "is absent", "give one of GATES, EXPERTS, TOWERS, BATCH_NORM");
+      continue;
+    }
+    if (!matched.insert(group.match()).second) {
+      faults->Add(at + ".match", absl::StrCat(name, " is taken"), "give each kind of parameter one group");
+    }
+    const std::string why = WhyNothingMatches(group.match(), model);
+    if (!why.empty()) faults->Add(at + ".match", absl::StrCat(name, " ", why), "leave the group out");
+    if (group.weight_decay() > 0 && group.match() == DenseOptimizer::Group::BATCH_NORM) {
+      faults->Add(at + ".weight_decay", "matrices alone decay, and BATCH_NORM has none", "leave it out");
+    } else if (group.weight_decay() > 0 && optimizer.kind() != DenseOptimizer::ADAMW) {
+      faults->Add(at + ".weight_decay", "is for kind ADAMW alone", "set kind: ADAMW, or leave it out");
+    }
+  }
+}
+
+void CheckDenseOptimizer(const DenseOptimizer& optimizer, const Model& model, Faults* faults) {
+  const std::string where = "training.dense_optimizer";
+  faults->Range(where + ".learning_rate", optimizer.learning_rate(), 0, 1e6);
+  faults->Range(where + ".beta1", optimizer.beta1(), 0, 0.9999999);
+  faults->Range(where + ".beta2", optimizer.beta2(), 0, 0.9999999);
+  faults->Range(where + ".epsilon", optimizer.epsilon(), 0, 1);
+  CheckSchedule(optimizer.schedule(), where + ".schedule", faults);
+  faults->Range(where + ".weight_decay", optimizer.weight_decay(), 0, 1e3);
+  if (optimizer.weight_decay() > 0 && optimizer.kind() != DenseOptimizer::ADAMW) {
+    faults->Add(where + ".weight_decay", "is for kind ADAMW alone", "set kind: ADAMW, or leave it out");
+  }
+  CheckGroups(optimizer, model, where, faults);
+  faults->Range(where + ".ema_decay", optimizer.ema_decay(), 0, 0.9999999);
+  if (optimizer.ema_serves() && optimizer.ema_decay() == 0) {
+    faults->Add(where + ".ema_serves", "there is no mean of the weights", "set ema_decay, or leave it out");
+  }
+}
+
 void CheckTraining(const Job& job, Faults* faults) {
   const Training& training = job.training();
   faults->Range("training.batch_size", training.batch_size(), 1, 1 << 24);
@@ -460,10 +542,7 @@ void CheckTraining(const Job& job, Faults* faults) {
   faults->Range("training.shards", training.shards(), 1, 1 << 20);
   faults->Range("training.read_ahead_batches_max", training.read_ahead_batches_max(), 1, 1024);
   faults->Range("training.clip_norm", training.clip_norm(), 0, 1e30);
-  faults->Range("training.dense_optimizer.learning_rate", training.dense_optimizer().learning_rate(), 0, 1e6);
-  faults->Range("training.dense_optimizer.beta1", training.dense_optimizer().beta1(), 0, 0.9999999);
-  faults->Range("training.dense_optimizer.beta2", training.dense_optimizer().beta2(), 0, 0.9999999);
-  faults->Range("training.dense_optimizer.epsilon", training.dense_optimizer().epsilon(), 0, 1);
+  CheckDenseOptimizer(training.dense_optimizer(), job.model(), faults);
   for (int i = 0; i < job.log_size(); ++i) {
     if (training.epochs() > 1 && !job.log(i).directory().empty()) {
       faults->Add("training.epochs", absl::StrCat("is ", training.epochs(), " and log[", i, "] is a stream"),

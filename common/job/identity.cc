@@ -43,6 +43,7 @@ Job Identity(const Job& job) {
   training->clear_device();
   training->clear_precision();
   training->clear_idle_ms();
+  training->mutable_dense_optimizer()->clear_ema_serves();
   for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
   for (Log& log : *identity.mutable_log()) log.set_piece_bytes(PieceBytes(log));
   return WithDefaults(identity);
@@ -106,7 +107,7 @@ std::string WithoutIndices(const std::string& field) {
   return plain;
 }
 
-enum class Rule { kFree, kCarried, kFiles, kAtSegmentEnd, kNotWhileSegmentEnds, kWithStaleness, kRefused };
+enum class Rule { kFree, kCarried, kFiles, kAtSegmentEnd, kNotWhileSegmentEnds, kWithStaleness, kSameState, kRefused };
 struct RuleOf {
   absl::string_view prefix;  // of a field without indices; the first that fits
   Rule rule;
@@ -150,7 +151,8 @@ constexpr RuleOf kRules[] = {
      "a log or an epoch is about to end, at a step that the old value decided"},
     {"training.epochs", Rule::kFree, ""},
     {"training.steps_max", Rule::kWithStaleness, ""},
-    {"training.dense_optimizer.kind", Rule::kRefused, "it decides what the optimizer's state is"},
+    {"training.dense_optimizer.kind", Rule::kSameState, "it decides what the optimizer's state is"},
+    {"training.dense_optimizer.ema_serves", Rule::kFree, ""},  // of evaluations and exports alone
     {"training.dense_optimizer", Rule::kCarried, ""},
     {"training.clip_norm", Rule::kCarried, ""},
     {"training.threads", Rule::kCarried, ""},
@@ -182,6 +184,8 @@ const RuleOf& RuleFor(const std::string& field) {
   }
   return kUnknown;
 }
+
+bool IsSgd(const Job& job) { return job.training().dense_optimizer().kind() == DenseOptimizer::SGD; }
 
 }  // namespace
 
@@ -230,6 +234,9 @@ std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manife
         break;
       case Rule::kNotWhileSegmentEnds:
         if (!segment_ends) change.kind = JobChange::kCarried;
+        break;
+      case Rule::kSameState:  // ADAM and ADAMW keep the same
+        if (!IsSgd(before) && !IsSgd(now)) change.kind = JobChange::kCarried;
         break;
       case Rule::kRefused:
         break;

@@ -60,6 +60,19 @@ std::string TritonConfig(const Job& job) {
   return text;
 }
 
+// Without what only training reads. Where the job says so a weight is its running mean, as in evaluations.
+std::vector<NamedTensor> ServingTensors(const Job& job, const SafetensorsFile& dense) {
+  const bool mean_serves = job.training().dense_optimizer().ema_serves();
+  std::vector<NamedTensor> weights;
+  for (const NamedTensor& tensor : dense.tensors) {
+    if (tensor.name.rfind("optimizer.", 0) == 0 || tensor.name.rfind("ema.", 0) == 0) continue;
+    const NamedTensor* mean = mean_serves ? dense.Find("ema." + tensor.name) : nullptr;
+    weights.push_back(tensor);
+    if (mean != nullptr) weights.back().data = mean->data;
+  }
+  return weights;
+}
+
 }  // namespace
 
 absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text) {
@@ -96,10 +109,7 @@ absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const
   HEARTH_RETURN_IF_ERROR(CheckTables(source.folder, source.job));
   if (!data_dir.empty()) source.job.set_data_dir(std::filesystem::absolute(data_dir).string());
   HEARTH_ASSIGN_OR_RETURN(source.dense, ReadSafetensors(JoinPath(source.folder, "dense.safetensors")));
-  std::vector<NamedTensor> weights;
-  for (NamedTensor& tensor : source.dense.tensors) {
-    if (tensor.name.rfind("optimizer.", 0) != 0) weights.push_back(std::move(tensor));
-  }
+  std::vector<NamedTensor> weights = ServingTensors(source.job, source.dense);
   source.dense.tensors = std::move(weights);  // they view source.dense.bytes, which stays on the heap where it is
   return source;
 }

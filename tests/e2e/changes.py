@@ -190,10 +190,47 @@ def a_file_that_was_trained_under_another_name_is_told(bench):
     check_equal(bench.run_json("run")["samples"]["read"], 2 * first["samples"]["read"], "records read")
 
 
+def rates_decay_and_means_are_the_steps_wherever_a_run_was_cut(bench):
+    bench.generate()
+    dense = "training.dense_optimizer."
+    sets = [dense + "kind=ADAMW", dense + "weight_decay=0.05", dense + "schedule.kind=COSINE",
+            dense + "schedule.warmup_steps=10", dense + "schedule.decay_steps=40", dense + "ema_decay=0.9",
+            "table[user].optimizer.schedule.kind=STEP", "table[user].optimizer.schedule.step_every=15"]
+    whole = bench.train("whole", ps=1, worker=1, sets=sets)
+    for steps, ps, worker in ((7, 1, 2), (25, 2, 1)):  # in the warm-up, and in the decay
+        bench.train("cut", ps=ps, worker=worker, sets=sets + [f"training.steps_max={steps}"])
+    cut = bench.train("cut", ps=2, worker=4, sets=sets)
+    check_equal(cut["model_hash"], whole["model_hash"], "hash of the run that was cut")
+    steps = whole["steps"]
+    check(steps > 40, f"the decay has an end, step 40 of {steps}")
+    check_equal(whole["learning_rate"]["dense"], 0, "learning rate at the decay's end")
+    check(abs(whole["learning_rate"]["tables"]["user"] / 0.05 - 0.1 ** ((steps - 1) // 15)) < 1e-9,
+          f"learning rates {whole['learning_rate']}")
+    # A plain job that turns to all of it at the same step, on other numbers of processes.
+    for name, ps, worker in (("early", 1, 4), ("late", 2, 2)):
+        bench.train(name, ps=ps, worker=4, sets=["training.steps_max=20"])
+        bench.train(name, ps=ps, worker=worker, sets=sets)
+    check("training.dense_optimizer.kind: ADAM -> ADAMW" in bench.output, bench.output)
+    turned = [bench.run_json(name)["model_hash"] for name in ("early", "late")]
+    check_equal(turned[0], turned[1], "hash of the jobs that turned")
+    check(turned[0] != whole["model_hash"], "it makes no difference from when on")
+    # The mean serves in the evaluation, in the bundle and in what proves it, and only where it is asked for.
+    losses = {}
+    for serves in ("false", "true"):
+        one = bench.train("serves-" + serves, sets=sets + [dense + "ema_serves=" + serves])
+        check_equal(one["model_hash"], whole["model_hash"], "hash with a mean that serves")
+        bundle = bench.root / ("bundle-" + serves)
+        bench.run("export", bench.root / ("serves-" + serves), "--out", bundle)
+        bench.run("score", bundle, "--logs", bench.data / "test.csv")
+        losses[serves] = {name: task["test"]["log_loss"] for name, task in one["tasks"].items()}
+    check(losses["true"] != losses["false"], f"the mean does not serve: {losses}")
+
+
 CASES = [a_changed_job_goes_on_and_its_bits_are_those_of_the_changes,
          what_may_not_change_is_told_before_anything_is_touched,
          day_by_day_has_the_bits_of_one_command_over_all, a_directory_that_had_ended_goes_on_with_tomorrows_file,
-         lanes_and_logs_change_where_a_log_ends, a_file_that_was_trained_under_another_name_is_told]
+         lanes_and_logs_change_where_a_log_ends, a_file_that_was_trained_under_another_name_is_told,
+         rates_decay_and_means_are_the_steps_wherever_a_run_was_cut]
 
 if __name__ == "__main__":
     main(CASES, "hearth-changes-")

@@ -97,8 +97,10 @@ class ReferenceTable {
       }
       std::vector<float> g = sums[sign];
       for (float& x : g) x /= static_cast<float>(n);
-      row.meta.updates +=
-          optimizer_.Update(row.floats.data(), row.floats.data() + dim_, g.data(), row.meta.updates + 1) ? 1 : 0;
+      row.meta.updates += optimizer_.Update(row.floats.data(), row.floats.data() + dim_, g.data(), row.meta.updates + 1,
+                                            optimizer_.RateAt(step))
+                              ? 1
+                              : 0;
     }
   }
 

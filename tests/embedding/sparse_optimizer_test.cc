@@ -69,7 +69,7 @@ TEST(SparseOptimizer, FollowsTheScalarFormulas) {
       for (uint32_t t = 1; t <= 30; ++t) {
         std::vector<float> gradient(dim);
         for (float& g : gradient) g = static_cast<float>(random.Uniform() * 4 - 2);
-        ASSERT_TRUE(optimizer.Update(weights.data(), state.data(), gradient.data(), t));
+        ASSERT_TRUE(optimizer.Update(weights.data(), state.data(), gradient.data(), t, optimizer.RateAt(1)));
         scalar.Update(gradient, t);
       }
       for (uint32_t i = 0; i < dim; ++i) EXPECT_NEAR(weights[i], scalar.w[i], 2e-5) << Optimizer::Kind_Name(kind);
@@ -100,7 +100,7 @@ TEST(SparseOptimizer, LeavesEveryBitWhenAResultWouldNotBeFinite) {
         const std::vector<float> before_weights = weights, before_state = state;
         std::vector<float> gradient = {1, 1, 1, 1, 1};
         gradient[place] = bad;
-        EXPECT_FALSE(optimizer.Update(weights.data(), state.data(), gradient.data(), 1));
+        EXPECT_FALSE(optimizer.Update(weights.data(), state.data(), gradient.data(), 1, optimizer.RateAt(1)));
         EXPECT_EQ(weights, before_weights);
         EXPECT_EQ(state, before_state);
       }
@@ -113,7 +113,38 @@ TEST(SparseOptimizer, RefusesAGradientWhoseSquareOverflows) {
     const SparseOptimizer optimizer(Config(kind), 2);
     std::vector<float> weights = {1, 2}, state(optimizer.state_floats()), gradient = {1, 1e30f};
     optimizer.InitState(state.data());
-    EXPECT_FALSE(optimizer.Update(weights.data(), state.data(), gradient.data(), 1));
+    EXPECT_FALSE(optimizer.Update(weights.data(), state.data(), gradient.data(), 1, optimizer.RateAt(1)));
+  }
+}
+
+TEST(SparseOptimizer, TakesEachStepsRateFromTheSchedule) {
+  Random random(5);
+  for (const Optimizer::Kind kind : kKinds) {
+    Optimizer config = Config(kind);
+    config.mutable_schedule()->set_kind(Schedule::INVERSE_SQRT);
+    config.mutable_schedule()->set_warmup_steps(8);
+    const SparseOptimizer optimizer(config, 3);
+    std::vector<float> weights = {0.1f, -0.2f, 0.3f}, state(optimizer.state_floats());
+    Scalar scalar(config, weights);
+    optimizer.InitState(state.data());
+    for (uint32_t t = 1; t <= 30; ++t) {
+      const uint32_t step = 2 * t;  // the row is in every second step: its own count is not the step
+      std::vector<float> gradient(3);
+      for (float& g : gradient) g = static_cast<float>(random.Uniform() * 4 - 2);
+      scalar.config.set_learning_rate(0.1 * (step < 8 ? step / 8.0 : std::sqrt(8.0 / step)));
+      ASSERT_TRUE(optimizer.Update(weights.data(), state.data(), gradient.data(), t, optimizer.RateAt(step)));
+      scalar.Update(gradient, t);
+    }
+    for (uint32_t i = 0; i < 3; ++i) EXPECT_NEAR(weights[i], scalar.w[i], 2e-5) << Optimizer::Kind_Name(kind);
+  }
+}
+
+TEST(SparseOptimizer, WithoutAScheduleHasTheLearningRateToTheBit) {
+  for (const double rate : {0.05, 0.1, 1e-3, 0.0}) {
+    Optimizer config;
+    config.set_learning_rate(rate);
+    const SparseOptimizer optimizer(config, 1);
+    for (const uint64_t step : {1, 2, 999}) EXPECT_EQ(optimizer.RateAt(step), static_cast<float>(rate));
   }
 }
 
@@ -124,7 +155,7 @@ TEST(SparseOptimizer, CountsAdamsStepsByRow) {
   const SparseOptimizer optimizer(config, 1);
   for (const float gradient : {1e-3f, 50.0f}) {
     float weight = 0, state[2] = {0, 0};
-    ASSERT_TRUE(optimizer.Update(&weight, state, &gradient, 1));
+    ASSERT_TRUE(optimizer.Update(&weight, state, &gradient, 1, optimizer.RateAt(1)));
     EXPECT_NEAR(weight, -0.1, 1e-5);
   }
 }

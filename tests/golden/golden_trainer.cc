@@ -156,14 +156,14 @@ class Golden {
     }
     Tables next = history_.back().second;
     if (n > 0 && !skip) {
-      HEARTH_RETURN_IF_ERROR(UpdateDense(n, results));
+      HEARTH_RETURN_IF_ERROR(UpdateDense(step, n, results));
       UpdateRows(step, n, *batches, &next);
     }
     history_.emplace_back(step, std::move(next));
     return absl::OkStatus();
   }
 
-  absl::Status UpdateDense(uint64_t n, const std::vector<LaneResult>& results) {
+  absl::Status UpdateDense(uint64_t step, uint64_t n, const std::vector<LaneResult>& results) {
     std::vector<float> sum(replica_->parameters(), 0);
     std::vector<BatchMoments> moments;
     for (const LaneResult& result : results) {
@@ -173,7 +173,7 @@ class Golden {
     }
     for (float& g : sum) g /= static_cast<float>(n);
     HEARTH_CHECK(job_.training().clip_norm() == 0, "the golden trainer does not clip");
-    return UpdateModel(replica_->dense_model(), sum, PoolMoments(moments));
+    return UpdateModel(replica_->dense_model(), step, sum, PoolMoments(moments));
   }
 
   void UpdateRows(uint64_t step, uint64_t n, const std::vector<std::unique_ptr<Batch>>& batches, Tables* tables) const {
@@ -213,7 +213,7 @@ class Golden {
       }
       for (float& g : sum.gradient) g /= static_cast<float>(n);
       if (optimizer.Update(row.values.data(), row.values.data() + table.dim(), sum.gradient.data(),
-                           row.meta.updates + 1)) {
+                           row.meta.updates + 1, optimizer.RateAt(step))) {
         ++row.meta.updates;
       }
     }

@@ -593,6 +593,29 @@ TEST(MultiTaskLoss, IsTheWeightedSumOverUnmaskedLabels) {
   EXPECT_NEAR(logits.grad()[0][0].item<double>(), 2 * (1 / (1 + std::exp(-0.5)) - 1), 1e-12);
 }
 
+// Names that look like parts of a model are names all the same.
+TEST(GroupOf, TellsEveryParameterOfEveryModelByItsName) {
+  using Group = DenseOptimizer::Group;
+  for (ModelSpec spec : AllModels()) {
+    spec.tasks = {"gate", "norm_weight", "tower", "hidden_weight", "expert"};
+    spec.categories = {"gate", "expert", "self"};
+    std::map<Group::Match, int64_t> elements;
+    const std::shared_ptr<MultiTaskModel> model = MakeModel(spec);
+    for (const auto& item : model->named_parameters()) {
+      elements[GroupOf(item.key())] += item.value().numel();
+    }
+    EXPECT_EQ(elements[Group::BATCH_NORM], 2 * model->batch_norm_columns()) << NameOf(spec);
+    const auto kind = spec.config.kind();
+    EXPECT_EQ(elements[Group::GATES] == 0, kind == Model::SHARED_BOTTOM) << NameOf(spec);
+    const int64_t in = kind == Model::HOME ? spec.config.width_2() : spec.config.width_1();
+    const int64_t tower = spec.config.tower_hidden() * (in + 2) + 1;
+    EXPECT_EQ(elements[Group::TOWERS], 5 * tower) << NameOf(spec);
+    if (kind == Model::MMOE) {
+      EXPECT_EQ(elements[Group::GATES], 5 * spec.config.experts() * (spec.width + 1)) << NameOf(spec);
+    }
+  }
+}
+
 TEST(Initialisation, SameSpecSameBitsAndAnotherSeedOthers) {
   for (const ModelSpec& spec : AllModels()) {
     auto a = MakeModel(spec);

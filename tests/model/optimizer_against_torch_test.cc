@@ -33,7 +33,7 @@ void ExpectTheSamePath(const Optimizer& config, const MakeTorch& make_torch) {
     for (float& g : gradient) g = draw(step % 7 == 0 ? 10 : 0.1);
     theirs.mutable_grad() = torch::tensor(gradient);
     torchs->step();
-    ASSERT_TRUE(ours.Update(weights.data(), state.data(), gradient.data(), step));
+    ASSERT_TRUE(ours.Update(weights.data(), state.data(), gradient.data(), step, ours.RateAt(1)));
     for (uint32_t i = 0; i < kDim; ++i) {
       ASSERT_NEAR(weights[i], theirs[i].item<float>(), 2e-6 * (1 + std::abs(weights[i])))
           << "step " << step << ", " << i;
@@ -95,8 +95,8 @@ TEST(SparseOptimizer, RowwiseAdagradOfAOneColumnRowIsAdagrad) {
   Random random(4);
   for (uint32_t step = 1; step <= kSteps; ++step) {
     const float gradient = static_cast<float>(random.Uniform() - 0.5);
-    ASSERT_TRUE(a.Update(&weight_a, state_a.data(), &gradient, step));
-    ASSERT_TRUE(b.Update(&weight_b, state_b.data(), &gradient, step));
+    ASSERT_TRUE(a.Update(&weight_a, state_a.data(), &gradient, step, a.RateAt(1)));
+    ASSERT_TRUE(b.Update(&weight_b, state_b.data(), &gradient, step, b.RateAt(1)));
     ASSERT_NEAR(weight_a, weight_b, 1e-6);
   }
 }

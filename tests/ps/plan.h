@@ -248,7 +248,8 @@ class Reference {
         }
         for (float& g : sum.second) g /= n;
         ++row.meta.updates;
-        optimizer.Update(row.values.data(), row.values.data() + config.dim(), sum.second.data(), row.meta.updates);
+        optimizer.Update(row.values.data(), row.values.data() + config.dim(), sum.second.data(), row.meta.updates,
+                         optimizer.RateAt(s));
       }
     }
   }

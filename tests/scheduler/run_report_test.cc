@@ -28,6 +28,19 @@ class RunReportTest : public testing::Test {
     options_.workers = 2;
     options_.lanes = 4;
     options_.restarts = 3;
+    // At step 10: half of the warm-up, no schedule, and gamma for the first time.
+    DenseOptimizer* dense = options_.job.mutable_training()->mutable_dense_optimizer();
+    dense->set_learning_rate(0.5);
+    dense->mutable_schedule()->set_warmup_steps(20);
+    Table* video = options_.job.add_table();
+    video->set_name("video");
+    video->mutable_optimizer()->set_learning_rate(0.5);
+    Table* author = options_.job.add_table();
+    author->set_name("author");
+    author->mutable_optimizer()->set_learning_rate(0.25);
+    author->mutable_optimizer()->mutable_schedule()->set_kind(Schedule::STEP);
+    author->mutable_optimizer()->mutable_schedule()->set_step_every(9);
+    author->mutable_optimizer()->mutable_schedule()->set_gamma(0.5);
     options_.output.table = &table_;
     options_.output.progress = &progress_;
   }
@@ -128,6 +141,7 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
                                             "staleness",
                                             "device",
                                             "steps",
+                                            "learning_rate",
                                             "seconds",
                                             "samples_per_s",
                                             "restarts",
@@ -156,6 +170,7 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
   EXPECT_EQ(json["staleness"], 1);
   EXPECT_EQ(json["device"], "cuda");
   EXPECT_EQ(json["steps"], 10);
+  EXPECT_EQ(json["learning_rate"].dump(), R"({"dense":0.25,"tables":{"video":0.5,"author":0.125}})");
   EXPECT_EQ(json["seconds"], 4.0);
   EXPECT_EQ(json["samples_per_s"], 500.0);
   EXPECT_EQ(json["restarts"], 3);

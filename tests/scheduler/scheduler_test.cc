@@ -842,8 +842,9 @@ TEST_F(SchedulerTest, WritesCurvesOfTrainingAndOfEachEvaluation) {
   const std::vector<std::string> files = ListDirectory(tb).value();
   ASSERT_EQ(files.size(), 1u);
   const std::string events = ReadFile(JoinPath(tb, files[0])).value();
-  for (const char* tag : {"perf/samples_per_s", "eval/validation/auc/click", "eval/test/auc/click",
-                          "diagnostics/weight_max/level2.task.click"}) {
+  for (const char* tag :
+       {"perf/samples_per_s", "learning_rate/dense", "learning_rate/table/video", "eval/validation/auc/click",
+        "eval/test/auc/click", "diagnostics/weight_max/level2.task.click"}) {
     EXPECT_THAT(events, HasSubstr(tag));
   }
   options_.job.mutable_metrics()->set_tensorboard(false);

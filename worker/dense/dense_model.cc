@@ -11,6 +11,7 @@ namespace {
 constexpr const char* kFirstMoment = "optimizer.first_moment.";
 constexpr const char* kSecondMoment = "optimizer.second_moment.";
 constexpr const char* kUpdates = "optimizer.updates";
+constexpr const char* kMean = "ema.";
 constexpr int64_t kAlignedFloats = 32;  // fast kernels of a GPU read 16 bytes at once, and its memory comes by 128
 
 template <typename T>
@@ -63,20 +64,15 @@ DenseModel::DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, in
     parameter.shape = parameter.tensor.sizes().vec();
     size += (parameter.tensor.numel() + unit - 1) / unit * unit;
   }
-  updater_ = DenseUpdater(job.training().dense_optimizer(), size);
+  updater_ = DenseUpdater(job.training().dense_optimizer(), size, Parts(size));
   host_weights_ = torch::zeros({size}, torch::kFloat32);
   for (Parameter& parameter : parameters_) {
     host_weights_.narrow(0, parameter.offset, parameter.tensor.numel()).view(parameter.shape).copy_(parameter.tensor);
   }
   weights_ =
       off_host_ ? host_weights_.to(device_, torch::kFloat32, /*non_blocking=*/false, /*copy=*/true) : host_weights_;
-  for (Parameter& parameter : parameters_) {
-    parameter.tensor.set_data(weights_.narrow(0, parameter.offset, parameter.tensor.numel()).view(parameter.shape));
-  }
-  if (updater_.adam() && off_host_) {
-    first_moment_ = torch::zeros_like(weights_);
-    second_moment_ = torch::zeros_like(weights_);
-  }
+  PointParameters(weights_);
+  if (off_host_) PrepareOffHost();
   for (auto& item : model_->named_buffers()) {
     if (!item.value().defined()) continue;
     torch::Tensor host = item.value();
@@ -87,6 +83,57 @@ DenseModel::DenseModel(const Job& job, std::shared_ptr<MultiTaskModel> model, in
     buffers_.push_back({item.key(), item.value(), host});
   }
   std::sort(buffers_.begin(), buffers_.end(), by_name);
+}
+
+// Which elements have a learning rate or a decay of their own; equal neighbours are one.
+std::vector<DenseUpdater::Part> DenseModel::Parts(int64_t size) const {
+  const DenseOptimizer& optimizer = job_.training().dense_optimizer();
+  std::vector<DenseUpdater::Part> parts;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    DenseUpdater::Part part;
+    part.end = i + 1 < parameters_.size() ? parameters_[i + 1].offset : size;
+    part.weight_decay = optimizer.weight_decay();
+    for (const DenseOptimizer::Group& group : optimizer.group()) {
+      if (group.match() != GroupOf(parameters_[i].name)) continue;
+      part.rate_factor = group.learning_rate_factor();
+      if (group.has_weight_decay()) part.weight_decay = group.weight_decay();
+    }
+    const bool matrix = parameters_[i].shape.size() > 1;
+    if (!matrix || optimizer.kind() != DenseOptimizer::ADAMW) part.weight_decay = 0;
+    const bool same = !parts.empty() && parts.back().rate_factor == part.rate_factor &&
+                      parts.back().weight_decay == part.weight_decay;
+    if (same) parts.pop_back();
+    parts.push_back(part);
+  }
+  return parts;
+}
+
+// Two arrays in place of a launch for every part.
+void DenseModel::PrepareOffHost() {
+  if (updater_.adam()) {
+    first_moment_ = torch::zeros_like(weights_);
+    second_moment_ = torch::zeros_like(weights_);
+  }
+  bool factors = false;
+  bool decay = false;
+  torch::Tensor rate_factors = torch::ones_like(host_weights_);
+  torch::Tensor decays = torch::zeros_like(host_weights_);
+  int64_t begin = 0;
+  for (const DenseUpdater::Part& part : updater_.parts()) {
+    rate_factors.narrow(0, begin, part.end - begin).fill_(part.rate_factor);
+    decays.narrow(0, begin, part.end - begin).fill_(part.rate_factor * part.weight_decay);
+    factors |= part.rate_factor != 1;
+    decay |= part.weight_decay > 0;
+    begin = part.end;
+  }
+  if (factors) rate_factors_ = rate_factors.to(device_);
+  if (decay) decays_ = decays.to(device_);
+}
+
+void DenseModel::PointParameters(const torch::Tensor& array) {
+  for (Parameter& parameter : parameters_) {
+    parameter.tensor.set_data(array.narrow(0, parameter.offset, parameter.tensor.numel()).view(parameter.shape));
+  }
 }
 
 // ---- Input
@@ -162,9 +209,19 @@ torch::Tensor DenseModel::Loss(const torch::Tensor& logits, const DenseInput& in
   return MultiTaskLoss(logits, input.labels, input.mask, task_weights_);
 }
 
-torch::Tensor DenseModel::Evaluate(const Batch& batch) const {
+torch::Tensor DenseModel::Evaluate(const Batch& batch) {
   torch::NoGradGuard no_grad;
+  const Serving serving(this);
   return model_->Forward(Features(InputOf(batch), batch.records), Phase::kEvaluate, nullptr);
+}
+
+DenseModel::Serving::Serving(DenseModel* model)
+    : model_(model->job_.training().dense_optimizer().ema_serves() && model->mean_.defined() ? model : nullptr) {
+  if (model_ != nullptr) model_->PointParameters(model_->mean_);
+}
+
+DenseModel::Serving::~Serving() {
+  if (model_ != nullptr) model_->PointParameters(model_->weights_);
 }
 
 // ---- Update
@@ -180,20 +237,37 @@ void DenseModel::UpdateRunningStatistics(const BatchMoments& pooled) {
   model_->UpdateRunningStatistics(pooled, updater_.updates() + 1);
 }
 
-void DenseModel::Update(const torch::Tensor& gradient) {
+void DenseModel::Update(uint64_t step, const torch::Tensor& gradient) {
   torch::NoGradGuard no_grad;
-  if (!off_host_) {
-    updater_.Update(weights_.data_ptr<float>(), gradient.data_ptr<float>());
-    return;
+  const bool keeps_mean = job_.training().dense_optimizer().ema_decay() > 0;
+  if (keeps_mean != mean_.defined()) KeepMean(keeps_mean);  // it begins as the weights are before this update
+  if (off_host_) {
+    UpdateOffHost(updater_.Next(step), gradient);
+  } else {
+    updater_.Update(step, weights_.data_ptr<float>(), gradient.data_ptr<float>());
   }
-  const DenseUpdater::Factors f = updater_.Next();
+  if (keeps_mean) UpdateMean();
+}
+
+void DenseModel::UpdateOffHost(const DenseUpdater::Factors& f, const torch::Tensor& gradient) {
+  const auto factored = [this](const torch::Tensor& way) {
+    return rate_factors_.defined() ? way * rate_factors_ : way;
+  };
   if (!updater_.adam()) {
-    weights_.add_(gradient, -f.rate);
+    weights_.add_(factored(gradient), -f.rate);
     return;
   }
+  if (decays_.defined()) weights_.addcmul_(weights_, decays_, -f.plain_rate);
   first_moment_.mul_(f.beta1).add_(gradient, f.keep1);
   second_moment_.mul_(f.beta2).addcmul_(gradient, gradient, f.keep2);
-  weights_.addcdiv_(first_moment_, second_moment_.sqrt().div_(f.root2).add_(f.epsilon), -f.rate);
+  weights_.addcdiv_(factored(first_moment_), second_moment_.sqrt().div_(f.root2).add_(f.epsilon), -f.rate);
+}
+
+// With the decay at its full size the initial weights would be most of the mean for 1 / (1 − decay) updates.
+void DenseModel::UpdateMean() {
+  const double t = static_cast<double>(updater_.updates());
+  const double decay = std::min(job_.training().dense_optimizer().ema_decay(), (1 + t) / (10 + t));
+  mean_.lerp_(weights_, 1 - decay);
 }
 
 // ---- Snapshots
@@ -207,6 +281,7 @@ std::vector<NamedTensor> DenseModel::Tensors() {
       ViewOf(updater_.first_moment(), weights_.sizes(), torch::kFloat32).copy_(first_moment_);
       ViewOf(updater_.second_moment(), weights_.sizes(), torch::kFloat32).copy_(second_moment_);
     }
+    if (mean_.defined()) host_mean_.copy_(mean_);
     for (Buffer& buffer : buffers_) buffer.host.copy_(buffer.tensor);
   }
   std::vector<NamedTensor> tensors;
@@ -216,6 +291,9 @@ std::vector<NamedTensor> DenseModel::Tensors() {
   for (const Parameter& parameter : parameters_) {
     const int64_t count = parameter.tensor.numel();
     add(parameter.name, parameter.shape, host_weights_.data_ptr<float>() + parameter.offset, count);
+    if (mean_.defined()) {
+      add(kMean + parameter.name, parameter.shape, host_mean_.data_ptr<float>() + parameter.offset, count);
+    }
     if (!moments) continue;
     add(kFirstMoment + parameter.name, parameter.shape, updater_.first_moment().data() + parameter.offset, count);
     add(kSecondMoment + parameter.name, parameter.shape, updater_.second_moment().data() + parameter.offset, count);
@@ -230,11 +308,19 @@ std::vector<NamedTensor> DenseModel::Tensors() {
   return tensors;
 }
 
+bool DenseModel::IsMean(const std::string& tensor) { return tensor.rfind(kMean, 0) == 0; }
+
+void DenseModel::KeepMean(bool kept) {
+  mean_ = kept ? weights_.clone() : torch::Tensor();
+  host_mean_ = kept && off_host_ ? torch::zeros_like(host_weights_) : mean_;
+}
+
 void DenseModel::Restored() {
   updater_.set_updates(updates_);
   if (!off_host_) return;
   torch::NoGradGuard no_grad;
   weights_.copy_(host_weights_);
+  if (mean_.defined()) mean_.copy_(host_mean_);
   if (updater_.adam()) {
     first_moment_.copy_(ViewOf(updater_.first_moment(), weights_.sizes(), torch::kFloat32));
     second_moment_.copy_(ViewOf(updater_.second_moment(), weights_.sizes(), torch::kFloat32));

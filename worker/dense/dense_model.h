@@ -53,18 +53,32 @@ class DenseModel {
   DenseInput InputOf(const Batch& batch) const { return off_host_ ? Upload(batch) : View(batch); }
   torch::Tensor Features(const DenseInput& input, int64_t records) const;          // [records, V]
   torch::Tensor Loss(const torch::Tensor& logits, const DenseInput& input) const;  // of logits [records, T]
-  torch::Tensor Evaluate(const Batch& batch) const;                                // logits [records, T]
+  torch::Tensor Evaluate(const Batch& batch);                                      // logits [records, T]
+  // While it lives the model computes with the weights that serve: their running mean where the job says so and there
+  // is one, else the weights themselves. Training goes on with the weights.
+  class Serving {
+   public:
+    explicit Serving(DenseModel* model);
+    ~Serving();
+    Serving(const Serving&) = delete;
+    Serving& operator=(const Serving&) = delete;
+
+   private:
+    DenseModel* const model_;  // null: the weights serve
+  };
 
   // From now on backward adds each parameter's gradient into its place in `gradient` [size], on the device.
   void PointGradients(const torch::Tensor& gradient);
   // The next update's: before it, for a device's upload waits for what is queued.
   void UpdateRunningStatistics(const BatchMoments& pooled);
-  // The update, where the parameters are. gradient [size]: divided by n and clipped.
-  void Update(const torch::Tensor& gradient);
+  // The update of step `step`, where the parameters are. gradient [size]: divided by n and clipped.
+  void Update(uint64_t step, const torch::Tensor& gradient);
 
   // All state by name, in this object's own arrays on the host: good until something changes. A reader of a snapshot
-  // writes into them, then calls Restored.
+  // says whether that has the weights' running mean, writes into them, then calls Restored.
   std::vector<NamedTensor> Tensors();
+  static bool IsMean(const std::string& tensor);
+  void KeepMean(bool kept);
   void Restored();
 
   MultiTaskModel* model() { return model_.get(); }
@@ -83,6 +97,11 @@ class DenseModel {
     torch::Tensor host;    // on the host the same
   };
   torch::Tensor Pooled(const DenseInput::Group& group, size_t index, int64_t records) const;
+  std::vector<DenseUpdater::Part> Parts(int64_t size) const;
+  void PrepareOffHost();
+  void PointParameters(const torch::Tensor& array);
+  void UpdateOffHost(const DenseUpdater::Factors& factors, const torch::Tensor& gradient);
+  void UpdateMean();
 
   const bool off_host_;
   const torch::Device device_;
@@ -100,6 +119,11 @@ class DenseModel {
   torch::Tensor weights_;                       // [size]
   torch::Tensor first_moment_, second_moment_;  // [size] off the host, for Adam
   torch::Tensor host_weights_;                  // on the host the same as weights_, else a copy for snapshots
+  // [size] off the host, of the updater's parts; undefined: 1, and no decay, everywhere.
+  torch::Tensor rate_factors_, decays_;  // rate factor; rate factor · weight decay
+  // [size] undefined: none. From the first update on as the job says; before it as the snapshot, so that what was
+  // restored is what was saved.
+  torch::Tensor mean_, host_mean_;
 };
 
 }  // namespace hearth

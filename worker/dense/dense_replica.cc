@@ -86,6 +86,7 @@ absl::StatusOr<Evaluation::Diagnostics> DenseReplica::Diagnose(const std::vector
   std::vector<std::string> names;
   for (const Task& task : model_->job().task()) names.push_back(task.name());
   return Guarded(absl::StrCat("diagnostics of ", batches.size(), " batches"), [&] {
+    const DenseModel::Serving serving(model_.get());
     std::vector<torch::Tensor> features, labels, masks;
     for (const auto& batch : batches) {
       const DenseInput input = model_->InputOf(*batch);
@@ -133,8 +134,14 @@ absl::StatusOr<uint64_t> DenseReplica::Save(const std::string& path, uint64_t st
 
 absl::Status DenseReplica::Restore(const std::string& path) {
   HEARTH_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<NamedTensor> places,
-                          Guarded("dense model before a restore", [&] { return model_->Tensors(); }));
+  // As the file is: one without it may come from before the job asked for it, and one with it from before it left off.
+  const bool has_mean = std::any_of(file.tensors.begin(), file.tensors.end(),
+                                    [](const NamedTensor& tensor) { return DenseModel::IsMean(tensor.name); });
+  const auto own_places = [&] {
+    model_->KeepMean(has_mean);
+    return model_->Tensors();
+  };
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<NamedTensor> places, Guarded("dense model before a restore", own_places));
   if (file.tensors.size() != places.size()) {
     return absl::DataLossError(absl::StrCat(path, ": ", file.tensors.size(), " tensors, this job's model has ",
                                             places.size(), "; it was written by another job"));

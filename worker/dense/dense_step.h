@@ -23,8 +23,8 @@ class DenseStep {
   // below. Then the reduction, which gives every worker the same *sum. Called in the same step on every worker.
   virtual absl::Status Run(absl::Span<const std::unique_ptr<Batch>> lanes, absl::Span<LaneVote> votes,
                            StepSum* sum) = 0;
-  // REQUIRES: sum is the last Run's, and trains.
-  virtual absl::Status Update(const StepSum& sum) = 0;
+  // step: the sum's, which decides the learning rate. REQUIRES: sum is the last Run's, and trains.
+  virtual absl::Status Update(uint64_t step, const StepSum& sum) = 0;
 
   // Of the last Run, [own lanes][records, tasks]; only of lanes with records.
   absl::Span<const float> logits(size_t lane) const { return results_[lane].logits; }

@@ -129,13 +129,13 @@ class DeviceStep : public DenseStep {
     }
   }
 
-  absl::Status Update(const StepSum& sum) override {
+  absl::Status Update(uint64_t step, const StepSum& sum) override {
     try {
       torch::NoGradGuard no_grad;
       dense_->UpdateRunningStatistics(sum.moments);
       sum_.div_(static_cast<double>(sum.verdict.records));
       if (clip_norm_ > 0 && sum.gradient_norm > clip_norm_) sum_.mul_(clip_norm_ / sum.gradient_norm);
-      dense_->Update(sum_);
+      dense_->Update(step, sum_);
       return absl::OkStatus();
     } catch (const std::exception& error) {
       return Fault("dense update", error);

@@ -37,7 +37,9 @@ class HostStep : public DenseStep {
     return absl::OkStatus();
   }
 
-  absl::Status Update(const StepSum& sum) override { return UpdateModel(model_, sum.gradient, sum.moments); }
+  absl::Status Update(uint64_t step, const StepSum& sum) override {
+    return UpdateModel(model_, step, sum.gradient, sum.moments);
+  }
 
  private:
   Env* const env_;
@@ -86,12 +88,13 @@ absl::Status TrainLane(DenseModel* model, Batch* batch, LaneResult* result) {
   return absl::OkStatus();
 }
 
-absl::Status UpdateModel(DenseModel* model, absl::Span<const float> gradient, const BatchMoments& pooled) {
+absl::Status UpdateModel(DenseModel* model, uint64_t step, absl::Span<const float> gradient,
+                         const BatchMoments& pooled) {
   const int64_t parameters = model->weights().numel();
   HEARTH_CHECK(static_cast<int64_t>(gradient.size()) == parameters, "gradient of ", gradient.size(), " elements");
   try {
     model->UpdateRunningStatistics(pooled);
-    model->Update(ViewOf(gradient, {parameters}));
+    model->Update(step, ViewOf(gradient, {parameters}));
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("dense update: ", error.what()));
   }

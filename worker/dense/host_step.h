@@ -22,7 +22,9 @@ std::unique_ptr<DenseStep> MakeHostStep(Env* env, DenseReplica* replica, Collect
 // Its parts, for a reference that sums by itself. As above they REQUIRE a model in the host's memory.
 // Forward and backward of a batch with records. Reads group.rows, fills group.gradients and *result.
 absl::Status TrainLane(DenseModel* model, Batch* batch, LaneResult* result);
-// Moves parameters and running statistics. gradient [parameters]: divided by the step's records, and clipped.
-absl::Status UpdateModel(DenseModel* model, absl::Span<const float> gradient, const BatchMoments& pooled);
+// Moves parameters and running statistics in step `step`. gradient [parameters]: divided by the step's records, and
+// clipped.
+absl::Status UpdateModel(DenseModel* model, uint64_t step, absl::Span<const float> gradient,
+                         const BatchMoments& pooled);
 
 }  // namespace hearth

@@ -2,22 +2,29 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
+
+#include "common/base/status.h"
+#include "common/job/schedule.h"
 
 namespace hearth {
 
-DenseUpdater::DenseUpdater(const DenseOptimizer& config, int64_t size) : config_(config) {
+DenseUpdater::DenseUpdater(const DenseOptimizer& config, int64_t size, std::vector<Part> parts)
+    : config_(config), parts_(std::move(parts)) {
+  if (parts_.empty()) parts_.push_back({size, 1, 0});
+  HEARTH_CHECK(parts_.back().end == size, "parts of ", parts_.back().end, " elements of ", size);
   if (adam()) {
     m_.assign(static_cast<size_t>(size), 0.0f);
     v_.assign(static_cast<size_t>(size), 0.0f);
   }
-  size_ = size;
 }
 
-DenseUpdater::Factors DenseUpdater::Next() {
+DenseUpdater::Factors DenseUpdater::Next(uint64_t step) {
   const double t = static_cast<double>(++t_);
-  const double corrected = adam() ? 1.0 - std::pow(config_.beta1(), t) : 1.0;
   Factors factors;
-  factors.rate = static_cast<float>(config_.learning_rate() / corrected);
+  factors.plain_rate = RateOf(config_, step);
+  factors.correction = adam() ? 1.0 - std::pow(config_.beta1(), t) : 1.0;
+  factors.rate = factors.RateOf(Part());
   factors.beta1 = static_cast<float>(config_.beta1());
   factors.beta2 = static_cast<float>(config_.beta2());
   factors.keep1 = static_cast<float>(1.0 - config_.beta1());
@@ -27,20 +34,34 @@ DenseUpdater::Factors DenseUpdater::Next() {
   return factors;
 }
 
-void DenseUpdater::Update(float* weights, const float* gradient) {
-  const Factors f = Next();
+void DenseUpdater::Update(uint64_t step, float* weights, const float* gradient) {
+  const Factors factors = Next(step);
+  int64_t begin = 0;
+  for (const Part& part : parts_) {
+    UpdateRange(factors, begin, part, weights, gradient);
+    begin = part.end;
+  }
+}
+
+void DenseUpdater::UpdateRange(const Factors& f, int64_t begin, const Part& part, float* weights,
+                               const float* gradient) {
+  const float rate = f.RateOf(part);
   if (!adam()) {
-    for (int64_t i = 0; i < size_; ++i) weights[i] -= f.rate * gradient[i];
+    for (int64_t i = begin; i < part.end; ++i) weights[i] -= rate * gradient[i];
     return;
+  }
+  if (decays() && part.weight_decay > 0) {
+    const float keep = f.KeepWeightOf(part);
+    for (int64_t i = begin; i < part.end; ++i) weights[i] *= keep;
   }
   // Each element in float, in one order of operations.
   float* m = m_.data();
   float* v = v_.data();
-  for (int64_t i = 0; i < size_; ++i) {
+  for (int64_t i = begin; i < part.end; ++i) {
     const float g = gradient[i];
     m[i] = f.beta1 * m[i] + f.keep1 * g;
     v[i] = f.beta2 * v[i] + f.keep2 * (g * g);
-    weights[i] -= f.rate * (m[i] / (std::sqrt(v[i]) / f.root2 + f.epsilon));
+    weights[i] -= rate * (m[i] / (std::sqrt(v[i]) / f.root2 + f.epsilon));
   }
 }
 

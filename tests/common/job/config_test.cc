@@ -125,6 +125,69 @@ TEST(ValidateJob, RefusesCombinationsThatCannotKeepTheirPromise) {
   EXPECT_THAT(FaultsOf(job), Contains(HasSubstr("training.lanes")));
 }
 
+TEST(ValidateJob, RefusesSchedulesThatHaveNoEndOrNoUse) {
+  const std::pair<const char*, const char*> faulty[] = {
+      {"kind: COSINE", ".schedule.decay_steps: is 0; give a value from 1"},
+      {"kind: POLYNOMIAL decay_steps: 9 warmup_steps: 9", ".schedule.decay_steps: is 9 with warmup_steps 9; it counts"},
+      {"kind: STEP", ".schedule.step_every: is 0; give a value from 1"},
+      {"decay_steps: 9", ".schedule.decay_steps: is for kinds COSINE and POLYNOMIAL alone; set such a kind"},
+      {"kind: COSINE decay_steps: 9 step_every: 2", ".schedule.step_every: is for kind STEP alone; set kind: STEP"},
+      {"warmup_steps: 5000000000", ".schedule.warmup_steps: is 5e+09; give a value from 0"},
+      {"warmup_steps: 5 warmup_start: 2", ".schedule.warmup_start: is 2; give a value from 0 to 1"},
+      {"kind: STEP step_every: 1 gamma: nan", ".schedule.gamma: is nan; give a value from 0 to 1"},
+      {"end_fraction: -1", ".schedule.end_fraction: is -1; give a value from 0 to 1"},
+      {"power: 0", ".schedule.power: is 0; give a value from 0.01 to 100"},
+  };
+  for (const auto& [schedule, fault] : faulty) {
+    const std::string optimizer = absl::StrCat("optimizer { schedule { ", schedule, " } }");
+    const Job part =
+        ParseJob(absl::StrCat("table { ", optimizer, " } training { dense_", optimizer, " }"), "t").value();
+    Job job = SmallJob();
+    *job.mutable_training() = part.training();
+    *job.mutable_table(0)->mutable_optimizer() = part.table(0).optimizer();
+    EXPECT_THAT(FaultsOf(job), UnorderedElementsAre(AllOf(HasSubstr("table[0]"), HasSubstr(fault)),
+                                                    HasSubstr(absl::StrCat("training.dense_optimizer", fault))))
+        << schedule;
+  }
+}
+
+TEST(ValidateJob, RefusesGroupsDecayAndMeansThatWouldDoNothing) {
+  const std::pair<const char*, const char*> faulty[] = {
+      {"group { learning_rate_factor: 2 }", "group[0].match: is absent; give one of GATES"},
+      {"group { match: GATES } group { match: GATES }", "group[1].match: GATES is taken; give each"},
+      {"group { match: TOWERS learning_rate_factor: -1 }", "group[0].learning_rate_factor: is -1; give a value from 0"},
+      {"kind: ADAMW group { match: BATCH_NORM weight_decay: 0.1 }", "group[0].weight_decay: matrices alone decay"},
+      {"group { match: TOWERS weight_decay: 0.1 }", "group[0].weight_decay: is for kind ADAMW alone; set kind: ADAMW"},
+      {"weight_decay: 0.1", "training.dense_optimizer.weight_decay: is for kind ADAMW alone; set kind: ADAMW"},
+      {"kind: ADAMW weight_decay: -1", "training.dense_optimizer.weight_decay: is -1; give a value from 0"},
+      {"ema_decay: 1", "training.dense_optimizer.ema_decay: is 1; give a value from 0"},
+      {"ema_serves: true", "training.dense_optimizer.ema_serves: there is no mean of the weights; set ema_decay"},
+  };
+  for (const auto& [optimizer, fault] : faulty) {
+    Job job = SmallJob();
+    *job.mutable_training() =
+        ParseJob(absl::StrCat("training { dense_optimizer { ", optimizer, " } }"), "t")->training();
+    EXPECT_THAT(FaultsOf(job), ElementsAre(HasSubstr(fault))) << optimizer;
+  }
+  Job job = SmallJob();
+  *job.mutable_training() =
+      ParseJob(
+          "training { dense_optimizer { kind: ADAMW weight_decay: 0.01 ema_decay: 0.999 ema_serves: true "
+          "group { match: GATES } group { match: BATCH_NORM learning_rate_factor: 0.5 } } }",
+          "t")
+          ->training();
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_model()->set_kind(Model::MMOE);
+  const auto no_norm =
+      HasSubstr("group[1].match: BATCH_NORM matches nothing: model.kind MMOE has no BatchNorm without");
+  EXPECT_THAT(FaultsOf(job), ElementsAre(no_norm));
+  job.mutable_model()->set_home_expert(true);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_model()->set_kind(Model::SHARED_BOTTOM);
+  EXPECT_THAT(FaultsOf(job),
+              ElementsAre(HasSubstr("group[0].match: GATES matches nothing: model.kind SHARED_BOTTOM has no gates")));
+}
+
 TEST(ValidateJob, PublishesAtSnapshotsAlone) {
   Job job = SmallJob();
   job.mutable_snapshot()->set_every_steps(10);

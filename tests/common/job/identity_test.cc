@@ -82,6 +82,13 @@ TEST(ChangesOf, EveryKindOfChangeIsCarriedFreeJudgedByTheListOfFilesOrRefused) {
       {"training { dense_optimizer { learning_rate: 0.5 } }", kCarried, kCarried, "training.dense_optimizer.learning"},
       {"training { dense_optimizer { beta2: 0.99 } }", kCarried, kCarried, "training.dense_optimizer.beta2"},
       {"training { dense_optimizer { kind: SGD } }", kRefused, kRefused, "training.dense_optimizer.kind: ADAM -> SGD"},
+      {"training { dense_optimizer { kind: ADAMW } }", kCarried, kCarried, "optimizer.kind: ADAM -> ADAMW"},
+      {"training { dense_optimizer { weight_decay: 0.1 } }", kCarried, kCarried, "weight_decay: 0 -> 0.1"},
+      {"training { dense_optimizer { schedule { warmup_steps: 5 } } }", kCarried, kCarried, "schedule.warmup_steps"},
+      {"training { dense_optimizer { group { match: GATES } } }", kCarried, kCarried, "dense_optimizer.group[0]."},
+      {"training { dense_optimizer { ema_decay: 0.9 } }", kCarried, kCarried, "dense_optimizer.ema_decay: 0 -> 0.9"},
+      {"training { dense_optimizer { ema_serves: true } }", kFree, kFree, "dense_optimizer.ema_serves"},
+      {"table { optimizer { schedule { kind: COSINE } } }", kCarried, kCarried, "table[0].optimizer.schedule.kind"},
       {"training { clip_norm: 1 }", kCarried, kCarried, "training.clip_norm: 0 -> 1"},
       {"training { staleness: 2 }", kCarried, kCarried, "training.staleness: 0 -> 2"},
       {"training { batch_size: 64 }", kRefused, kCarried, "training.batch_size: 1024 -> 64"},
@@ -153,7 +160,27 @@ TEST(ChangesOf, StalenessStaysWhileAnEpochIsAboutToEnd) {
 TEST(ChangesOf, WhatAVersionBeforeDidNotKnowHasItsDefault) {
   Job written = WithDefaults(SmallJob());
   written.mutable_model()->clear_batch_norm_window_records();
+  written.mutable_table(0)->mutable_optimizer()->clear_schedule();
+  written.mutable_training()->mutable_dense_optimizer()->clear_schedule();
+  written.mutable_training()->mutable_dense_optimizer()->clear_ema_decay();
   EXPECT_THAT(ChangesOf(written, SmallJob(), Inside()), IsEmpty());
+}
+
+TEST(ChangesOf, AdamAndAdamWMayTakeOneAnothersPlaceAndSgdNeithers) {
+  const auto with = [](DenseOptimizer::Kind kind) {
+    Job job = SmallJob();
+    job.mutable_training()->mutable_dense_optimizer()->set_kind(kind);
+    return job;
+  };
+  for (const auto from : {DenseOptimizer::ADAM, DenseOptimizer::ADAMW, DenseOptimizer::SGD}) {
+    for (const auto to : {DenseOptimizer::ADAM, DenseOptimizer::ADAMW, DenseOptimizer::SGD}) {
+      const std::vector<JobChange> changes = ChangesOf(with(from), with(to), Inside());
+      ASSERT_EQ(changes.size(), from == to ? 0u : 1u);
+      if (from == to) continue;
+      const bool sgd = from == DenseOptimizer::SGD || to == DenseOptimizer::SGD;
+      EXPECT_EQ(changes[0].kind, sgd ? JobChange::kRefused : JobChange::kCarried) << changes[0].ToString();
+    }
+  }
 }
 
 TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
@@ -164,6 +191,7 @@ TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
   other.mutable_training()->set_device(Training::CPU);
   other.set_data_dir("/moved");
   other.mutable_export_()->set_delta_every_steps(5);
+  other.mutable_training()->mutable_dense_optimizer()->set_ema_serves(true);
   EXPECT_EQ(JobHash(other), JobHash(job));
   EXPECT_EQ(JobHash(ParseJob(PrintJob(job), "printed").value()), JobHash(job));
   other.mutable_training()->set_batch_size(99);
@@ -181,6 +209,12 @@ TEST(ModelDifferences, LeavesOutHowFilesAreReadAndHowATrainingWouldGoOn) {
   other.mutable_training()->set_batch_size(7);
   other.mutable_task(0)->set_weight(3);
   other.mutable_table(0)->mutable_optimizer()->set_learning_rate(1);
+  other.mutable_table(0)->mutable_optimizer()->mutable_schedule()->set_kind(Schedule::INVERSE_SQRT);
+  DenseOptimizer* dense = other.mutable_training()->mutable_dense_optimizer();
+  dense->set_kind(DenseOptimizer::ADAMW);
+  dense->mutable_schedule()->set_warmup_steps(7);
+  dense->add_group()->set_match(DenseOptimizer::Group::GATES);
+  dense->set_ema_decay(0.9);
   other.mutable_model()->set_batch_norm_momentum(0.1);
   other.mutable_model()->set_batch_norm_window_records(7);
   EXPECT_THAT(ModelDifferences(job, other), IsEmpty());

@@ -204,7 +204,7 @@ class ExportDeltaTest : public testing::Test {
 
   static constexpr uint64_t kBase = 3;
   static constexpr uint64_t kDeltas[] = {6, 7, 12, 13, 24};
-  const Job job_ = ThreeTables();
+  Job job_ = ThreeTables();
   const std::string root_ = NewTestFolder();
   std::map<uint64_t, std::vector<Part>> pushes_;  // by step, then table
 };
@@ -229,6 +229,36 @@ TEST_F(ExportDeltaTest, RowsThatAreNotTheManifestsAreRefusedByDeltaAndFullExport
   ExportedRows none;
   const auto tables = ExportTables(*source, ParseExportFormats("hps").value(), Out("rows"), &none);
   EXPECT_EQ(tables.status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(ExportDeltaTest, WhatOnlyTrainingReadsIsLeftOutAndAMeanServesWhereTheJobSaysSo) {
+  for (const bool mean_serves : {false, true}) {
+    job_.mutable_training()->mutable_dense_optimizer()->set_ema_serves(mean_serves);
+    const std::string snapshot = Snapshot(mean_serves ? 6 : 7, 1);
+    Manifest manifest = ReadManifest(snapshot).value();
+    const std::vector<float> weights = {1, 2}, mean = {3, 4}, buffer = {5, 6};
+    const auto tensor = [](const char* name, const std::vector<float>& values) {
+      const auto* bytes = reinterpret_cast<const char*>(values.data());
+      return NamedTensor{name, "F32", {2}, absl::Span<const char>(bytes, values.size() * sizeof(float))};
+    };
+    ASSERT_TRUE(WriteSafetensors(JoinPath(snapshot, "dense.safetensors"),
+                                 {tensor("w", weights), tensor("ema.w", mean), tensor("running_mean", buffer),
+                                  tensor("optimizer.first_moment.w", mean)},
+                                 {})
+                    .ok());
+    manifest.clear_file();
+    const auto files = DescribeFiles(snapshot, {"dense.safetensors", "ps-0"});
+    ASSERT_TRUE(files.ok()) << files.status();
+    for (const FileEntry& file : *files) *manifest.add_file() = file;
+    ASSERT_TRUE(CommitManifest(snapshot, manifest).ok());
+    const auto source = OpenExportSource(snapshot, "");
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ(source->dense.tensors.size(), 2u);
+    const auto* served = reinterpret_cast<const float*>(source->dense.Find("w")->data.data());
+    EXPECT_EQ(std::vector<float>(served, served + 2), mean_serves ? mean : weights);
+    const auto* running = reinterpret_cast<const float*>(source->dense.Find("running_mean")->data.data());
+    EXPECT_EQ(std::vector<float>(running, running + 2), buffer);
+  }
 }
 
 TEST_F(ExportDeltaTest, AppliedDeltasAreAFullExportToTheByte) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -17,6 +18,7 @@
 #include "common/job/config.h"
 #include "tests/worker/dense/dense_cases.h"
 #include "worker/collective/collective.h"
+#include "worker/dense/dense_model.h"
 #include "worker/dense/dense_reducer.h"
 #include "worker/dense/host_step.h"
 #include "worker/step/dense_optimizer.h"
@@ -44,6 +46,18 @@ std::vector<double> FeaturesOf(const Job& job, const Batch& batch, int64_t recor
     v[static_cast<size_t>(layout.dense_offset + i)] = batch.dense[static_cast<size_t>(record * job.dense_size() + i)];
   }
   return v;
+}
+
+absl::Status Update(DenseReplica* replica, int step, const LaneResult& result) {
+  return UpdateModel(replica->dense_model(), static_cast<uint64_t>(step + 1), result.gradient,
+                     PoolMoments({result.moments}));
+}
+
+// One step on the batch.
+void Train(DenseReplica* replica, int step, Batch* batch) {
+  LaneResult result;
+  ASSERT_TRUE(TrainLane(replica->dense_model(), batch, &result).ok());
+  ASSERT_TRUE(Update(replica, step, result).ok());
 }
 
 TEST(DenseReplica, GradientsEqualTheOnesWrittenOutByHand) {
@@ -127,7 +141,7 @@ TEST(DenseReplica, RepeatsItsBitsFromTheSameJobAndBatches) {
       std::unique_ptr<Batch> batch = RandomBatch(job, 20, &random);
       LaneResult result;
       ASSERT_TRUE(TrainLane((*replica)->dense_model(), batch.get(), &result).ok());
-      ASSERT_TRUE(UpdateModel((*replica)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
+      ASSERT_TRUE(Update(replica->get(), step, result).ok());
     }
     hashes.push_back(*(*replica)->Hash());
   }
@@ -157,7 +171,7 @@ TEST(DenseReplica, GoesOnFromASavedFileBitForBit) {
       if (replica == &resumed && step < 3) continue;
       LaneResult result;
       ASSERT_TRUE(TrainLane((**replica)->dense_model(), batch.get(), &result).ok());
-      ASSERT_TRUE(UpdateModel((**replica)->dense_model(), result.gradient, PoolMoments({result.moments})).ok());
+      ASSERT_TRUE(Update((*replica)->get(), step, result).ok());
     }
   }
   EXPECT_EQ(*(*whole)->Hash(), *(*resumed)->Hash());
@@ -170,6 +184,115 @@ TEST(DenseReplica, GoesOnFromASavedFileBitForBit) {
   auto stranger = DenseReplica::Create(other, {0.3, 0.1});
   ASSERT_TRUE(stranger.ok());
   EXPECT_EQ((*stranger)->Restore(path).code(), absl::StatusCode::kDataLoss);
+}
+
+// With all that depends on the step: a schedule, decay, groups, and the mean of the weights.
+TEST(DenseReplica, GoesOnFromASavedFileBitForBitWhateverTheOptimizer) {
+  Job job = TestJob();
+  *job.mutable_training()->mutable_dense_optimizer() =
+      ParseJob(
+          "training { dense_optimizer { kind: ADAMW learning_rate: 0.05 weight_decay: 0.1 ema_decay: 0.5 "
+          "schedule { kind: COSINE warmup_steps: 4 decay_steps: 9 } "
+          "group { match: TOWERS learning_rate_factor: 2 weight_decay: 0.3 } } }",
+          "test")
+          ->training()
+          .dense_optimizer();
+  const std::string path = JoinPath(testing::TempDir(), absl::StrCat("trainer_test-optimizer-", getpid()));
+  auto whole = DenseReplica::Create(job, {0.3, 0.1});
+  auto resumed = DenseReplica::Create(job, {0.5, 0.5});
+  Random random(10);
+  for (int step = 0; step < 6; ++step) {
+    std::unique_ptr<Batch> batch = RandomBatch(job, 20, &random);
+    Train(whole->get(), step, batch.get());
+    if (step >= 3) Train(resumed->get(), step, batch.get());
+    if (step != 2) continue;
+    ASSERT_TRUE((*whole)->Save(path, 3).ok());
+    const absl::Status restored = (*resumed)->Restore(path);
+    ASSERT_TRUE(restored.ok()) << restored;
+  }
+  EXPECT_EQ(*(*whole)->Hash(), *(*resumed)->Hash());
+}
+
+// The weights' mean by hand: from before the first update that keeps one.
+TEST(DenseReplica, KeepsAMeanOfTheWeightsFromTheStepOnThatAsksForIt) {
+  const Job plain = TestJob();
+  Job job = plain;
+  job.mutable_training()->mutable_dense_optimizer()->set_ema_decay(0.4);
+  const std::string path = JoinPath(testing::TempDir(), absl::StrCat("trainer_test-mean-", getpid()));
+  auto before = DenseReplica::Create(plain, {0.3, 0.1});
+  auto kept = DenseReplica::Create(job, {0.3, 0.1});
+  auto left_off = DenseReplica::Create(plain, {0.3, 0.1});
+  Random random(16);
+  std::unique_ptr<Batch> batch = RandomBatch(plain, 20, &random);
+  Train(before->get(), 0, batch.get());
+  const auto hash = (*before)->Save(path, 1);
+  ASSERT_TRUE((*kept)->Restore(path).ok());
+  EXPECT_EQ(*(*kept)->Hash(), *hash) << "restored is what was saved: the mean begins with the next update";
+
+  torch::Tensor mean = (*kept)->dense_model()->weights().clone();
+  for (int step = 1; step < 7; ++step) {
+    batch = RandomBatch(plain, 20, &random);
+    Train(kept->get(), step, batch.get());
+    Train(before->get(), step, batch.get());
+    const double decay = std::min(0.4, (2.0 + step) / (11.0 + step));
+    mean = decay * mean + (1 - decay) * (*kept)->dense_model()->weights();
+  }
+  ASSERT_TRUE(torch::equal((*kept)->dense_model()->weights(), (*before)->dense_model()->weights()));
+  size_t means = 0;
+  for (const NamedTensor& tensor : (*kept)->dense_model()->Tensors()) means += DenseModel::IsMean(tensor.name);
+  EXPECT_EQ(means, (*kept)->dense_model()->parameters().size());
+  const auto serves = [&](bool mean_serves) {
+    Job serving = job;
+    serving.mutable_training()->mutable_dense_optimizer()->set_ema_serves(mean_serves);
+    auto replica = DenseReplica::Create(serving, {0.5, 0.5});
+    EXPECT_TRUE((*kept)->Save(path, 7).ok());
+    EXPECT_TRUE((*replica)->Restore(path).ok());
+    return *std::move(replica);
+  };
+  EXPECT_EQ(*serves(false)->Predict(*batch), *(*before)->Predict(*batch));
+  const std::vector<float> served = *serves(true)->Predict(*batch);
+  EXPECT_NE(served, *(*before)->Predict(*batch));
+  // The same running statistics with the mean written into the weights.
+  {
+    torch::NoGradGuard no_grad;
+    const_cast<torch::Tensor&>((*before)->dense_model()->weights()).copy_(mean);
+  }
+  const std::vector<float> by_hand = *(*before)->Predict(*batch);
+  for (size_t i = 0; i < served.size(); ++i) EXPECT_NEAR(served[i], by_hand[i], 1e-5);
+
+  // A job that asks for none any more drops it with its first update.
+  ASSERT_TRUE((*kept)->Save(path, 7).ok());
+  ASSERT_TRUE((*left_off)->Restore(path).ok());
+  EXPECT_EQ(*(*left_off)->Hash(), *(*kept)->Hash());
+  Train(left_off->get(), 7, batch.get());
+  for (const NamedTensor& tensor : (*left_off)->dense_model()->Tensors()) {
+    EXPECT_FALSE(DenseModel::IsMean(tensor.name)) << tensor.name;
+  }
+}
+
+// A decay of 1 at a rate of 1 takes all of a weight away.
+TEST(DenseReplica, DecaysMatricesAloneAndGivesAGroupItsOwnRate) {
+  Job job = TestJob();
+  DenseOptimizer* optimizer = job.mutable_training()->mutable_dense_optimizer();
+  optimizer->set_kind(DenseOptimizer::ADAMW);
+  optimizer->set_learning_rate(1);
+  optimizer->set_weight_decay(1);
+  auto* group = optimizer->add_group();
+  group->set_match(DenseOptimizer::Group::TOWERS);
+  group->set_learning_rate_factor(0.5);
+  for (const int gpu : {kNoGpu, kCopiesOnCpu}) {
+    auto replica = DenseReplica::Wrap(job, MakeModel(MakeModelSpec(job, {0.3, 0.1})), gpu);
+    ASSERT_TRUE(replica.ok()) << replica.status();
+    DenseModel* const model = (*replica)->dense_model();
+    std::vector<torch::Tensor> before;
+    for (const auto& parameter : model->parameters()) before.push_back(parameter.tensor.detach().clone());
+    model->Update(1, torch::zeros_like(model->weights()));
+    for (size_t i = 0; i < before.size(); ++i) {
+      const auto& parameter = model->parameters()[i];
+      const double left = parameter.shape.size() < 2 ? 1 : GroupOf(parameter.name) == group->match() ? 0.5 : 0;
+      EXPECT_TRUE(torch::equal(parameter.tensor.detach(), before[i] * left)) << parameter.name;
+    }
+  }
 }
 
 TEST(DenseReplica, EvaluationChangesNothing) {
@@ -225,24 +348,29 @@ TEST(DenseReplica, TurnsTorchsExceptionsIntoAStatus) {
 template <typename TorchOptimizer>
 void ExpectLikeTorch(const DenseOptimizer& config, TorchOptimizer* optimizer, torch::Tensor parameter) {
   std::vector<float> weights(parameter.data_ptr<float>(), parameter.data_ptr<float>() + parameter.numel());
-  DenseUpdater updater(config, parameter.numel());
+  DenseUpdater updater(config, parameter.numel(), {{parameter.numel(), 1, config.weight_decay()}});
   for (int t = 0; t < 60; ++t) {
     const torch::Tensor gradient = torch::randn({parameter.numel()}) * (t % 7 == 0 ? 100 : 1);
     parameter.mutable_grad() = gradient.clone();
     optimizer->step();
-    updater.Update(weights.data(), gradient.data_ptr<float>());
+    updater.Update(1, weights.data(), gradient.data_ptr<float>());
     for (size_t i = 0; i < weights.size(); ++i)
       ASSERT_NEAR(weights[i], parameter.data_ptr<float>()[i], 3e-6) << "t " << t;
   }
 }
 
-TEST(DenseUpdater, EqualsTorchsAdamAndSgd) {
+TEST(DenseUpdater, EqualsTorchsAdamAdamWAndSgd) {
   torch::manual_seed(1);
   DenseOptimizer config;
   config.set_learning_rate(0.003);
   torch::Tensor parameter = torch::randn({101}).requires_grad_(true);
   torch::optim::Adam adam({parameter}, torch::optim::AdamOptions(0.003).betas({0.9, 0.999}).eps(1e-8));
   ExpectLikeTorch(config, &adam, parameter);
+  config.set_kind(DenseOptimizer::ADAMW);
+  config.set_weight_decay(0.7);
+  torch::Tensor decayed = torch::randn({101}).requires_grad_(true);
+  torch::optim::AdamW adamw({decayed}, torch::optim::AdamWOptions(0.003).weight_decay(0.7).eps(1e-8));
+  ExpectLikeTorch(config, &adamw, decayed);
   config.set_kind(DenseOptimizer::SGD);
   torch::Tensor other = torch::randn({101}).requires_grad_(true);
   torch::optim::SGD sgd({other}, torch::optim::SGDOptions(0.003));

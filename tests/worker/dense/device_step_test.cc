@@ -136,7 +136,7 @@ Outcome TrainFourSteps(const Job& job, const Shape& shape, int poison_step = 0, 
         outcome.skipped.push_back(sum.verdict.skip);
       }
       if (!sum.trains) continue;
-      const absl::Status updated = dense_step->Update(sum);
+      const absl::Status updated = dense_step->Update(static_cast<uint64_t>(step), sum);
       ASSERT_TRUE(updated.ok()) << updated;
     }
     outcome.hashes[static_cast<size_t>(worker)] = *replica->Hash();
@@ -189,8 +189,7 @@ TEST(DeviceStep, ClipsALongGradient) {
   ExpectLikeHost(host, TrainFourSteps(job, {kCopiesOnCpu, 2, kEveryParameterABucket}), true, 2e-5f);
 }
 
-TEST(DeviceStep, UpdatesByAdamAsTheHostDoes) {
-  const Job job = TestJob();
+void ExpectUpdatesAsTheHosts(const Job& job) {
   const std::unique_ptr<DenseReplica> host = MakeReplica(job, {kNoGpu});
   const std::unique_ptr<DenseReplica> device = MakeReplica(job, {});
   DenseModel* const models[] = {host->dense_model(), device->dense_model()};
@@ -203,7 +202,7 @@ TEST(DeviceStep, UpdatesByAdamAsTheHostDoes) {
         gradients[i].narrow(0, models[i]->parameters()[p].offset, gradient.numel()).copy_(gradient);
       }
     }
-    for (int i = 0; i < 2; ++i) models[i]->Update(gradients[i]);
+    for (int i = 0; i < 2; ++i) models[i]->Update(static_cast<uint64_t>(t + 1), gradients[i]);
   }
   const std::unique_ptr<DenseReplica> before = MakeReplica(job, {kNoGpu});
   for (size_t p = 0; p < models[0]->parameters().size(); ++p) {
@@ -212,6 +211,22 @@ TEST(DeviceStep, UpdatesByAdamAsTheHostDoes) {
     EXPECT_LT(difference.abs().max().item<float>(), 1e-5f) << models[0]->parameters()[p].name;
     const torch::Tensor way = moved - before->dense_model()->parameters()[p].tensor.detach();
     EXPECT_GT(way.abs().max().item<float>(), 0.01f) << models[0]->parameters()[p].name;
+  }
+}
+
+TEST(DeviceStep, UpdatesByAdamAsTheHostDoes) { ExpectUpdatesAsTheHosts(TestJob()); }
+
+TEST(DeviceStep, UpdatesByAScheduleDecayAndGroupsAsTheHostDoes) {
+  for (const char* kind : {"ADAMW weight_decay: 0.2", "SGD"}) {
+    Job job = TestJob();
+    *job.mutable_training()->mutable_dense_optimizer() =
+        ParseJob(absl::StrCat("training { dense_optimizer { learning_rate: 0.01 kind: ", kind,
+                              " schedule { kind: POLYNOMIAL warmup_steps: 5 decay_steps: 40 end_fraction: 0.5 } "
+                              "group { match: EXPERTS learning_rate_factor: 0.5 } ema_decay: 0.9 } }"),
+                 "test")
+            ->training()
+            .dense_optimizer();
+    ExpectUpdatesAsTheHosts(job);
   }
 }
 
@@ -262,7 +277,7 @@ TEST(DeviceStep, ASnapshotGoesFromHostToDeviceAndBack) {
       }
       StepSum sum;
       ASSERT_TRUE(dense_step->Run(lanes, absl::MakeSpan(votes), &sum).ok());
-      ASSERT_TRUE(dense_step->Update(sum).ok());
+      ASSERT_TRUE(dense_step->Update(static_cast<uint64_t>(step), sum).ok());
     }
     DenseReplica* const from = step % 2 == 1 ? host.get() : device.get();
     DenseReplica* const to = step % 2 == 1 ? device.get() : host.get();
