@@ -12,11 +12,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/artifact/numbered_folder.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
 #include "common/job/pieces.h"
+#include "scripts/hearth/fork.h"
 #include "worker/log/log_reader.h"
 #include "worker/log/record_plan.h"
 
@@ -221,10 +224,20 @@ std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job)
   };
 }
 
-absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder) {
+int64_t NewestStep(const std::string& folder) {
+  const absl::StatusOr<std::vector<std::string>> snapshots = SnapshotsAt(JoinPath(folder, "snapshots"));
+  if (!snapshots.ok()) return -1;
+  const auto step = NumberOfName(std::filesystem::path(snapshots->front()).filename().string());
+  return step.has_value() ? static_cast<int64_t>(*step) : -1;
+}
+
+absl::StatusOr<Job> PrepareRun(Job job, const PrepareOptions& options, const RunFolder& folder) {
   const std::string snapshots = JoinPath(folder.path(), "snapshots");
   HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshots));
-  HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
+  HEARTH_RETURN_IF_ERROR(FinishFork(folder.path()));
+  HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, options.from.has_value()
+                                                           ? FindSnapshotOf(snapshots, *options.from, options.give_up)
+                                                           : FindNewestSnapshot(snapshots, options.give_up));
   HEARTH_RETURN_IF_ERROR(RefuseIfAllCorrupt(snapshots, choice));
   for (const std::string& line : choice.passed_over) Say(absl::StrCat("passed over: ", line));
   if (!choice.folder.empty()) {
@@ -232,11 +245,12 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
     HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(job, choice.manifest), choice.folder));
     Say(absl::StrCat("resuming from ", choice.folder));
   } else if (!job.training().has_lanes()) {
-    job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));
+    job.mutable_training()->set_lanes(static_cast<uint32_t>(options.workers));
   }
   if (choice.folder.empty()) DecidePieces(&job);
-  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, workers, !choice.folder.empty()));
-  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), job_path));  // again: lanes are known now
+  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, !choice.folder.empty()));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job_path));  // again: lanes are known now
+  if (options.from.has_value()) HEARTH_RETURN_IF_ERROR(ForkAt(folder.path(), *options.from));
   for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder.path(), name)));
   }

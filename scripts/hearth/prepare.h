@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,9 +56,18 @@ class RunFolder {
   const int lock_;
 };
 
+struct PrepareOptions {
+  std::string job_path;
+  int workers = 1;
+  std::optional<uint64_t> from;  // go back to this snapshot (fork.h)
+  GiveUp give_up;                // while a snapshot is verified: Cancelled, and nothing is changed
+};
 // The effective job, with its lanes and pieces, written to the folder's job.txtpb, and the folder ready for the roles:
 // what it holds is of the same job, and something of it verifies.
-absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder);
+absl::StatusOr<Job> PrepareRun(Job job, const PrepareOptions& options, const RunFolder& folder);
+
+// The newest committed step in the run's folder, by its name; -1 where there is none.
+int64_t NewestStep(const std::string& folder);
 
 // What every rank of the job is to have in its environment, whoever starts it.
 std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job);
