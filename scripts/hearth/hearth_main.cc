@@ -114,6 +114,10 @@ void AddSubmit(CLI::App* app, int* code) {
                    "Requeues after a dead rank, or a start that saved nothing; each new snapshot begins the count anew")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
+  command
+      ->add_option("--from", submit.from,
+                   "Go back to the kept snapshot of this step; later ones are set aside under another name")
+      ->type_name("STEP");
   command->add_option("--sbatch", submit.sbatch, "One more option for sbatch, e.g. --sbatch=--account=ranking")
       ->expected(1)
       ->allow_extra_args(false)

@@ -96,7 +96,7 @@ absl::Status CheckSbatch() {
 // The job is in the folder and the folder is let go again: Slurm may start it at once.
 absl::StatusOr<std::string> WriteScript(const SubmitOptions& options, const Job& loaded) {
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<RunFolder> folder, RunFolder::Open(options.out, false));
-  HEARTH_ASSIGN_OR_RETURN(const Job job, PrepareRun(loaded, {options.job, options.workers, std::nullopt, {}}, *folder));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, PrepareRun(loaded, {options.job, options.workers, options.from, {}}, *folder));
   const int cpus = options.cpus_per_task > 0 ? options.cpus_per_task : static_cast<int>(job.training().threads());
   HEARTH_ASSIGN_OR_RETURN(const std::string script, BatchScript(options, folder->path(), cpus, RankEnvironment(job)));
   const std::string path = JoinPath(folder->path(), "hearth.sbatch");
