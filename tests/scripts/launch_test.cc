@@ -735,6 +735,7 @@ TEST_F(LaunchTest, WantsAnEmptyFolderWhenFresh) {
 }
 
 TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
+  for (const uint64_t step : {10, 20}) CommitSnapshot(step, 1);
   ASSERT_EQ(mkfifo((root_ + "/started").c_str(), 0600), 0);
   ASSERT_EQ(mkfifo((root_ + "/go").c_str(), 0600), 0);
   WriteMpirun("echo > \"$root/started\"; read -r line < \"$root/go\"; exit 0");
@@ -749,6 +750,9 @@ TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
   close(started);
   EXPECT_EQ(TrainSaying(&said_), 78);
   EXPECT_THAT(said_, HasSubstr("another hearth is running"));
+  options_.from = 10;
+  EXPECT_EQ(TrainSaying(&said_), 78) << "nor is anything set aside under it";
+  EXPECT_THAT(Snapshots(), ElementsAre("10", "20"));
   close(open((root_ + "/go").c_str(), O_WRONLY));
   waitpid(other, nullptr, 0);
 }

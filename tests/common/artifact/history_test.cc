@@ -148,10 +148,10 @@ TEST_F(HistoryTest, ItStaysBoundedAndKeepsItsNewestFork) {
   EXPECT_EQ(history.unfinished_fork(), nullptr);
 }
 
-TEST_F(HistoryTest, ALinkInItsPlaceIsNotFollowed) {
+TEST_F(HistoryTest, ALinkThatSomebodyPlantedInItsPlaceIsRefused) {
   ASSERT_TRUE(WriteFileAtomically(dir_ + "/victim", "theirs").ok());
   std::filesystem::create_symlink(dir_ + "/victim", Path());
-  EXPECT_FALSE(AppendHistory(dir_, Entry(Kind::kStart, 1)).ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(AppendHistory(dir_, Entry(Kind::kStart, 1))));
   EXPECT_EQ(*ReadFile(dir_ + "/victim"), "theirs");
 }
 
