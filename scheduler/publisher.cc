@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/artifact/bundle.h"
+#include "common/artifact/history.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
@@ -23,6 +24,9 @@ Publisher::Publisher(Options options, const std::vector<uint64_t>& committed, bo
     : options_(std::move(options)), out_(JoinPath(options_.dir, "export")) {
   const absl::StatusOr<std::vector<std::string>> aside = SetAsideBeyond(out_, committed.empty() ? 0 : committed.back());
   absl::Status status = aside.status();
+  const absl::StatusOr<History> history = ReadHistory(options_.dir);
+  status.Update(history.status());
+  if (history.ok() && history->newest_fork() != nullptr) forked_at_ = history->newest_fork()->back_to;
   if (status.ok()) {
     for (const std::string& name : *aside)
       spdlog::warn("event=published_set_aside as={} cause=\"beyond the snapshot\"", Quoted(name));
@@ -79,7 +83,7 @@ absl::Status Publisher::Look() {
   needs_base_ = !chain.ok() || chain->size() > options_.job.export_().deltas_max();
   HEARTH_RETURN_IF_ERROR(chain.status());
   chain_ = *std::move(chain);
-  needs_base_ |= chain_.empty();
+  needs_base_ |= chain_.empty() || (forked_at_.has_value() && chain_[0].base <= *forked_at_);
   waiting_.erase(waiting_.begin(), waiting_.upper_bound(tip()));
   return absl::OkStatus();
 }

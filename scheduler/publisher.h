@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,9 @@ class Publisher {
     std::string programs;  // folder of hearth-export and hearth-delta
   };
   // `committed`: steps of the snapshots in DIR, ascending; the run goes on from the last one. What was published beyond
-  // it is set aside; what is committed and not published waits. `finished`: the last one is the job's end.
+  // it is set aside; what is committed and not published waits. `finished`: the last one is the job's end. Where the
+  // run has forked (history.h), whoever serves may hold deltas of the line that it left, on the same full export:
+  // nothing goes on from an export of before the fork, and the next publication is a full one.
   Publisher(Options options, const std::vector<uint64_t>& committed, bool finished);
 
   // A snapshot was committed.
@@ -68,6 +71,7 @@ class Publisher {
   const Options options_;
   const std::string out_;                // DIR/export
   std::map<uint64_t, int64_t> waiting_;  // step → when it was committed, or found
+  std::optional<uint64_t> forked_at_;    // the step to which the run's newest fork went back
   std::vector<BundleLink> chain_;        // the newest one, as last read
   bool needs_base_ = false;              // no delta can be made on the chain
   std::unique_ptr<ChildProcess> child_;

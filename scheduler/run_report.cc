@@ -368,7 +368,36 @@ void RunReport::Warn(const std::vector<Warning>& warnings) {
 }
 
 absl::Status RunReport::Write(const std::string& status, int code, const std::string& reason) {
-  return WriteFileAtomically(JoinPath(options_.dir, "run.json"), ToJson(status, code, reason));
+  absl::Status written = WriteFileAtomically(JoinPath(options_.dir, "run.json"), ToJson(status, code, reason));
+  if (!options_.history || status == "running") return written;
+  HistoryEntry end = EntryOf(HistoryEntry::Kind::kEnd);
+  end.status = status;
+  end.code = code;
+  end.reason = reason;
+  written.Update(AppendHistory(options_.dir, std::move(end)));
+  return written;
+}
+
+absl::Status RunReport::TellStart(const std::vector<std::string>& changes) {
+  if (!options_.history) return absl::OkStatus();
+  HistoryEntry start = EntryOf(HistoryEntry::Kind::kStart);
+  start.servers = options_.servers;
+  start.workers = options_.workers;
+  start.restarts = options_.restarts;
+  start.changes = changes;
+  return AppendHistory(options_.dir, std::move(start));
+}
+
+// With what is known at the newest snapshot.
+HistoryEntry RunReport::EntryOf(HistoryEntry::Kind kind) const {
+  HistoryEntry entry;
+  entry.kind = kind;
+  entry.state = StateOf(manifest_.step(), ledger_.trained(), evaluations_);
+  if (!publication_.has_value()) return entry;
+  entry.state->published_step = publication_->step;
+  entry.state->published_base = publication_->base;
+  entry.state->published_seq = publication_->seq;
+  return entry;
 }
 
 std::string RunReport::ToJson(const std::string& status, int code, const std::string& reason) const {

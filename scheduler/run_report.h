@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/artifact/history.h"
 #include "common/base/env.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
@@ -43,7 +44,8 @@ class RunReport {
     uint32_t workers = 1;
     uint32_t lanes = 1;
     uint32_t restarts = 0;
-    bool tails = false;  // progress shows the lag
+    bool tails = false;    // progress shows the lag
+    bool history = false;  // starts and ends go into DIR/history.jsonl
     RunOutput output;
   };
   explicit RunReport(Options options);
@@ -54,6 +56,8 @@ class RunReport {
   bool says_finished() const { return says_finished_; }
   // Training begins: `ledgers` holds each worker's totals.
   void Start(const std::vector<Ledger>& ledgers, int64_t now_us);
+  // Writes down that a start of the run begins to train, of a job that was another one before it in `changes`.
+  absl::Status TellStart(const std::vector<std::string>& changes);
 
   void set_curves(Curves* curves) { curves_ = curves; }  // outlive the report
   void set_dense_parameters(uint64_t count) { dense_parameters_ = count; }
@@ -72,7 +76,7 @@ class RunReport {
   // A snapshot was committed (or, in an evaluation of a snapshot, its splits were evaluated): rewrites run.json.
   absl::Status Committed(const Manifest& manifest, int64_t now_us);
   absl::Status Evaluated(const std::vector<Evaluation>& evaluations);
-  // Rewrites run.json. `status`: running, finished, saved, failed.
+  // Rewrites run.json. `status`: running, finished, saved, failed; all but the first are ends.
   absl::Status Write(const std::string& status, int code, const std::string& reason);
 
   // Shows progress when that is due.
@@ -88,6 +92,7 @@ class RunReport {
 
  private:
   double TrainingSeconds(int64_t now_us) const;
+  HistoryEntry EntryOf(HistoryEntry::Kind kind) const;
   ProgressFigures Figures(int64_t now_us) const;
   void TurnWindow(int64_t now_us);
   std::string ToJson(const std::string& status, int code, const std::string& reason) const;

@@ -103,6 +103,7 @@ absl::Status Scheduler::OpenReport(uint32_t lanes) {
   report.workers = options_.workers;
   report.lanes = lanes;
   report.restarts = options_.restarts;
+  report.history = !evaluates();
   for (const Log& log : options_.job.log()) report.tails = report.tails || !log.directory().empty();
   report.output = options_.output;
   report_ = std::make_unique<RunReport>(report);
@@ -215,6 +216,11 @@ absl::Status Scheduler::TakeJob(const Manifest& manifest) {
   }
   eras_.push_back(std::move(era));
   return absl::OkStatus();
+}
+
+std::vector<std::string> Scheduler::ChangesOfThisStart() const {
+  if (restored() == nullptr || eras_.empty() || eras_.back().from_step() != restored()->step() + 1) return {};
+  return {eras_.back().change().begin(), eras_.back().change().end()};
 }
 
 // What is not a valid snapshot makes way for the steps that will be saved again. A folder without a MANIFEST was never
@@ -485,6 +491,7 @@ absl::Status Scheduler::MaybeGo() {
   control.mutable_go();
   spdlog::info("event=go step={} lanes={} files={}", start_.manifest.step(), leases_->lanes(), leases_->files().size());
   HEARTH_RETURN_IF_ERROR(report_->Write("running", 0, ""));
+  HEARTH_RETURN_IF_ERROR(report_->TellStart(ChangesOfThisStart()));
   return SendToWorkers(control);
 }
 

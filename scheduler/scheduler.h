@@ -61,6 +61,7 @@ class Scheduler {
   absl::Status PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files);
   // The snapshot's job, or one that a run may change to: then from the next step on.
   absl::Status TakeJob(const Manifest& manifest);
+  std::vector<std::string> ChangesOfThisStart() const;
   absl::Status TidySnapshots();
   bool NothingIsLeft() const;
   std::string SnapshotsFolder() const;

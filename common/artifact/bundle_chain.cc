@@ -123,6 +123,27 @@ absl::StatusOr<std::vector<BundleLink>> ReadNewestChain(const std::string& out) 
   return std::vector<BundleLink>();
 }
 
+absl::StatusOr<std::vector<std::string>> SetAsideLine(const std::string& out, uint64_t step,
+                                                      const std::string& suffix) {
+  std::vector<std::string> names;
+  const auto rename = [&](const std::string& folder) -> absl::Status {
+    if (!PathExists(folder)) return absl::OkStatus();
+    names.push_back(folder + suffix);
+    return RenamePath(folder, folder + suffix);
+  };
+  // A kill between two leaves deltas without their full export on no account, at most a full export without deltas.
+  HEARTH_ASSIGN_OR_RETURN(std::vector<uint64_t> bases, NumbersIn(out));
+  for (; !bases.empty() && bases.back() > step; bases.pop_back()) {
+    HEARTH_RETURN_IF_ERROR(rename(DeltasFolder(out, bases.back())));
+    HEARTH_RETURN_IF_ERROR(rename(JoinPath(out, absl::StrCat(bases.back()))));
+  }
+  if (bases.empty() || !IsBundle(JoinPath(out, absl::StrCat(bases.back())))) return names;
+  HEARTH_ASSIGN_OR_RETURN(std::vector<BundleLink> chain, ReadChain(out, bases.back()));
+  for (; !chain.empty() && chain.back().step > step; chain.pop_back())
+    HEARTH_RETURN_IF_ERROR(rename(chain.back().folder));
+  return names;
+}
+
 absl::StatusOr<std::vector<std::string>> SetAsideBeyond(const std::string& out, uint64_t step) {
   std::vector<std::string> names;
   while (true) {

@@ -45,5 +45,8 @@ absl::StatusOr<std::vector<BundleLink>> ReadNewestChain(const std::string& out);
 // Renames what lies beyond `step` in the newest chains to <name>.ahead, the last link first: for a run that goes on
 // from an older snapshot. The names set aside.
 absl::StatusOr<std::vector<std::string>> SetAsideBeyond(const std::string& out, uint64_t step);
+// The same for a run that forks at `step`: what was published beyond it is of a line that the run leaves, and stays
+// there as <name><suffix>. Full exports go with all their deltas, whatever these hold, the newest first.
+absl::StatusOr<std::vector<std::string>> SetAsideLine(const std::string& out, uint64_t step, const std::string& suffix);
 
 }  // namespace hearth

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/artifact/numbered_folder.h"
@@ -71,14 +72,24 @@ absl::Status DescribeInto(const std::string& folder, const std::string& name, st
   return absl::OkStatus();
 }
 
-absl::StatusOr<Manifest> ReadAndVerify(const std::string& folder, uint64_t step) {
+absl::StatusOr<Manifest> ReadAndVerify(const std::string& folder, uint64_t step, const GiveUp& give_up) {
   HEARTH_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(folder));
   if (manifest.step() != step) {
     return absl::DataLossError(absl::StrCat(folder, "/", kManifestName, ": is of step ", manifest.step()));
   }
   HEARTH_RETURN_IF_ERROR(CheckCounts(manifest, folder));
-  HEARTH_RETURN_IF_ERROR(VerifyFiles(folder, manifest));
+  HEARTH_RETURN_IF_ERROR(VerifyFiles(folder, manifest, give_up));
   return manifest;
+}
+
+// The committed snapshots' steps, ascending.
+absl::StatusOr<std::vector<uint64_t>> CommittedIn(const std::string& snapshots_folder) {
+  HEARTH_ASSIGN_OR_RETURN(std::vector<uint64_t> steps, NumbersIn(snapshots_folder));
+  const auto uncommitted = [&](uint64_t step) {
+    return !PathExists(JoinPath(snapshots_folder, absl::StrCat(step, "/", kManifestName)));
+  };
+  steps.erase(std::remove_if(steps.begin(), steps.end(), uncommitted), steps.end());
+  return steps;
 }
 
 }  // namespace
@@ -163,10 +174,10 @@ absl::Status CheckCounts(const Manifest& manifest, const std::string& folder) {
   return absl::OkStatus();
 }
 
-absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest) {
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, const GiveUp& give_up) {
   for (const FileEntry& file : manifest.file()) {
     const std::string path = JoinPath(folder, file.path());
-    HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashFile(path));
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashFile(path, give_up));
     if (hash != file.xxh3()) {
       return absl::DataLossError(
           absl::StrFormat("%s: checksum is %016x, MANIFEST says %016x", path, hash, file.xxh3()));
@@ -195,12 +206,12 @@ absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, 
   return entries;
 }
 
-absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder) {
+absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder, const GiveUp& give_up) {
   SnapshotChoice choice;
   HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, NumbersIn(snapshots_folder));
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     const std::string folder = JoinPath(snapshots_folder, absl::StrCat(*step));
-    absl::StatusOr<Manifest> manifest = ReadAndVerify(folder, *step);
+    absl::StatusOr<Manifest> manifest = ReadAndVerify(folder, *step, give_up);
     if (manifest.ok()) {
       choice.folder = folder;
       choice.manifest = *std::move(manifest);
@@ -211,6 +222,21 @@ absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_f
     if (!absl::IsDataLoss(manifest.status()) && !absl::IsNotFound(manifest.status())) return manifest.status();
     choice.passed_over.push_back(absl::StrCat(folder, ": ", manifest.status().message()));
   }
+  return choice;
+}
+
+absl::StatusOr<SnapshotChoice> FindSnapshotOf(const std::string& snapshots_folder, uint64_t step,
+                                              const GiveUp& give_up) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, CommittedIn(snapshots_folder));
+  if (std::find(steps.begin(), steps.end(), step) == steps.end()) {
+    return absl::NotFoundError(
+        absl::StrCat(snapshots_folder, ": no snapshot of step ", step, " is kept; ",
+                     steps.empty() ? "none is: leave --from out"
+                                   : absl::StrCat("give --from one of those that are: ", absl::StrJoin(steps, ", "))));
+  }
+  SnapshotChoice choice;
+  choice.folder = JoinPath(snapshots_folder, absl::StrCat(step));
+  HEARTH_ASSIGN_OR_RETURN(choice.manifest, ReadAndVerify(choice.folder, step, give_up));
   return choice;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/base/file.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 
@@ -21,8 +22,8 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::strin
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 // That its counts are ones that a run can have: whoever starts from it, or allocates by it, asks first. DataLoss.
 absl::Status CheckCounts(const Manifest& manifest, const std::string& folder);
-// Every listed file's checksum too.
-absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest);
+// Every listed file's checksum too: reads the whole snapshot.
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, const GiveUp& give_up = {});
 // Writes folder/MANIFEST: one rename commits the snapshot.
 absl::Status CommitManifest(const std::string& folder, const Manifest& manifest);
 // Length and checksum of folder/name for each name (recursing into folders), to be listed in a MANIFEST.
@@ -35,7 +36,11 @@ struct SnapshotChoice {
 };
 // The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum. For the run itself; who
 // reads beside it takes HoldNewestSnapshot (snapshot_hold.h).
-absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder);
+absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder, const GiveUp& give_up = {});
+// The snapshot of that step alone. NotFound, with the steps that are there, where it is not; DataLoss where it is not
+// whole.
+absl::StatusOr<SnapshotChoice> FindSnapshotOf(const std::string& snapshots_folder, uint64_t step,
+                                              const GiveUp& give_up = {});
 
 // The end that `job` sets, in epochs and steps, is not before what the snapshot has trained. FailedPrecondition.
 absl::Status CheckEndIsAhead(const Job& job, const Manifest& manifest);

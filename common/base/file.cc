@@ -139,13 +139,14 @@ absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint64_t> HashUpTo(const std::string& path, uint64_t bytes) {
+absl::StatusOr<uint64_t> HashUpTo(const std::string& path, uint64_t bytes, const GiveUp& give_up) {
   HEARTH_ASSIGN_OR_RETURN(Descriptor file, Open(path, O_RDONLY));
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> hash(XXH3_createState(), &XXH3_freeState);
   HEARTH_CHECK(hash != nullptr, "out of memory");
   XXH3_64bits_reset(hash.get());
   const std::unique_ptr<char[]> chunk(new char[kChunkBytes]);
   while (bytes > 0) {
+    if (give_up && give_up()) return absl::CancelledError(absl::StrCat(path, ": given up while it was read"));
     const size_t want = static_cast<size_t>(std::min<uint64_t>(bytes, kChunkBytes));
     HEARTH_ASSIGN_OR_RETURN(const size_t got, ReadFully(file, path, chunk.get(), want));
     XXH3_64bits_update(hash.get(), chunk.get(), got);
@@ -253,9 +254,11 @@ absl::StatusOr<uint64_t> FileBytes(const std::string& path) {
   return static_cast<uint64_t>(info.st_size);
 }
 
-absl::StatusOr<uint64_t> HashFile(const std::string& path) { return HashUpTo(path, UINT64_MAX); }
+absl::StatusOr<uint64_t> HashFile(const std::string& path, const GiveUp& give_up) {
+  return HashUpTo(path, UINT64_MAX, give_up);
+}
 
-absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes) { return HashUpTo(path, bytes); }
+absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes) { return HashUpTo(path, bytes, {}); }
 
 absl::StatusOr<uint64_t> DiskFreeBytes(const std::string& path) {
   struct statvfs info;

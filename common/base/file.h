@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,8 +44,10 @@ absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path);
 absl::Status ErrorOf(int error, absl::string_view what, const std::string& path);
 bool PathExists(const std::string& path);
 absl::StatusOr<uint64_t> FileBytes(const std::string& path);
-absl::StatusOr<uint64_t> HashFile(const std::string& path);                      // XXH3-64 of the whole file
-absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes);  // of its first bytes
+// Asked by what may take long, some times a second, whether to give up: then it ends with Cancelled. Empty: never.
+using GiveUp = std::function<bool()>;
+absl::StatusOr<uint64_t> HashFile(const std::string& path, const GiveUp& give_up = {});  // XXH3-64 of the whole file
+absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes);          // of its first bytes
 absl::StatusOr<uint64_t> DiskFreeBytes(const std::string& path);
 std::string JoinPath(absl::string_view folder, absl::string_view name);  // an absolute name stays as it is
 

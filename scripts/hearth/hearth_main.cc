@@ -22,6 +22,7 @@
 #include "scripts/hearth/generate.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/launch.h"
+#include "scripts/hearth/show_history.h"
 #include "scripts/hearth/submit.h"
 
 namespace hearth {
@@ -52,6 +53,7 @@ constexpr CommandName kCommands[] = {
     {"train", "Train", "Train a job, or go on with it from its newest snapshot", "inspect, eval, export"},
     {"submit", "Train", "Submit a job to Slurm: saves before its time limit, requeues, resumes", "inspect"},
     {"inspect", "Look at what was trained", "Show what a snapshot holds", "verify, eval, export"},
+    {"history", "Look at what was trained", "Show what a run has been through, a line an era", "inspect"},
     {"verify", "Look at what was trained", "Check every checksum of a snapshot or an export bundle", "export, score"},
     {"eval", "Look at what was trained", "Evaluate a snapshot on other logs, through servers, read only", "export"},
     {"export", "Serve", "Export a snapshot as a bundle for serving, or a delta on one, or merge them", "score, verify"},
@@ -109,9 +111,13 @@ void AddSubmit(CLI::App* app, int* code) {
       ->capture_default_str();
   command
       ->add_option("--max-requeues", submit.requeues_max,
-                   "Requeues after a dead rank, or a start that saved no new snapshot")
+                   "Requeues after a dead rank, or a start that saved nothing; each new snapshot begins the count anew")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
+  command
+      ->add_option("--from", submit.from,
+                   "Go back to the kept snapshot of this step; later ones are set aside under another name")
+      ->type_name("STEP");
   command->add_option("--sbatch", submit.sbatch, "One more option for sbatch, e.g. --sbatch=--account=ranking")
       ->expected(1)
       ->allow_extra_args(false)
@@ -166,11 +172,18 @@ void AddTrain(CLI::App* app, int* code) {
   AddOverrides(command, &train.overrides);
   AddRanks(command, &train.servers, &train.workers);
   command->add_option("--hostfile", train.hostfile, "Hosts for mpirun");
-  command->add_option("--max-restarts", train.restarts_max, "Restarts after a rank died, in the life of this command")
+  command
+      ->add_option("--max-restarts", train.restarts_max,
+                   "Restarts after a rank died; each new snapshot begins the count anew")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
   command->add_flag("--again", train.again, "Train a file that the run has had once more, under another name");
-  command->add_flag("--fresh", train.fresh, "Start anew; --out must be empty");
+  CLI::Option* const fresh = command->add_flag("--fresh", train.fresh, "Start anew; --out must be empty");
+  command
+      ->add_option("--from", train.from,
+                   "Go back to the kept snapshot of this step; later ones are set aside under another name")
+      ->type_name("STEP")
+      ->excludes(fresh);
   command->add_flag("--print-job", print_job, "Print the effective job and stop");
   command->add_flag("--print-changes", print_changes,
                     "Print in what the job is another one than the newest snapshot's in --out, and stop");
@@ -228,6 +241,14 @@ void AddLooks(CLI::App* app, int* code) {
     *code = Finish(kProgram, InspectSnapshot(path, json));
     if (*code == kExitOk && !json)
       SayNext(absl::StrCat("hearth verify ", path, ", or hearth export ", path, " --out BUNDLE"));
+  });
+
+  command = AddCommand(app, "history");
+  command->add_option("DIR", path, "A run's folder")->required();
+  command->add_flag("--json", json, "As JSON");
+  command->callback([code] {
+    *code = Finish(kProgram, ShowHistory(path, json));
+    if (*code == kExitOk && !json) SayNext(absl::StrCat("hearth inspect ", path));
   });
 
   command = AddCommand(app, "verify");

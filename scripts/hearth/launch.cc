@@ -86,7 +86,19 @@ absl::Status TellRunJson(const std::string& out, const std::string& job_name, bo
   const bool told = fresh && !run.status.empty() && run.status != "running" && run.ended && run.code == code;
   if (told && IsFinalExit(code)) return absl::OkStatus();
   if (told && !run.reason.empty()) reason = absl::StrCat(run.reason, "; ", reason);
-  return WriteRunEnd(out, job_name, code == kExitSaved ? "saved" : "failed", code, reason);
+  const char* const status = code == kExitSaved ? "saved" : "failed";
+  HEARTH_RETURN_IF_ERROR(WriteRunEnd(out, job_name, status, code, reason));
+  return AppendEnd(out, status, code, reason);
+}
+
+// Of a job that was stopped, or asked to save, before anything was started.
+int CodeBeforeStart(const Supervisor& supervisor, std::string* reason) {
+  if (supervisor.stop_signal() != 0) {
+    *reason = absl::StrCat("stopped by signal ", supervisor.stop_signal());
+    return 128 + supervisor.stop_signal();
+  }
+  *reason = "asked to save before anything was started; the newest snapshot stands";
+  return kExitSaved;
 }
 
 // How much the scheduler has written: it says its first word when all ranks have found each other.
@@ -114,17 +126,51 @@ void KeepMessages(const std::string& folder, const std::string& messages) {
   if (!status.ok()) Say(std::string(status.message()));
 }
 
+// How often in a row a rank has died, and nothing newer than ever was saved. A job of months may lose a rank a day; one
+// that dies at the same record each time is given up.
+class RestartBudget {
+ public:
+  explicit RestartBudget(const TrainOptions& options)
+      : options_(options), step_(std::max<int64_t>(0, NewestStep(options.out))), wait_us_(options.back_off_us) {}
+  // A start has ended. Falling back to an older snapshot and saving that step again is nothing new, nor is step 0.
+  void Look() {
+    const int64_t newest = NewestStep(options_.out);
+    if (newest <= step_) return;
+    step_ = newest;
+    refilled_ = used_ > 0;
+    used_ = 0;
+    wait_us_ = options_.back_off_us;
+  }
+  bool spent() const { return used_ >= options_.restarts_max; }
+  int used() const { return used_; }
+  // One more restart, told in one line. How long to wait before it.
+  int64_t Take(int code) {
+    const int64_t wait_us = wait_us_;
+    ++used_;
+    Say(absl::StrFormat("the job ended with %s; restart %d of %d from the newest snapshot%s in %.1f s",
+                        DescribeEnd(code), used_, options_.restarts_max,
+                        refilled_ ? absl::StrCat(" (", step_, ": new, the count begins anew)") : "", wait_us / 1e6));
+    wait_us_ = std::min(wait_us_ * 2, options_.back_off_us * kBackOffMost);
+    refilled_ = false;
+    return wait_us;
+  }
+
+ private:
+  const TrainOptions& options_;
+  int64_t step_;  // the highest of a snapshot so far
+  int64_t wait_us_;
+  int used_ = 0;
+  bool refilled_ = false;
+};
+
 // Runs the roles until the job has an exit code that stands. `reason` says why, for run.json.
 // `output`: whether the last start's standard output arrived.
 int RunToEnd(const TrainOptions& options, const Job& job, const std::string& folder, Supervisor* supervisor,
              std::string* reason, absl::Status* output) {
-  int64_t back_off_us = options.back_off_us;
+  RestartBudget budget(options);
   bool came_together = false;  // in some start
   supervisor->Pause(0);        // what was asked while the job was being prepared
-  if (supervisor->save_asked() && supervisor->stop_signal() == 0) {
-    *reason = "asked to save before anything was started; the newest snapshot stands";
-    return kExitSaved;
-  }
+  if (supervisor->save_asked()) return CodeBeforeStart(*supervisor, reason);
   for (int restarts = 0; supervisor->stop_signal() == 0; ++restarts) {
     const uint64_t log_bytes = SchedulerLogBytes(folder);
     const RoleCounts counts = {options.servers, options.workers};
@@ -166,14 +212,13 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
       *reason = absl::StrCat(DescribeEnd(code), ", and ranks of it cannot be ended");
       return code;
     }
-    if (restarts >= options.restarts_max) {
-      *reason = absl::StrCat(DescribeEnd(code), "; restarted ", restarts, " times, --max-restarts");
+    budget.Look();
+    if (budget.spent()) {
+      *reason = absl::StrCat(DescribeEnd(code), "; restarted ", budget.used(),
+                             " times without a new snapshot, --max-restarts");
       return code;
     }
-    Say(absl::StrFormat("the job ended with %s; restart %d of %d from the newest snapshot in %.1f s", DescribeEnd(code),
-                        restarts + 1, options.restarts_max, back_off_us / 1e6));
-    supervisor->Pause(back_off_us);
-    back_off_us = std::min(back_off_us * 2, options.back_off_us * kBackOffMost);
+    supervisor->Pause(budget.Take(code));
     if (supervisor->save_asked() && supervisor->stop_signal() == 0) {
       *reason = "asked to save between two starts; the newest snapshot stands";
       return kExitSaved;
@@ -311,7 +356,8 @@ absl::Status PrintChanges(const TrainOptions& options, std::string* text) {
   const std::string snapshots = JoinPath(options.out, "snapshots");
   SnapshotChoice choice;
   if (PathExists(snapshots)) {
-    HEARTH_ASSIGN_OR_RETURN(choice, FindNewestSnapshot(snapshots));
+    HEARTH_ASSIGN_OR_RETURN(
+        choice, options.from.has_value() ? FindSnapshotOf(snapshots, *options.from) : FindNewestSnapshot(snapshots));
   }
   if (choice.folder.empty()) {
     *text = absl::StrCat(options.out, ": holds no snapshot; the job would start there\n");
@@ -340,7 +386,7 @@ int Train(const TrainOptions& options) {
   Supervisor supervisor;  // from here on a signal is remembered
   absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
   if (!job.ok()) return Complain(job.status());
-  const Job read = WithoutFilesReadIn(options.out, *job);
+  const Job read = WithoutFilesReadIn(options.out, options.from, *job);
   if (const absl::Status status = CheckInputs(read); !status.ok()) return Complain(status);
   if (const absl::Status status = CheckReading(read, options.job); !status.ok()) return Complain(status);
   if (const absl::Status status = CheckPrograms(*job, options.programs.folder); !status.ok()) return Complain(status);
@@ -354,13 +400,23 @@ int Train(const TrainOptions& options) {
     return Complain(
         absl::InternalError(absl::StrCat(path, ": ranks of an earlier run are still there and cannot be ended")));
   }
-  job = PrepareRun(*job, options.job, options.workers, **folder);
-  if (!job.ok()) return Complain(job.status());
-
+  // A large snapshot takes minutes to verify: whoever stops us then does not wait for that.
+  const auto asked = [&supervisor] {
+    supervisor.Pause(0);
+    return supervisor.save_asked() || supervisor.stop_signal() != 0;
+  };
+  const absl::StatusOr<Job> prepared = PrepareRun(*job, {options.job, options.workers, options.from, asked}, **folder);
   std::string reason;
+  if (absl::IsCancelled(prepared.status())) {  // nothing in the folder was looked at, and nothing is changed
+    const int code = CodeBeforeStart(supervisor, &reason);
+    Say(reason);
+    return code;
+  }
+  if (!prepared.ok()) return Complain(prepared.status());
+
   const auto before = RunJsonTime(path);
   absl::Status output;
-  const int code = RunToEnd(options, *job, path, &supervisor, &reason, &output);
+  const int code = RunToEnd(options, *prepared, path, &supervisor, &reason, &output);
   if (code == kExitOk && !output.ok()) return Complain(Annotate(output, "the job is finished, its table is lost"));
   if (code == kExitOk) {
     SayNext(absl::StrCat("hearth inspect ", options.out, ", or hearth export ", options.out, " --out BUNDLE"));

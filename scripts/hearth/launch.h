@@ -2,6 +2,8 @@
 // under mpirun, and see the job through: restarts, signals, exit codes (docs/OPERATIONS.md).
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,9 +27,10 @@ struct TrainOptions {
   int servers = 1;
   int workers = 1;
   std::string hostfile;
-  int restarts_max = 3;
+  int restarts_max = 3;  // one behind the other without a new snapshot
   bool fresh = false;
   bool again = false;             // files that the run knows may be trained once more under other names
+  std::optional<uint64_t> from;   // go back to the snapshot of this step
   int64_t back_off_us = 1000000;  // before the first restart; doubles, up to 30 times as much
 };
 
@@ -39,8 +42,8 @@ absl::Status PrintChanges(const TrainOptions& options, std::string* text);
 
 // Trains `job` in the folder `out`, from its newest snapshot where it has one. Returns the exit code; what went wrong
 // is told on stderr. Codes 64, 65, 66, 74 and 78 are final; after anything else that is not 0 or 75 the roles are
-// started again from the newest snapshot, at most restarts_max times. Where mpirun never got the ranks together it
-// would refuse again: 78, with its reason.
+// started again from the newest snapshot, at most restarts_max times; a snapshot that is newer than all before begins
+// the count anew. Where mpirun never got the ranks together it would refuse again: 78, with its reason.
 int Train(const TrainOptions& options);
 
 struct EvalOptions {

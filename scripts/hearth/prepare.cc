@@ -14,12 +14,14 @@
 #include "absl/strings/str_join.h"
 #include "common/artifact/manifest.h"
 #include "common/artifact/numbered_folder.h"
+#include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
 #include "common/job/log_list.h"
 #include "common/job/pieces.h"
+#include "scripts/hearth/fork.h"
 #include "worker/log/log_reader.h"
 #include "worker/log/record_plan.h"
 
@@ -115,10 +117,11 @@ absl::Status CheckInputs(const Job& job) {
   return irregular.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(irregular, "\n"));
 }
 
-Job WithoutFilesReadIn(const std::string& out, const Job& job) {
+Job WithoutFilesReadIn(const std::string& out, std::optional<uint64_t> from, const Job& job) {
   const std::string snapshots = JoinPath(out, "snapshots");
   const std::vector<uint64_t> steps = NumbersIn(snapshots).value_or(std::vector<uint64_t>());
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (from.has_value() && *step != *from) continue;
     const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(snapshots, absl::StrCat(*step)));
     if (!manifest.ok()) continue;
     std::vector<LaneState> lanes(manifest->lane().begin(), manifest->lane().end());
@@ -236,10 +239,20 @@ std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job)
   };
 }
 
-absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder) {
+int64_t NewestStep(const std::string& folder) {
+  const absl::StatusOr<std::vector<std::string>> snapshots = SnapshotsAt(JoinPath(folder, "snapshots"));
+  if (!snapshots.ok()) return -1;
+  const auto step = NumberOfName(std::filesystem::path(snapshots->front()).filename().string());
+  return step.has_value() ? static_cast<int64_t>(*step) : -1;
+}
+
+absl::StatusOr<Job> PrepareRun(Job job, const PrepareOptions& options, const RunFolder& folder) {
   const std::string snapshots = JoinPath(folder.path(), "snapshots");
   HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshots));
-  HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, FindNewestSnapshot(snapshots));
+  HEARTH_RETURN_IF_ERROR(FinishFork(folder.path()));
+  HEARTH_ASSIGN_OR_RETURN(const SnapshotChoice choice, options.from.has_value()
+                                                           ? FindSnapshotOf(snapshots, *options.from, options.give_up)
+                                                           : FindNewestSnapshot(snapshots, options.give_up));
   HEARTH_RETURN_IF_ERROR(RefuseIfAllCorrupt(snapshots, choice));
   for (const std::string& line : choice.passed_over) Say(absl::StrCat("passed over: ", line));
   if (!choice.folder.empty()) {
@@ -247,11 +260,12 @@ absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers
     HEARTH_RETURN_IF_ERROR(Annotate(CheckEndIsAhead(job, choice.manifest), choice.folder));
     Say(absl::StrCat("resuming from ", choice.folder));
   } else if (!job.training().has_lanes()) {
-    job.mutable_training()->set_lanes(static_cast<uint32_t>(workers));
+    job.mutable_training()->set_lanes(static_cast<uint32_t>(options.workers));
   }
   DecidePieces(&job);  // of a log that is new; what a snapshot says stays
-  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, workers, !choice.folder.empty()));
-  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), job_path));  // again: lanes are known now
+  HEARTH_RETURN_IF_ERROR(CheckWorkers(job, options.workers, !choice.folder.empty()));
+  HEARTH_RETURN_IF_ERROR(Annotate(ValidateJob(job), options.job_path));  // again: lanes are known now
+  if (options.from.has_value()) HEARTH_RETURN_IF_ERROR(ForkAt(folder.path(), *options.from));
   for (const char* name : {"logs", "tb", "dead-letter", "predictions", "live"}) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(JoinPath(folder.path(), name)));
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,8 +24,8 @@ int Complain(const absl::Status& status);
 absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides);
 
 // The job without the paths that the run in `out`, where there is one, has read for good: they need not be there any
-// more. By its newest MANIFEST as it is: the scheduler judges by one that verifies.
-Job WithoutFilesReadIn(const std::string& out, const Job& job);
+// more. By its newest MANIFEST, or that of step `from`, as it is: the scheduler judges by one that verifies.
+Job WithoutFilesReadIn(const std::string& out, std::optional<uint64_t> from, const Job& job);
 // The files that the job names, all missing ones at once.
 absl::Status CheckInputs(const Job& job);
 // Expressions, columns, delimiters, formats: all that headers of logs and side tables tell, all faults at once. A log
@@ -58,9 +59,18 @@ class RunFolder {
   const int lock_;
 };
 
+struct PrepareOptions {
+  std::string job_path;
+  int workers = 1;
+  std::optional<uint64_t> from;  // go back to this snapshot (fork.h)
+  GiveUp give_up;                // while a snapshot is verified: Cancelled, and nothing is changed
+};
 // The effective job, with its lanes and pieces, written to the folder's job.txtpb, and the folder ready for the roles:
 // what it holds is of the same job, and something of it verifies.
-absl::StatusOr<Job> PrepareRun(Job job, const std::string& job_path, int workers, const RunFolder& folder);
+absl::StatusOr<Job> PrepareRun(Job job, const PrepareOptions& options, const RunFolder& folder);
+
+// The newest committed step in the run's folder, by its name; -1 where there is none.
+int64_t NewestStep(const std::string& folder);
 
 // What every rank of the job is to have in its environment, whoever starts it.
 std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job);

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/artifact/history.h"
 #include "common/base/file.h"
 
 namespace hearth {
@@ -52,6 +53,14 @@ absl::Status WriteRunEnd(const std::string& folder, const std::string& job_name,
   run["exit"] = {{"code", code}, {"reason", reason}};
   return WriteFileAtomically(JoinPath(folder, "run.json"),
                              run.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+absl::Status AppendEnd(const std::string& folder, const std::string& status, int code, const std::string& reason) {
+  HistoryEntry end;
+  end.status = status;
+  end.code = code;
+  end.reason = reason;
+  return AppendHistory(folder, end);
 }
 
 }  // namespace hearth

@@ -20,4 +20,7 @@ RunState ReadRunState(const std::string& folder);
 absl::Status WriteRunEnd(const std::string& folder, const std::string& job_name, const std::string& status, int code,
                          const std::string& reason);
 
+// The same into the run's history, for an end that the scheduler did not see.
+absl::Status AppendEnd(const std::string& folder, const std::string& status, int code, const std::string& reason);
+
 }  // namespace hearth

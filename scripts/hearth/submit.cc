@@ -14,13 +14,13 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "common/artifact/numbered_folder.h"
-#include "common/artifact/snapshot_hold.h"
+#include "common/artifact/history.h"
 #include "common/base/file.h"
 #include "common/base/output_file.h"
 #include "common/base/report.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "scripts/hearth/fork.h"
 #include "scripts/hearth/launch.h"
 #include "scripts/hearth/prepare.h"
 #include "scripts/hearth/run_json.h"
@@ -96,7 +96,7 @@ absl::Status CheckSbatch() {
 // The job is in the folder and the folder is let go again: Slurm may start it at once.
 absl::StatusOr<std::string> WriteScript(const SubmitOptions& options, const Job& loaded) {
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<RunFolder> folder, RunFolder::Open(options.out, false));
-  HEARTH_ASSIGN_OR_RETURN(const Job job, PrepareRun(loaded, options.job, options.workers, *folder));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, PrepareRun(loaded, {options.job, options.workers, options.from, {}}, *folder));
   const int cpus = options.cpus_per_task > 0 ? options.cpus_per_task : static_cast<int>(job.training().threads());
   HEARTH_ASSIGN_OR_RETURN(const std::string script, BatchScript(options, folder->path(), cpus, RankEnvironment(job)));
   const std::string path = JoinPath(folder->path(), "hearth.sbatch");
@@ -131,8 +131,8 @@ absl::Status SubmitOrPrint(const SubmitOptions& options) {
 
 // --- after a start ---
 
-// DIR/requeues: which of Slurm's jobs counts here, how often it was put back as a failure, the newest snapshot's step
-// at its latest start. One line, three numbers.
+// DIR/requeues: which of Slurm's jobs counts here, how often it was put back as a failure since it had a new snapshot,
+// and the highest step of a snapshot that it has begun a start with: a newer one is new. One line, three numbers.
 struct Requeues {
   std::string slurm_job;
   int failures = 0;
@@ -161,14 +161,6 @@ absl::Status WriteRequeues(const std::string& folder, const Requeues& requeues) 
                              absl::StrCat(requeues.slurm_job, " ", requeues.failures, " ", requeues.step, "\n"));
 }
 
-// The newest step with a MANIFEST; -1 where there is none.
-int64_t NewestStep(const std::string& folder) {
-  const absl::StatusOr<std::vector<std::string>> snapshots = SnapshotsAt(JoinPath(folder, "snapshots"));
-  if (!snapshots.ok()) return -1;
-  const auto step = NumberOfName(std::filesystem::path(snapshots->front()).filename().string());
-  return step.has_value() ? static_cast<int64_t>(*step) : -1;
-}
-
 // The start's exit code: the scheduler's word where it has written one, else srun's.
 int CodeOfStart(const std::string& folder, const BatchOutcome& outcome) {
   const RunState run = ReadRunState(folder);
@@ -180,6 +172,7 @@ int CodeOfStart(const std::string& folder, const BatchOutcome& outcome) {
 
 absl::Status TellRunJson(const std::string& folder, const std::string& status, int code, const std::string& reason) {
   const absl::StatusOr<Job> job = LoadJob(JoinPath(folder, "job.txtpb"), {});
+  if (status != "running") HEARTH_RETURN_IF_ERROR(AppendEnd(folder, status, code, reason));
   return WriteRunEnd(folder, job.ok() ? job->name() : "", status, code, reason);
 }
 
@@ -226,8 +219,9 @@ int Submit(const SubmitOptions& options) {
 }
 
 absl::Status BatchBegin(const std::string& folder, const std::string& slurm_job) {
+  HEARTH_RETURN_IF_ERROR(FinishFork(folder));
   Requeues requeues = ReadRequeues(folder, slurm_job);
-  requeues.step = NewestStep(folder);
+  requeues.step = std::max(requeues.step, NewestStep(folder));
   HEARTH_RETURN_IF_ERROR(WriteRequeues(folder, requeues));
   if (!PathExists(JoinPath(folder, "run.json"))) return absl::OkStatus();
   return TellRunJson(folder, "running", kExitOk, "");
@@ -257,7 +251,9 @@ absl::StatusOr<BatchNext> BatchEnd(const std::string& folder, const std::string&
     return next;
   }
   Requeues requeues = ReadRequeues(folder, slurm_job);
-  const bool counted = !saved || NewestStep(folder) <= requeues.step;
+  const bool advanced = NewestStep(folder) > std::max<int64_t>(0, requeues.step);  // step 0 is no progress
+  const bool counted = !saved || !advanced;
+  if (advanced) requeues.failures = 0;
   if (!counted) {
     next.reason = "saved before the time limit";
   } else if (saved) {
@@ -273,10 +269,10 @@ absl::StatusOr<BatchNext> BatchEnd(const std::string& folder, const std::string&
   if (saved || outcome.asked || next.requeue) next.code = kExitSaved;
   if (!next.requeue) {
     absl::StrAppend(&next.reason, "; requeued ", outcome.requeues_max,
-                    " times, --max-requeues; submit it again to go on from the newest snapshot");
+                    " times without a new snapshot, --max-requeues; submit it again to go on from the newest one");
   } else if (counted) {
     absl::StrAppend(&next.reason, "; requeue ", requeues.failures, " of ", outcome.requeues_max,
-                    " from the newest snapshot");
+                    " from the newest snapshot", advanced ? ", counted anew behind a new one" : "");
   } else {
     absl::StrAppend(&next.reason, "; requeued");
   }

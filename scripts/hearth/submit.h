@@ -3,6 +3,8 @@
 // script asks before and after each start: whether an ended start is the end, or goes back into the queue.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,11 +24,12 @@ struct SubmitOptions {
   int servers = 1;
   int workers = 1;
   int nodes = 1;
-  std::string time;        // as Slurm writes it: minutes, h:m:s, d-h …
-  std::string partition;   // empty: the cluster's default
-  int signal_lead_s = 90;  // SIGUSR1 so long before the time limit
-  int cpus_per_task = 0;   // 0: training.threads
-  int requeues_max = 10;
+  std::string time;                 // as Slurm writes it: minutes, h:m:s, d-h …
+  std::string partition;            // empty: the cluster's default
+  int signal_lead_s = 90;           // SIGUSR1 so long before the time limit
+  int cpus_per_task = 0;            // 0: training.threads
+  int requeues_max = 10;            // one behind the other without a new snapshot
+  std::optional<uint64_t> from;     // go back to the snapshot of this step, now
   std::vector<std::string> sbatch;  // more options for sbatch, e.g. "--account=ranking"
   bool print = false;               // print the script; write and submit nothing
 };
@@ -38,8 +41,9 @@ int Submit(const SubmitOptions& options);
 absl::StatusOr<std::string> BatchScript(const SubmitOptions& options, const std::string& folder, int cpus_per_task,
                                         const std::vector<std::pair<std::string, std::string>>& environment);
 
-// Before a start of Slurm's job `slurm_job` in the run's folder: remembers the newest snapshot in DIR/requeues, and
-// marks run.json as running, so that an outcome found there later is this start's.
+// Before a start of Slurm's job `slurm_job` in the run's folder: remembers the newest snapshot in DIR/requeues, ends a
+// fork that was cut short (fork.h), and marks run.json as running, so that an outcome found there later is this
+// start's.
 absl::Status BatchBegin(const std::string& folder, const std::string& slurm_job);
 
 struct BatchOutcome {

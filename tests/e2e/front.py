@@ -162,7 +162,8 @@ def output_goes_where_its_user_says(bench):
 
     trained, bundle = bench.root / "run", bench.root / "bundle"
     commands = [["--help"], ["--version"], ["train", "--help"], ["train", bench.job, "--print-job"],
-                ["inspect", trained], ["inspect", trained, "--json"], ["verify", trained], ["verify", bundle],
+                ["inspect", trained], ["inspect", trained, "--json"], ["history", trained],
+                ["history", trained, "--json"], ["verify", trained], ["verify", bundle],
                 ["completion", "bash"], ["export", "--help"], ["export", "--apply", "--help"], score[1:],
                 ["score", "--help"], ["export", trained, "--out", bench.root / "again", "--golden", 0], evaluate[1:],
                 ["submit", bench.job, "--out", bench.root / "slurm", "--time", 5, "--print"]]

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include "common/artifact/bundle.h"
+#include "common/artifact/history.h"
 #include "common/base/status.h"
 #include "tests/scheduler/scheduler_testing.h"
 
@@ -107,6 +108,47 @@ TEST_F(PublisherTest, TheEndOfAJobIsPublishedAtAnyStep) {
   EXPECT_THAT(Start({15, 25}, true)->done(), true) << "it is there already";
   Drain(Start({15, 25, 35}, true).get());
   EXPECT_THAT(Steps(), ElementsAre(10, 25, 35));
+}
+
+// Who serves the chain may hold deltas of the line that the run has left: a delta on the same full export would not fit
+// there, and one on a later full export than all of them would never come.
+TEST_F(PublisherTest, BehindAForkTheFirstPublicationIsAFullExport) {
+  Drain(Start({10, 20, 30}).get());
+  HistoryEntry fork;
+  fork.kind = HistoryEntry::Kind::kFork;
+  fork.number = 1;
+  fork.back_to = 20;
+  ASSERT_TRUE(AppendHistory(dir_, fork).ok());
+  const auto aside = SetAsideLine(Path("export"), 20, ".aside-1");
+  ASSERT_TRUE(aside.ok()) << aside.status();
+  EXPECT_THAT(*aside, ElementsAre(Path("export/delta/10/2.aside-1")));
+  {
+    const auto publisher = Start({10, 20});
+    EXPECT_THAT(Steps(), ElementsAre(10, 20));
+    EXPECT_TRUE(publisher->done()) << "both are there, and right";
+  }  // killed; the next one knows it still
+  const auto publisher = Start({10, 20});
+  for (const uint64_t step : {30, 40}) {
+    publisher->Committed(step, false);
+    Drain(publisher.get());
+  }
+  EXPECT_THAT(Steps(), ElementsAre(30, 40)) << "a full export, and a delta on it";
+  EXPECT_EQ(ReadChain(Path("export"), 10)->size(), 2u) << "what both lines have in common stays as it is";
+  EXPECT_EQ(publisher->figures().failures, 0u);
+}
+
+TEST_F(PublisherTest, AForkSetsWholeChainsAsideAndKeepsWhatAnEarlierOneSetAside) {
+  job_.mutable_export_()->set_deltas_max(1);
+  Drain(Start({10, 20, 30, 40}).get());
+  ASSERT_THAT(Steps(), ElementsAre(30, 40));
+  Touch("export/delta/30/1/broken");
+  const auto aside = SetAsideLine(Path("export"), 10, ".aside-1");
+  ASSERT_TRUE(aside.ok()) << aside.status();
+  EXPECT_THAT(*aside, ElementsAre(Path("export/delta/30.aside-1"), Path("export/30.aside-1"),
+                                  Path("export/delta/10/1.aside-1")));
+  EXPECT_THAT(Steps(), ElementsAre(10));
+  EXPECT_TRUE(SetAsideLine(Path("export"), 10, ".aside-1")->empty()) << "again, behind a kill";
+  EXPECT_TRUE(SetAsideLine(Path("nothing"), 10, ".aside-1")->empty());
 }
 
 TEST_F(PublisherTest, AResumePublishesWhatIsCommittedAndNotPublished) {

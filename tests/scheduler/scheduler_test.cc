@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "common/artifact/bundle_chain.h"
+#include "common/artifact/history.h"
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
 #include "common/job/config.h"
@@ -522,6 +523,53 @@ TEST_F(SchedulerTest, PrintsTheTableOfAFinishedJobAgain) {
   EXPECT_EQ(ReadFile(JoinPath(dir_, "run.json")).value(), before);
 }
 
+TEST_F(SchedulerTest, WritesItsStartsAndEndsIntoTheHistory) {
+  MakeSaved(6);
+  options_.job.mutable_training()->set_clip_norm(5);
+  options_.restarts = 1;
+  options_.workers = 1;
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    Control failed;
+    failed.mutable_failed()->set_exit_code(74);
+    failed.mutable_failed()->set_reason("disk full");
+    cluster.Send(cluster.Server(1), failed);
+    ASSERT_TRUE(cluster.Join().ok());
+  }
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    cluster.Finish(9, 4);
+  }
+  {
+    Cluster cluster(options_);  // there is nothing left to do, and nothing to tell
+    cluster.AllHello();
+    cluster.ExpectGoodbye(0);
+  }
+  using Kind = HistoryEntry::Kind;
+  const History history = *ReadHistory(dir_);
+  std::vector<Kind> kinds;
+  std::vector<uint64_t> steps;
+  for (const HistoryEntry& entry : history.entries) {
+    kinds.push_back(entry.kind);
+    steps.push_back(entry.state.value_or(HistoryEntry::State()).step);
+    EXPECT_GT(entry.time_s, 0);
+  }
+  ASSERT_EQ(kinds, (std::vector<Kind>{Kind::kStart, Kind::kEnd, Kind::kStart, Kind::kEnd, Kind::kStart, Kind::kEnd}));
+  EXPECT_EQ(steps, (std::vector<uint64_t>{0, 6, 6, 6, 6, 9}));
+  EXPECT_EQ(history.entries[0].workers, 2u);
+  EXPECT_THAT(history.entries[0].changes, testing::IsEmpty());
+  EXPECT_EQ(history.entries[1].status, "saved");
+  EXPECT_EQ(history.entries[2].restarts, 1u);
+  EXPECT_EQ(history.entries[2].state->records, 2400u);
+  for (const size_t start : {2, 4})
+    EXPECT_THAT(history.entries[start].changes, testing::ElementsAre("training.clip_norm: 0 -> 5"));
+  EXPECT_EQ(history.entries[3].reason, "ps-1: disk full");
+  EXPECT_EQ(history.entries[5].status, "finished");
+  EXPECT_FALSE(history.entries[5].state->figures.empty()) << "the end's evaluation";
+}
+
 TEST_F(SchedulerTest, GoesOnWithAFinishedJobThatWasGivenMoreEpochs) {
   {
     Cluster cluster(options_);
@@ -813,6 +861,7 @@ TEST_F(SchedulerTest, EvaluatesASnapshotWithoutWritingOne) {
   cluster.ExpectGoodbye(0);
   EXPECT_THAT(cluster.table(), HasSubstr("0.8750"));
   EXPECT_FALSE(PathExists(JoinPath(options.dir, "snapshots")));
+  EXPECT_FALSE(PathExists(JoinPath(options.dir, "history.jsonl")));
   const auto json = nlohmann::ordered_json::parse(ReadFile(JoinPath(options.dir, "run.json")).value());
   EXPECT_EQ(json["status"], "finished");
   EXPECT_EQ(json["steps"], 6);

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/artifact/history.h"
 #include "common/artifact/manifest.h"
 #include "common/base/env.h"
 #include "common/base/file.h"
@@ -92,6 +93,7 @@ class LaunchTest : public testing::Test {
     for (const FileEntry& entry : entries) *manifest.add_file() = entry;
     ASSERT_TRUE(CommitManifest(folder, manifest).ok());
   }
+  std::vector<std::string> Snapshots() { return *ListDirectory(options_.out + "/snapshots"); }
   int TrainSaying(std::string* said) {
     testing::internal::CaptureStderr();
     const int code = Train(options_);
@@ -186,6 +188,28 @@ TEST_F(LaunchTest, GivesUpAfterMaxRestartsAndSaysSoInRunJson) {
   EXPECT_EQ(RunJson()["status"], "failed");
   EXPECT_EQ(RunJson()["exit"]["code"], 70);
   EXPECT_EQ(RunJson()["steps"], 7);
+}
+
+// The script commits by a name alone: how far a run has come is seen from those.
+TEST_F(LaunchTest, EachNewSnapshotBeginsTheCountOfRestartsAnew) {
+  WriteMpirun(
+      "commit() { mkdir -p \"$dir/snapshots/$1\" && touch \"$dir/snapshots/$1/MANIFEST\"; }\n"
+      "case $call in 2) commit 10;; 4) commit 20;; 5) commit 30;; esac; exit 70");
+  options_.restarts_max = 2;
+  EXPECT_EQ(TrainSaying(&said_), 70);
+  EXPECT_EQ(Calls().size(), 7u) << "two in vain behind the newest snapshot, which the fifth start saved:\n" << said_;
+  EXPECT_THAT(Calls()[6], HasSubstr("--restarts 6 ")) << "run.json counts all of them";
+  EXPECT_THAT(said_, HasSubstr("restart 1 of 2 from the newest snapshot (10: new, the count begins anew) in"));
+  EXPECT_THAT(said_, HasSubstr("restarted 2 times without a new snapshot, --max-restarts"));
+}
+
+TEST_F(LaunchTest, ASnapshotThatIsSavedAgainIsNoNewOne) {
+  CommitSnapshot(20, 1);
+  WriteMpirun(
+      "rm -r \"$dir/snapshots/20\"; mkdir -p \"$dir/snapshots/20\"; touch \"$dir/snapshots/20/MANIFEST\"; exit 70");
+  options_.restarts_max = 2;
+  EXPECT_EQ(TrainSaying(&said_), 70);
+  EXPECT_EQ(Calls().size(), 3u) << said_;
 }
 
 TEST_F(LaunchTest, DoesNotRetryWhatWouldFailAgain) {
@@ -284,6 +308,109 @@ TEST_F(LaunchTest, ASaveThatIsAskedForBeforeTheStartStartsNothing) {
   sigprocmask(SIG_SETMASK, &before, nullptr);
   EXPECT_EQ(RunJson()["status"], "saved");
   EXPECT_NE(said_.find("before anything was started"), std::string::npos) << said_;
+}
+
+// The snapshot is damaged: whoever verified it to its end would say so, and end with 65.
+TEST_F(LaunchTest, AStopWhileASnapshotIsVerifiedEndsTheCommandThere) {
+  CommitSnapshot(50, 1);
+  Write("run/snapshots/50/rows", "rowz");
+  WriteMpirun("exit 0");
+  for (const auto& [signal, code] : {std::pair<int, int>{SIGINT, 130}, {SIGTERM, 143}, {SIGUSR1, 75}}) {
+    sigset_t asked, before;
+    sigemptyset(&asked);
+    sigaddset(&asked, signal);
+    sigprocmask(SIG_BLOCK, &asked, &before);
+    kill(getpid(), signal);
+    EXPECT_EQ(TrainSaying(&said_), code) << said_;
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+    EXPECT_THAT(said_, HasSubstr(code == 75 ? "asked to save before anything was started" : "stopped by signal"));
+  }
+  EXPECT_TRUE(Calls().empty());
+  EXPECT_FALSE(PathExists(options_.out + "/run.json"));
+  EXPECT_EQ(TrainSaying(&said_), kExitBadData) << "nobody asks: " << said_;
+}
+
+TEST_F(LaunchTest, GoesBackToAKeptSnapshotAndSetsTheLaterOnesAside) {
+  for (const uint64_t step : {10, 20, 30, 40}) CommitSnapshot(step, 1);
+  Write("run/requeues", "7 2 40\n");
+  WriteMpirun("exit 0");
+  options_.from = 20;
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(said_, HasSubstr("resuming from " + options_.out + "/snapshots/20"));
+  EXPECT_THAT(said_, HasSubstr("set aside: " + options_.out + "/snapshots/40 is now " + options_.out +
+                               "/snapshots/40.aside-1 and stays until you remove it"));
+  EXPECT_THAT(Snapshots(), ElementsAre("10", "20", "30.aside-1", "40.aside-1"));
+  EXPECT_FALSE(PathExists(options_.out + "/requeues"));
+  // The next line has snapshots of the same names.
+  CommitSnapshot(30, 1);
+  options_.from = 10;
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(Snapshots(), ElementsAre("10", "20.aside-2", "30.aside-1", "30.aside-2", "40.aside-1"));
+  // There is nothing to set aside, and a plain start goes on.
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  options_.from.reset();
+  EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+  EXPECT_THAT(said_, HasSubstr("resuming from " + options_.out + "/snapshots/10"));
+  const History history = *ReadHistory(options_.out);
+  ASSERT_EQ(history.entries.size(), 4u);
+  EXPECT_EQ(history.entries[0].back_to, 20u);
+  EXPECT_EQ(history.entries[0].state->step, 40u);
+  EXPECT_EQ(history.entries[2].number, 2u);
+}
+
+TEST_F(LaunchTest, AStepThatIsNotKeptIsToldWithThoseThatAre) {
+  for (const uint64_t step : {10, 20}) CommitSnapshot(step, 1);
+  ASSERT_TRUE(MakeDirectories(options_.out + "/snapshots/15").ok());  // never committed
+  WriteMpirun("exit 0");
+  options_.from = 15;
+  EXPECT_EQ(TrainSaying(&said_), kExitNoInput);
+  EXPECT_THAT(said_, HasSubstr("no snapshot of step 15 is kept; give --from one of those that are: 10, 20\n"));
+  std::string text;
+  EXPECT_EQ(PrintChanges(options_, &text).code(), absl::StatusCode::kNotFound);
+  options_.out = root_ + "/none";
+  EXPECT_EQ(TrainSaying(&said_), kExitNoInput);
+  EXPECT_THAT(said_, HasSubstr("none is: leave --from out"));
+}
+
+TEST_F(LaunchTest, WhatCannotGoOnFromAStepSetsNothingAside) {
+  CommitSnapshot(10, 1);
+  CommitSnapshot(20, 1);
+  WriteMpirun("exit 0");
+  options_.from = 10;
+  options_.overrides = {"table[user].dim=8"};
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig) << said_;
+  options_.overrides = {"training.steps_max=9"};
+  EXPECT_EQ(TrainSaying(&said_), kExitConfig) << said_;
+  options_.overrides.clear();
+  Write("run/snapshots/10/rows", "rowz");
+  EXPECT_EQ(TrainSaying(&said_), kExitBadData) << said_;
+  EXPECT_THAT(said_, HasSubstr("snapshots/10/rows: checksum"));
+  EXPECT_THAT(Snapshots(), ElementsAre("10", "20"));
+  EXPECT_TRUE(Calls().empty());
+}
+
+// A kill leaves the entry of what was begun, and some of the renames.
+TEST_F(LaunchTest, GoingBackThatAKillCutShortIsEndedByTheNextStart) {
+  for (const bool again : {false, true}) {
+    ASSERT_TRUE(RemoveTree(options_.out).ok());
+    for (const uint64_t step : {10, 20, 30, 40}) CommitSnapshot(step, 1);
+    HistoryEntry fork;
+    fork.kind = HistoryEntry::Kind::kFork;
+    fork.number = 1;
+    fork.back_to = 10;
+    ASSERT_TRUE(AppendHistory(options_.out, fork).ok());
+    ASSERT_TRUE(RenamePath(options_.out + "/snapshots/40", options_.out + "/snapshots/40.aside-1").ok());
+    WriteMpirun("exit 0");
+    options_.from = again ? std::make_optional(uint64_t{10}) : std::nullopt;
+    EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+    EXPECT_THAT(said_, HasSubstr("going back to step 10 was cut short; it is done now"));
+    EXPECT_THAT(said_, HasSubstr("resuming from " + options_.out + "/snapshots/10"));
+    EXPECT_THAT(Snapshots(), ElementsAre("10", "20.aside-1", "30.aside-1", "40.aside-1"));
+    CommitSnapshot(20, 1);
+    options_.from.reset();
+    EXPECT_EQ(TrainSaying(&said_), 0) << said_;
+    EXPECT_THAT(said_, HasSubstr("resuming from " + options_.out + "/snapshots/20")) << "it is ended once";
+  }
 }
 
 TEST_F(LaunchTest, AStartThatFailsDoesNotKeepThePreviousEnding) {
@@ -608,6 +735,7 @@ TEST_F(LaunchTest, WantsAnEmptyFolderWhenFresh) {
 }
 
 TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
+  for (const uint64_t step : {10, 20}) CommitSnapshot(step, 1);
   ASSERT_EQ(mkfifo((root_ + "/started").c_str(), 0600), 0);
   ASSERT_EQ(mkfifo((root_ + "/go").c_str(), 0600), 0);
   WriteMpirun("echo > \"$root/started\"; read -r line < \"$root/go\"; exit 0");
@@ -622,6 +750,9 @@ TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
   close(started);
   EXPECT_EQ(TrainSaying(&said_), 78);
   EXPECT_THAT(said_, HasSubstr("another hearth is running"));
+  options_.from = 10;
+  EXPECT_EQ(TrainSaying(&said_), 78) << "nor is anything set aside under it";
+  EXPECT_THAT(Snapshots(), ElementsAre("10", "20"));
   close(open((root_ + "/go").c_str(), O_WRONLY));
   waitpid(other, nullptr, 0);
 }

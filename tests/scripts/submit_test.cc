@@ -154,22 +154,28 @@ TEST_F(SubmitTest, ALimitThatCutsTheSaveShortGoesBackSoOftenAndNoMore) {
   // Earlier snapshots of the start are no reason to hide that its last one never got whole.
   BatchNext next = Start("7", "running", 0, Asked(143), 10);
   EXPECT_TRUE(next.requeue);
+  EXPECT_THAT(next.reason, HasSubstr("counted anew behind a new one"));
   EXPECT_THAT(next.reason, HasSubstr("the time limit came before the snapshot was whole"));
   EXPECT_THAT(next.reason, HasSubstr("--signal-lead"));
   EXPECT_THAT(next.reason, HasSubstr("requeue 1 of 2"));
-  EXPECT_TRUE(Start("7", "running", 0, Asked(143), 20).requeue);
-  next = Start("7", "running", 0, Asked(143), 30);
+  EXPECT_TRUE(Start("7", "running", 0, Asked(143)).requeue);
+  next = Start("7", "running", 0, Asked(143));
   EXPECT_FALSE(next.requeue);
   EXPECT_EQ(next.code, kExitSaved);
   EXPECT_THAT(next.reason, HasSubstr("submit it again"));
 }
 
-TEST_F(SubmitTest, ADeadRankGoesBackSoOftenAndNoMore) {
-  EXPECT_TRUE(Start("7", "running", 0, Ended(137), 10).requeue);
-  EXPECT_EQ(RunJson()["status"], "saved");
-  EXPECT_EQ(RunJson()["exit"]["code"], 75);
-  EXPECT_TRUE(Start("7", "running", 0, Ended(137), 20).requeue);
-  const BatchNext next = Start("7", "running", 0, Ended(137), 30);
+TEST_F(SubmitTest, ADeadRankGoesBackAsLongAsSnapshotsComeAndElseSoOftenAndNoMore) {
+  for (int start = 1; start <= 5; ++start) {
+    EXPECT_TRUE(Start("7", "running", 0, Ended(137), start * 10).requeue);
+    EXPECT_EQ(RunJson()["status"], "saved");
+    EXPECT_EQ(RunJson()["exit"]["code"], 75);
+  }
+  EXPECT_EQ(*ReadFile(dir_ + "/requeues"), "7 1 40\n");
+  EXPECT_TRUE(Start("7", "running", 0, Ended(137)).requeue);
+  // A start that fell back to an older snapshot, and saved the newer one again, is none the further.
+  ASSERT_TRUE(RemoveTree(dir_ + "/snapshots/50").ok());
+  const BatchNext next = Start("7", "running", 0, Ended(137), 50);
   EXPECT_FALSE(next.requeue);
   EXPECT_EQ(next.code, 137);
   EXPECT_EQ(RunJson()["status"], "failed");

@@ -163,6 +163,25 @@ TEST_F(ManifestTest, ANewerSchemaStopsInsteadOfFallingBack) {
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
 }
 
+// Between two chunks of a file as well as between two files: a disk may take minutes for one.
+TEST_F(ManifestTest, VerifyingIsGivenUpBetweenTwoChunks) {
+  const Manifest manifest = Commit(10);
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(Folder(10), "large"), std::string(5 << 20, 'x')).ok());
+  for (const int at : {1, 2, 3, 4}) {
+    int asked = 0;
+    const GiveUp give_up = [&] { return ++asked == at; };
+    EXPECT_TRUE(absl::IsCancelled(HashFile(JoinPath(Folder(10), "large"), give_up).status()));
+    EXPECT_EQ(asked, at) << "nothing is read behind it";
+  }
+  for (const int at : {1, 2, 3}) {
+    int asked = 0;
+    const GiveUp give_up = [&] { return ++asked == at; };
+    EXPECT_TRUE(absl::IsCancelled(FindNewestSnapshot(snapshots_, give_up).status())) << "it is not passed over";
+    EXPECT_EQ(asked, at);
+  }
+  EXPECT_TRUE(FindNewestSnapshot(snapshots_, [] { return false; }).ok());
+}
+
 // docs/FORMATS.md gives these, so that another tool can check its own.
 TEST(ModelHash, GivesTheDocumentedKnownAnswers) {
   EXPECT_EQ(ModelHash(0, 0), 0xd0a66a65c7528968ull);
