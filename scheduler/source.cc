@@ -60,7 +60,7 @@ absl::StatusOr<LogFile> Amended(const Before& before, const LogFile& listed, con
   if (absl::IsNotFound(now.status())) {
     if (places.done) {
       spdlog::info("event=file_gone number={} path={} cause=\"every lane has passed it\"", same.number(), Quoted(path));
-      same.set_taken_off(true);
+      same.set_taken_off(grows);  // a path stays in the list for as long as the job names it
       return same;
     }
     if (places.untouched && grows) {

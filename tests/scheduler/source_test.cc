@@ -324,6 +324,12 @@ TEST_F(SourceTest, ConsumedFilesLeaveTheListOnceTheJobNamesThemNoMoreAndNumbersG
   source = *OpenSource(job_, source->files(), true, {LaneAtEnd(4), LaneAtEnd(4)}, 0, consumed);
   EXPECT_EQ(source->consumed().files(), 2u) << "the job still names 3.csv";
   EXPECT_EQ(source->files().size(), 2u);
+  ASSERT_TRUE(RemoveTree(JoinPath(folder_, "3.csv")).ok());
+  for (int start = 0; start < 2; ++start) {
+    source = *OpenSource(job_, source->files(), true, {LaneAtEnd(4), LaneAtEnd(4)}, 0, consumed);
+    EXPECT_EQ(source->consumed().files(), 2u) << "though it is gone";
+    EXPECT_EQ(source->files().size(), 2u);
+  }
 }
 
 TEST_F(SourceTest, AFileThatTheRunHasHadUnderAnotherNameIsTrainedOnlyWhenAskedFor) {
