@@ -4,6 +4,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/numbered_folder.h"
 #include "common/artifact/reading.h"
@@ -133,10 +134,7 @@ absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, c
     return absl::OkStatus();
   }
   HEARTH_ASSIGN_OR_RETURN(side_tables_, DescribeSideTables(options_.job));
-  if (manifest != nullptr && !AtSegmentEnd(cursors, manifest->step())) {
-    HEARTH_RETURN_IF_ERROR(CheckSideTables({manifest->side_table().begin(), manifest->side_table().end()},
-                                           JoinedInTraining(options_.job, side_tables_)));
-  }
+  if (manifest != nullptr) HEARTH_RETURN_IF_ERROR(TakeSideTables(*manifest, AtSegmentEnd(cursors, manifest->step())));
 
   SnapshotCoordinator::Options coordinator;
   coordinator.servers = options_.servers;
@@ -149,6 +147,43 @@ absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, c
   }
   coordinator_ = std::make_unique<SnapshotCoordinator>(coordinator);
   return absl::OkStatus();
+}
+
+// By log: how many files are listed from this number on, and the first of them.
+void Scheduler::TellNewFiles(uint64_t from_step, uint32_t first_new) {
+  std::map<uint32_t, std::vector<std::string>> names;
+  for (const LogFile& file : source_->files()) {
+    if (file.number() >= first_new) names[file.log()].push_back(file.name());
+  }
+  for (const auto& [log, of_log] : names) {
+    AddChange(from_step, absl::StrCat("log[", log, "]: ", of_log.size(), of_log.size() == 1 ? " file" : " files",
+                                      " more, from ", of_log[0], " on"));
+  }
+}
+
+// Inside a segment they must be the snapshot's; at its end others are a change like that of a field.
+absl::Status Scheduler::TakeSideTables(const Manifest& manifest, bool at_segment_end) {
+  const std::vector<SideTableFile> now = JoinedInTraining(options_.job, side_tables_);
+  for (const SideTableFile& before : manifest.side_table()) {
+    const absl::Status same = CheckSideTables({before}, now);
+    if (same.ok()) continue;
+    if (!at_segment_end) return same;
+    const auto found =
+        std::find_if(now.begin(), now.end(), [&](const SideTableFile& file) { return file.name() == before.name(); });
+    AddChange(manifest.step() + 1,
+              absl::StrFormat("side_table \"%s\": %016x -> %016x", before.name(), before.xxh3(), found->xxh3()));
+  }
+  return absl::OkStatus();
+}
+
+// To the era that begins at this step.
+void Scheduler::AddChange(uint64_t from_step, const std::string& change) {
+  spdlog::warn("event=job_changed from_step={} change={}", from_step, Quoted(change));
+  if (eras_.empty() || eras_.back().from_step() != from_step) {
+    eras_.emplace_back();
+    eras_.back().set_from_step(from_step);
+  }
+  eras_.back().add_change(change);
 }
 
 // The list of files as the snapshot has it, and what has come since: it opens an epoch again that was over.
@@ -170,6 +205,7 @@ absl::Status Scheduler::OpenSource(const std::vector<LaneState>& cursors, const 
   const uint32_t files_end = source_->files().back().number() + 1;
   if (files_end == FilesEnd(*manifest)) return absl::OkStatus();
   leases_->Reopen(files_end);
+  TellNewFiles(manifest->step() + 1, FilesEnd(*manifest));
   const uint64_t steps_max = options_.job.training().steps_max();
   if (steps_max == 0 || manifest->step() < steps_max) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -195,26 +231,20 @@ absl::Status Scheduler::TakeJob(const Manifest& manifest) {
   const std::string path = JoinPath(start_.folder, "MANIFEST");
   HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
   eras_.assign(manifest.era().begin(), manifest.era().end());
-  std::vector<std::string> refused;
-  JobEra era;
-  era.set_from_step(manifest.step() + 1);
+  std::vector<std::string> refused, carried;
   if (evaluates()) {
     refused = ModelDifferences(before, options_.job);
   } else {
     const std::vector<JobChange> changes = ChangesOf(before, options_.job, manifest);
     refused = RefusalsOf(changes);
-    for (const JobChange& change : OfKind(changes, JobChange::kCarried)) era.add_change(change.ToString());
+    for (const JobChange& change : OfKind(changes, JobChange::kCarried)) carried.push_back(change.ToString());
   }
   if (!refused.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot, job):\n  ",
                                                       absl::StrJoin(refused, "\n  "),
                                                       "\nset these back, or choose another folder with --out"));
   }
-  if (era.change_size() == 0) return absl::OkStatus();
-  for (const std::string& change : era.change()) {
-    spdlog::warn("event=job_changed from_step={} change={}", era.from_step(), Quoted(change));
-  }
-  eras_.push_back(std::move(era));
+  for (const std::string& change : carried) AddChange(manifest.step() + 1, change);
   return absl::OkStatus();
 }
 

@@ -61,6 +61,9 @@ class Scheduler {
   absl::Status PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files);
   // The snapshot's job, or one that a run may change to: then from the next step on.
   absl::Status TakeJob(const Manifest& manifest);
+  void AddChange(uint64_t from_step, const std::string& change);
+  void TellNewFiles(uint64_t from_step, uint32_t first_new);
+  absl::Status TakeSideTables(const Manifest& manifest, bool at_segment_end);
   std::vector<std::string> ChangesOfThisStart() const;
   absl::Status TidySnapshots();
   bool NothingIsLeft() const;

@@ -131,6 +131,8 @@ def day_by_day_has_the_bits_of_one_command_over_all(bench):
         check_equal(run["samples"], whole["samples"], "ledger of the week")
         shown = inspect(bench, week)
         check_equal(shown["consumed"]["files"], DAYS - 2, "files that have left the list")
+        told = [line for era in shown["eras"] for line in era["changes"]]
+        check_equal(told, [f"log[0]: 1 file more, from train/part-{day:04}.csv on" for day in range(1, DAYS)], "eras")
 
 
 def a_directory_that_had_ended_goes_on_with_tomorrows_file(bench):
@@ -171,6 +173,17 @@ def lanes_and_logs_change_where_a_log_ends(bench):
     check_equal(b["samples"], a["samples"], "ledger")
     lines = [line for era in inspect(bench, "a")["eras"] for line in era["changes"]]
     check("training.lanes: 4 -> 2" in lines, f"no change of lanes in {lines}")
+    # Another day's attributes, too, where the log has ended, and nowhere else.
+    with open(bench.root / "a-data/user.csv", "a") as users:
+        users.write(open(bench.root / "a-data/user.csv").read().splitlines()[-1].replace(",", "9,", 1) + "\n")
+    job = bench.root / "a-data/job.txtpb"
+    half = ["training.lanes=2", "training.batch_size=96", "training.epochs=2"]
+    bench.train("a", job=job, sets=half + ["training.steps_max=70"])
+    lines = [line for era in inspect(bench, "a")["eras"] for line in era["changes"]]
+    check(any(line.startswith('side_table "user": ') for line in lines), f"no change of a side table in {lines}")
+    with open(bench.root / "a-data/user.csv", "a") as users:
+        users.write("\n")
+    bench.train("a", job=job, sets=half, expect=65)
     # Inside a log the lanes stay.
     bench.train("c", job=bench.job, sets=["training.steps_max=5"])
     bench.train("c", job=bench.job, sets=["training.lanes=2"], expect=78)

@@ -160,6 +160,7 @@ class Cluster {
       lane->mutable_cursor()->set_lane(l);
       lane->mutable_cursor()->set_epoch(flags.epoch);
       lane->mutable_cursor()->set_window(step);
+      lane->mutable_cursor()->set_record(1);
       lane->mutable_cursor()->set_end_of_epoch(flags.epoch_ended);
       lane->mutable_ledger()->set_read(step * 100);
       lane->mutable_ledger()->set_rejected(step * flags.rejected);
