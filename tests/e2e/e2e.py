@@ -472,7 +472,7 @@ def bad_input_is_told_with_its_exit_code(bench):
     saved = bench.newest_step("run")
     bench.train("run", expect=78, sets=["training.lanes=2", "table[user].dim=8"])
     check("table[0].dim" in bench.output, f"the field that differs is not named in\n{bench.output}")
-    bench.train("run", expect=78, worker=3)
+    bench.train("run", expect=78, worker=3, sets=["training.lanes=2"])
     check_equal(bench.newest_step("run"), saved, "the newest snapshot after refusals")
     bench.run("verify", bench.root / "run")
     bench.run("train", bench.job, "--out", bench.root / "run", "--fresh", expect=78)

@@ -1251,6 +1251,8 @@ TEST(LaneReader, WaitsForFilesThatAnotherThreadAppends) {
   LaneReaderOptions options;
   options.job = small.job;
   options.logs = LogsOf(small.job);
+  options.logs[0].clear_path();
+  options.logs[0].set_directory("in");  // the files of a log with paths are listed at once
   options.files = &files;
   options.env = Env::Real();
   auto reader = LaneReader::Open(options);
