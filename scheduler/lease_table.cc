@@ -48,8 +48,7 @@ std::vector<LaneState> LeaseTable::LeasesOf(uint32_t worker) const {
 }
 
 void LeaseTable::Reopen(uint32_t files_end) {
-  uint32_t epoch = 0;
-  for (const LaneState& lane : lanes_) epoch = std::max(epoch, lane.cursor().epoch());
+  const uint32_t epoch = NewestEpoch(lanes_);
   for (LaneState& lane : lanes_) {
     Cursor* const cursor = lane.mutable_cursor();
     if (!cursor->end_of_epoch() || cursor->epoch() != epoch || cursor->file() >= files_end) continue;
@@ -61,13 +60,9 @@ void LeaseTable::Reopen(uint32_t files_end) {
 bool LeaseTable::AtEpochEnd(uint64_t step) const { return hearth::AtEpochEnd(lanes_, step); }
 
 uint32_t LeaseTable::epoch() const {
-  uint32_t epoch = lanes_[0].cursor().epoch();
-  bool ended = true;
-  for (const LaneState& lane : lanes_) {
-    epoch = std::max(epoch, lane.cursor().epoch());
-    ended = ended && lane.cursor().end_of_epoch();
-  }
-  return ended ? epoch + 1 : epoch;
+  const bool ended =
+      std::all_of(lanes_.begin(), lanes_.end(), [](const LaneState& lane) { return lane.cursor().end_of_epoch(); });
+  return NewestEpoch(lanes_) + (ended ? 1 : 0);
 }
 
 Ledger LeaseTable::TotalLedger() const {
@@ -113,11 +108,11 @@ void LeaseTable::AppendFiles(const std::vector<LogFile>& files, bool closed) {
 
 uint64_t LeaseTable::FilesBehind() const {
   uint64_t behind = 0;
+  if (files_.empty()) return behind;
+  const uint64_t end = uint64_t{files_.back().number()} + 1;
   for (const LaneState& lane : lanes_) {
     if (lane.cursor().end_of_epoch()) continue;
-    if (files_.empty()) continue;
     const uint64_t reached = uint64_t{lane.cursor().file()} + (lane.cursor().record() > 0 ? 1 : 0);
-    const uint64_t end = uint64_t{files_.back().number()} + 1;
     behind = std::max<uint64_t>(behind, end - std::clamp<uint64_t>(reached, files_.front().number(), end));
   }
   return behind;

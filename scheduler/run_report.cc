@@ -12,6 +12,7 @@
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/process.h"
+#include "common/base/rows.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
 #include "common/job/schedule.h"
@@ -163,24 +164,6 @@ Json DiagnosticsJson(const Evaluation& evaluation) {
         {"own_gradient_ratio", OrNull(task.has_own_gradient_ratio(), task.own_gradient_ratio())}};
   }
   return json;
-}
-
-// One row a line; `left`: columns that are aligned there, names. The rest are figures.
-std::string FormatRows(const std::vector<std::vector<std::string>>& rows, const std::set<size_t>& left) {
-  std::vector<size_t> widths(rows[0].size(), 0);
-  for (const auto& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t c = 0; c < row.size(); ++c) {
-      const std::string pad(widths[c] - row[c].size(), ' ');
-      absl::StrAppend(&line, c == 0 ? "" : "  ", left.count(c) > 0 ? row[c] + pad : pad + row[c]);
-    }
-    absl::StrAppend(&text, absl::StripTrailingAsciiWhitespace(line), "\n");
-  }
-  return text;
 }
 
 std::string Cell(bool defined, double value) {

@@ -81,8 +81,7 @@ absl::Status Scheduler::Prepare() {
   std::vector<LaneState> cursors;
   std::vector<LogFile> files;
   if (manifest != nullptr) {
-    cursors.assign(manifest->lane().begin(), manifest->lane().end());
-    for (LaneState& lane : cursors) UpgradeLane(FilesEnd(*manifest), &lane);
+    cursors = LanesOf(*manifest);
     if (!evaluates()) cursors = DealtAnew(cursors, training->lanes());
     files.assign(manifest->log_file().begin(), manifest->log_file().end());
     evaluations_.assign(manifest->evaluation().begin(), manifest->evaluation().end());
@@ -195,8 +194,7 @@ absl::Status Scheduler::OpenSource(const std::vector<LaneState>& cursors, const 
   listed.again = options_.again;
   if (manifest != nullptr) {
     listed.closed = manifest->log_list_closed();
-    HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest->job(), JoinPath(start_.folder, "MANIFEST")));
-    listed.logs = static_cast<uint32_t>(before.log_size());
+    listed.logs = logs_before_;
     listed.consumed = manifest->consumed();
   }
   HEARTH_ASSIGN_OR_RETURN(source_, Source::Open(options_.job, listed, options_.env->NowUs()));
@@ -230,6 +228,7 @@ absl::Status Scheduler::ChooseSnapshot() {
 absl::Status Scheduler::TakeJob(const Manifest& manifest) {
   const std::string path = JoinPath(start_.folder, "MANIFEST");
   HEARTH_ASSIGN_OR_RETURN(const Job before, ParseJob(manifest.job(), path));
+  logs_before_ = static_cast<uint32_t>(before.log_size());
   eras_.assign(manifest.era().begin(), manifest.era().end());
   std::vector<std::string> refused, carried;
   if (evaluates()) {

@@ -113,6 +113,7 @@ class Scheduler {
   // Constant after Prepare.
   SchedulerOptions options_;
   const uint64_t job_hash_;       // of the job as the other roles read it
+  uint32_t logs_before_ = 0;      // of the snapshot's job
   std::vector<JobEra> eras_;      // of the run so far, for each MANIFEST
   SnapshotChoice start_;          // where everything starts from; no folder: from nothing
   bool finished_before_ = false;  // the job was finished when this run started

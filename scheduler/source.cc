@@ -28,6 +28,12 @@ absl::StatusOr<LogFile> Describe(const std::string& path, uint32_t log) {
   return file;
 }
 
+// hash64 of length and digest, by which a file is known again under another name.
+uint64_t IdentityOf(const LogFile& file, uint64_t seed = 0) {
+  const uint64_t known[2] = {file.bytes(), file.digest()};
+  return XXH3_64bits_withSeed(known, sizeof(known), seed);
+}
+
 // What a MANIFEST says.
 struct Before {
   const Job& job;
@@ -174,6 +180,7 @@ absl::Status Source::Restore(const Listed& was) {
     HEARTH_ASSIGN_OR_RETURN(PathMatch match, MatchPaths(job_.log(static_cast<int>(log)), log, was.files));
     matches.push_back(std::move(match));
   }
+  uint32_t newest_log = 0;
   for (const LogFile& listed : was.files) {
     OfLog& log = logs_[listed.log()];
     HEARTH_ASSIGN_OR_RETURN(LogFile file, RestoreFile(before, listed, matches[listed.log()]));
@@ -181,12 +188,12 @@ absl::Status Source::Restore(const Listed& was) {
     file.set_number(listed.number());
     file.set_segment(SegmentOf(listed));
     files_.push_back(std::move(file));
-    // Logs are listed one after the other: one that others are listed behind was closed.
-    for (uint32_t earlier = 0; earlier < listed.log(); ++earlier) logs_[earlier].closed_before = true;
+    newest_log = std::max(newest_log, listed.log());
   }
   for (uint32_t log = 0; log < logs; ++log) {
     logs_[log].paths = static_cast<int>(matches[log].size());
-    logs_[log].closed_before = logs_[log].closed_before || (was.closed && log < was.logs);
+    // Logs are listed one after the other: one that others are listed behind was closed.
+    logs_[log].closed_before = log < newest_log || (was.closed && log < was.logs);
   }
   if (!files_.empty()) {
     const uint32_t end = files_.back().number() + 1;
@@ -210,11 +217,10 @@ void Source::ForgetConsumed(const Listed& was) {
   for (; gone < files_.size() && files_[gone].number() < reached; ++gone) {
     const LogFile& file = files_[gone];
     if (!file.taken_off() || !before.PlacesOf(before.listed[gone]).done) break;
-    const uint64_t known[2] = {file.bytes(), file.digest()};
     consumed_.set_files(file.number() + 1);
     consumed_.set_bytes(consumed_.bytes() + file.bytes());
-    consumed_.set_digest(XXH3_64bits_withSeed(known, sizeof(known), consumed_.digest()));
-    consumed_.add_newest(XXH3_64bits(known, sizeof(known)));
+    consumed_.set_digest(IdentityOf(file, consumed_.digest()));
+    consumed_.add_newest(IdentityOf(file));
   }
   files_.erase(files_.begin(), files_.begin() + static_cast<std::ptrdiff_t>(gone));
   known_files_ = files_.size();
@@ -249,10 +255,8 @@ absl::StatusOr<std::vector<LogFile>> Source::Poll(int64_t now_us) {
 absl::Status Source::CheckNew(int path) const {
   const LogFile& file = files_.back();
   if (again_ || file.bytes() == 0 || known_files_ == 0) return absl::OkStatus();
-  const uint64_t identity[2] = {file.bytes(), file.digest()};
-  const uint64_t hash = XXH3_64bits(identity, sizeof(identity));
   std::string trained;
-  if (std::find(consumed_.newest().begin(), consumed_.newest().end(), hash) != consumed_.newest().end())
+  if (std::find(consumed_.newest().begin(), consumed_.newest().end(), IdentityOf(file)) != consumed_.newest().end())
     trained = "a file that was trained and has left the list";
   for (size_t i = 0; i < known_files_ && i < files_.size(); ++i) {
     if (files_[i].bytes() == file.bytes() && files_[i].digest() == file.digest() && !files_[i].taken_off())
@@ -330,7 +334,7 @@ absl::Status Source::Append(const std::string& path, const std::string& name, ui
     return Annotate(file.status(), absl::StrCat("log[", log, "] \"", job_.log(log).name(), "\": cannot list its file"));
   }
   const LogFile* const last = files_.empty() ? nullptr : &files_.back();
-  const bool begins = last != nullptr && (last_is_whole_ || BeginsSegment(job_, *last, log));
+  const bool begins = last != nullptr && (last_is_whole_ || BeginsSegment(*last, log, job_.log(static_cast<int>(log))));
   file->set_number(last == nullptr ? 0 : last->number() + 1);
   file->set_segment(last == nullptr ? 0 : last->segment() + (begins ? 1 : 0));
   file->set_name(name);

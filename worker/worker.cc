@@ -53,17 +53,15 @@ double EpochFraction(const Job& job, const std::vector<LogFile>& files, const Cu
   if (cursor.end_of_epoch()) return 1;
   double total = 0;
   double behind = 0;
-  const uint32_t first = files.empty() ? 0 : files.front().number();
-  const bool known = cursor.file() >= first && cursor.file() - first < files.size();
-  const uint32_t log = known ? files[cursor.file() - first].log() : 0;
-  const bool shuffled =
-      known && static_cast<int>(log) < job.log_size() && job.log(static_cast<int>(log)).shuffle().pieces();
+  const LogFile* const of_cursor = FindFile(files, cursor.file());
+  const uint32_t log = of_cursor != nullptr ? of_cursor->log() : 0;
+  const bool shuffled = of_cursor != nullptr && static_cast<int>(log) < job.log_size() &&
+                        job.log(static_cast<int>(log)).shuffle().pieces();
   for (const LogFile& file : files) {
     if (file.taken_off()) continue;
     const double bytes = static_cast<double>(file.bytes());
     total += bytes;
-    if (shuffled ? SegmentOf(file) < SegmentOf(files[cursor.file() - first]) : file.number() < cursor.file())
-      behind += bytes;
+    if (shuffled ? SegmentOf(file) < SegmentOf(*of_cursor) : file.number() < cursor.file()) behind += bytes;
     const bool compressed = absl::EndsWith(file.path(), ".gz") || absl::EndsWith(file.path(), ".zst");
     if (shuffled || compressed || file.number() != cursor.file() || static_cast<int>(log) >= job.log_size()) continue;
     const double piece_bytes = static_cast<double>(PieceBytes(job.log(static_cast<int>(log))));

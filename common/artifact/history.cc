@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/artifact/bundle_chain.h"
 #include "common/artifact/reading.h"
 #include "common/base/env.h"
 #include "common/base/file.h"
@@ -216,6 +217,14 @@ HistoryEntry::State StateOf(const Manifest& manifest) {
   Ledger sum;
   for (const LaneState& lane : manifest.lane()) AddLedger(lane.ledger(), &sum);
   return StateOf(manifest.step(), sum.trained(), {manifest.evaluation().begin(), manifest.evaluation().end()});
+}
+
+void AddPublished(const std::string& dir, HistoryEntry::State* state) {
+  const absl::StatusOr<std::vector<BundleLink>> chain = ReadNewestChain(JoinPath(dir, "export"));
+  if (!chain.ok() || chain->empty()) return;
+  state->published_step = chain->back().step;
+  state->published_base = chain->back().base;
+  state->published_seq = chain->back().seq;
 }
 
 const HistoryEntry* History::newest_fork() const {

@@ -51,6 +51,8 @@ struct HistoryEntry {
 
 HistoryEntry::State StateOf(uint64_t step, uint64_t records, const std::vector<Evaluation>& evaluations);
 HistoryEntry::State StateOf(const Manifest& manifest);
+// What lies in dir/export now; as it is where that is nothing, or does not read.
+void AddPublished(const std::string& dir, HistoryEntry::State* state);
 
 struct History {
   std::vector<HistoryEntry> entries;

@@ -82,16 +82,6 @@ absl::StatusOr<Manifest> ReadAndVerify(const std::string& folder, uint64_t step,
   return manifest;
 }
 
-// The committed snapshots' steps, ascending.
-absl::StatusOr<std::vector<uint64_t>> CommittedIn(const std::string& snapshots_folder) {
-  HEARTH_ASSIGN_OR_RETURN(std::vector<uint64_t> steps, NumbersIn(snapshots_folder));
-  const auto uncommitted = [&](uint64_t step) {
-    return !PathExists(JoinPath(snapshots_folder, absl::StrCat(step, "/", kManifestName)));
-  };
-  steps.erase(std::remove_if(steps.begin(), steps.end(), uncommitted), steps.end());
-  return steps;
-}
-
 }  // namespace
 
 std::string SerializeManifest(const Manifest& manifest) {
@@ -225,9 +215,18 @@ absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_f
   return choice;
 }
 
+absl::StatusOr<std::vector<uint64_t>> CommittedSnapshots(const std::string& snapshots_folder) {
+  HEARTH_ASSIGN_OR_RETURN(std::vector<uint64_t> steps, NumbersIn(snapshots_folder));
+  const auto uncommitted = [&](uint64_t step) {
+    return !PathExists(JoinPath(snapshots_folder, absl::StrCat(step, "/", kManifestName)));
+  };
+  steps.erase(std::remove_if(steps.begin(), steps.end(), uncommitted), steps.end());
+  return steps;
+}
+
 absl::StatusOr<SnapshotChoice> FindSnapshotOf(const std::string& snapshots_folder, uint64_t step,
                                               const GiveUp& give_up) {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, CommittedIn(snapshots_folder));
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, CommittedSnapshots(snapshots_folder));
   if (std::find(steps.begin(), steps.end(), step) == steps.end()) {
     return absl::NotFoundError(
         absl::StrCat(snapshots_folder, ": no snapshot of step ", step, " is kept; ",

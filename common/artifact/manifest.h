@@ -37,6 +37,8 @@ struct SnapshotChoice {
 // The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum. For the run itself; who
 // reads beside it takes HoldNewestSnapshot (snapshot_hold.h).
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder, const GiveUp& give_up = {});
+// Steps of the committed snapshots, ascending.
+absl::StatusOr<std::vector<uint64_t>> CommittedSnapshots(const std::string& snapshots_folder);
 // The snapshot of that step alone. NotFound, with the steps that are there, where it is not; DataLoss where it is not
 // whole.
 absl::StatusOr<SnapshotChoice> FindSnapshotOf(const std::string& snapshots_folder, uint64_t step,

@@ -113,6 +113,8 @@ struct RuleOf {
   Rule rule;
   absl::string_view why;
 };
+constexpr absl::string_view kInsideALog =
+    "inside a log it decides which records a lane has read; it may change where a log or an epoch ends";
 constexpr RuleOf kRules[] = {
     {"name", Rule::kFree, ""},
     {"data_dir", Rule::kFree, ""},
@@ -125,8 +127,7 @@ constexpr RuleOf kRules[] = {
     {"split", Rule::kFree, ""},
     {"log.path", Rule::kFiles, ""},
     {"log.cut_after", Rule::kCarried, ""},
-    {"log.batch_size", Rule::kAtSegmentEnd,
-     "inside a log it decides which records a lane has read; it may change where a log or an epoch ends"},
+    {"log.batch_size", Rule::kAtSegmentEnd, kInsideALog},
     {"log", Rule::kRefused, "it decides which records there are, and in which order"},
     {"side_table", Rule::kRefused, "it decides which records there are, and what they hold"},
     {"seed", Rule::kRefused, "every initial value and every shuffle is drawn from it"},
@@ -145,8 +146,7 @@ constexpr RuleOf kRules[] = {
     {"model.batch_norm_momentum", Rule::kCarried, ""},
     {"model.batch_norm_window_records", Rule::kCarried, ""},
     {"model", Rule::kRefused, "it decides the dense model's shape"},
-    {"training.batch_size", Rule::kAtSegmentEnd,
-     "inside a log it decides which records a lane has read; it may change where a log or an epoch ends"},
+    {"training.batch_size", Rule::kAtSegmentEnd, kInsideALog},
     {"training.staleness", Rule::kNotWhileSegmentEnds,
      "a log or an epoch is about to end, at a step that the old value decided"},
     {"training.epochs", Rule::kFree, ""},
@@ -204,8 +204,7 @@ std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manife
     for (Log& log : *job.mutable_log()) log.set_piece_bytes(PieceBytes(log));
     return WithDefaults(std::move(job));
   };
-  std::vector<LaneState> lanes(snapshot.lane().begin(), snapshot.lane().end());
-  for (LaneState& lane : lanes) UpgradeLane(FilesEnd(snapshot), &lane);
+  const std::vector<LaneState> lanes = LanesOf(snapshot);
   const bool untouched = snapshot.step() == 0;
   const bool between_segments = untouched || AtSegmentEnd(lanes, snapshot.step());
   const bool segment_ends = std::any_of(

@@ -29,7 +29,7 @@ struct JobChange {
 
   std::string ToString() const;  // "training.batch_size: 512 -> 1024"
 };
-// By field, where `before` is the snapshot's job: at an epoch's end more may change than inside one. docs/OPERATIONS.md
+// By field, where `before` is the snapshot's job: where a log ends more may change than inside one. docs/OPERATIONS.md
 // has the table of all fields.
 std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manifest& snapshot);
 std::vector<JobChange> OfKind(const std::vector<JobChange>& changes, JobChange::Kind kind);

@@ -12,25 +12,34 @@ bool IsShuffled(const Log& log) { return log.shuffle().pieces() || log.shuffle()
 
 uint32_t SegmentOf(const LogFile& file) { return file.has_segment() ? file.segment() : file.log(); }
 
-bool BeginsSegment(const Job& job, const LogFile& last, uint32_t log) {
-  return last.log() != log || job.log(static_cast<int>(log)).cut_after() == Log::FILE;
+bool BeginsSegment(const LogFile& last, uint32_t number, const Log& log) {
+  return last.log() != number || log.cut_after() == Log::FILE;
+}
+
+const LogFile* FindFile(const std::vector<LogFile>& listed, uint32_t number) {
+  if (listed.empty() || number < listed.front().number()) return nullptr;
+  const uint32_t at = number - listed.front().number();
+  return at < listed.size() ? &listed[at] : nullptr;
+}
+
+uint32_t NewestEpoch(const std::vector<LaneState>& lanes) {
+  uint32_t epoch = 0;
+  for (const LaneState& lane : lanes) epoch = std::max(epoch, lane.cursor().epoch());
+  return epoch;
 }
 
 Places PlacesOf(const Job& job, const std::vector<LogFile>& listed, const std::vector<LaneState>& lanes,
                 const LogFile& file) {
-  uint32_t epoch = 0;
-  for (const LaneState& lane : lanes) epoch = std::max(epoch, lane.cursor().epoch());
+  const uint32_t epoch = NewestEpoch(lanes);
   const bool shuffled = IsShuffled(job.log(static_cast<int>(file.log())));
-  const uint32_t base = listed.empty() ? 0 : listed.front().number();
   Places places;
   for (const LaneState& lane : lanes) {
     const Cursor& cursor = lane.cursor();
     int64_t way = int64_t{cursor.file()} - int64_t{file.number()};
     const bool inside = cursor.record() > 0;  // else at the beginning of cursor.file
     if (!inside && way <= 0) way = -1;
-    if (inside && shuffled && cursor.file() >= base && cursor.file() - base < listed.size()) {
-      way = int64_t{SegmentOf(listed[cursor.file() - base])} - int64_t{SegmentOf(file)};
-    }
+    const LogFile* const of_lane = inside && shuffled ? FindFile(listed, cursor.file()) : nullptr;
+    if (of_lane != nullptr) way = int64_t{SegmentOf(*of_lane)} - int64_t{SegmentOf(file)};
     if (way == 0 && !shuffled && cursor.file_ended()) way = 1;
     if (cursor.epoch() < epoch) way = -1;
     places.untouched = places.untouched && way < 0;
@@ -60,12 +69,16 @@ uint32_t FilesEnd(const Manifest& manifest) {
   return manifest.consumed().files() + static_cast<uint32_t>(manifest.log_file_size());
 }
 
-void UpgradeLane(uint32_t files_end, LaneState* lane) {
-  if (!lane->has_segment_ends_at() && lane->epoch_ends_at() > 0) lane->set_segment_ends_at(lane->epoch_ends_at());
-  Cursor* const cursor = lane->mutable_cursor();
-  if (!cursor->end_of_epoch() || cursor->end_of_segment()) return;
-  cursor->set_end_of_segment(true);
-  cursor->set_file(files_end);
+std::vector<LaneState> LanesOf(const Manifest& manifest) {
+  std::vector<LaneState> lanes(manifest.lane().begin(), manifest.lane().end());
+  for (LaneState& lane : lanes) {
+    if (!lane.has_segment_ends_at() && lane.epoch_ends_at() > 0) lane.set_segment_ends_at(lane.epoch_ends_at());
+    Cursor* const cursor = lane.mutable_cursor();
+    if (!cursor->end_of_epoch() || cursor->end_of_segment()) continue;
+    cursor->set_end_of_segment(true);
+    cursor->set_file(FilesEnd(manifest));
+  }
+  return lanes;
 }
 
 std::vector<LaneState> DealtAnew(const std::vector<LaneState>& lanes, uint32_t count) {

@@ -13,9 +13,14 @@ bool IsShuffled(const Log& log);
 
 // The segment of a listed file. Files of one segment lie together; at its end is a cut.
 uint32_t SegmentOf(const LogFile& file);
-// Whether a file that is listed behind `last` begins a segment: it is of another log, or the log is cut after each
-// file.
-bool BeginsSegment(const Job& job, const LogFile& last, uint32_t log);
+// Whether a file of log number `number`, `log`, that is listed behind `last` begins a segment: it is of another log, or
+// the log is cut after each file.
+bool BeginsSegment(const LogFile& last, uint32_t number, const Log& log);
+// The entry of that number; null where it is not listed (any more).
+const LogFile* FindFile(const std::vector<LogFile>& listed, uint32_t number);
+
+// The newest epoch that a lane is in.
+uint32_t NewestEpoch(const std::vector<LaneState>& lanes);
 
 // How far the lanes are with one file in the epoch that they are in.
 struct Places {
@@ -37,8 +42,8 @@ bool AtEpochEnd(const std::vector<LaneState>& lanes, uint64_t step);
 
 // The number behind the list of a MANIFEST.
 uint32_t FilesEnd(const Manifest& manifest);
-// Brings what a version without segments has saved to the form of this one. `files_end`: the number behind the list.
-void UpgradeLane(uint32_t files_end, LaneState* lane);
+// A MANIFEST's lanes; what a version without segments has saved in the form of this one.
+std::vector<LaneState> LanesOf(const Manifest& manifest);
 
 // The states of as many lanes at the end of a segment, where no lane has a part of a log that another number of lanes
 // would not have: the first ones go on with their own, more begin where the others stand, and what lanes that are no

@@ -9,7 +9,6 @@
 #include "common/artifact/bundle_chain.h"
 #include "common/artifact/history.h"
 #include "common/artifact/manifest.h"
-#include "common/artifact/numbered_folder.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "scripts/hearth/prepare.h"
@@ -23,12 +22,8 @@ std::string SnapshotsOf(const std::string& dir) { return JoinPath(dir, "snapshot
 
 // Committed ones, ascending. What was never committed the scheduler removes.
 absl::StatusOr<std::vector<uint64_t>> SnapshotsBeyond(const std::string& dir, uint64_t step) {
-  HEARTH_ASSIGN_OR_RETURN(std::vector<uint64_t> steps, NumbersIn(SnapshotsOf(dir)));
-  const auto stays = [&](uint64_t one) {
-    return one <= step || !PathExists(JoinPath(SnapshotsOf(dir), absl::StrCat(one, "/MANIFEST")));
-  };
-  steps.erase(std::remove_if(steps.begin(), steps.end(), stays), steps.end());
-  return steps;
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, CommittedSnapshots(SnapshotsOf(dir)));
+  return std::vector<uint64_t>(std::upper_bound(steps.begin(), steps.end(), step), steps.end());
 }
 
 // The highest number that a name in the folder was set aside under.
@@ -49,11 +44,7 @@ std::optional<HistoryEntry::State> StateAt(const std::string& dir, uint64_t step
   const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(SnapshotsOf(dir), absl::StrCat(step)));
   if (!manifest.ok()) return std::nullopt;
   HistoryEntry::State state = StateOf(*manifest);
-  const absl::StatusOr<std::vector<BundleLink>> chain = ReadNewestChain(JoinPath(dir, "export"));
-  if (!chain.ok() || chain->empty()) return state;
-  state.published_step = chain->back().step;
-  state.published_base = chain->back().base;
-  state.published_seq = chain->back().seq;
+  AddPublished(dir, &state);
   return state;
 }
 

@@ -124,9 +124,7 @@ Job WithoutFilesReadIn(const std::string& out, std::optional<uint64_t> from, con
     if (from.has_value() && *step != *from) continue;
     const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(snapshots, absl::StrCat(*step)));
     if (!manifest.ok()) continue;
-    std::vector<LaneState> lanes(manifest->lane().begin(), manifest->lane().end());
-    for (LaneState& lane : lanes) UpgradeLane(FilesEnd(*manifest), &lane);
-    return WithoutReadPaths(job, {manifest->log_file().begin(), manifest->log_file().end()}, lanes);
+    return WithoutReadPaths(job, {manifest->log_file().begin(), manifest->log_file().end()}, LanesOf(*manifest));
   }
   return job;
 }

@@ -10,11 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "common/artifact/bundle_chain.h"
 #include "common/artifact/history.h"
 #include "common/artifact/manifest.h"
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
+#include "common/base/rows.h"
 #include "common/base/status.h"
 #include "scripts/hearth/run_json.h"
 
@@ -211,17 +211,7 @@ std::string AsText(const std::vector<Era>& eras, uint64_t left_out) {
                     absl::StrCat(RecordsOf(era)), era.starts > 0 ? absl::StrCat(era.starts) : "-",
                     absl::StrCat(era.restarts), PublishedText(era), FiguresText(era), WhatText(era, i == 0)});
   }
-  std::vector<size_t> widths(rows[0].size(), 0);
-  for (const auto& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t c = 0; c < row.size(); ++c)
-      absl::StrAppend(&line, c == 0 ? "" : "  ", row[c], std::string(widths[c] - row[c].size(), ' '));
-    absl::StrAppend(&text, absl::StripTrailingAsciiWhitespace(line), "\n");
-  }
+  std::string text = FormatRows(rows, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9});
   if (left_out > 0) absl::StrAppend(&text, left_out, " older entries had to go: history.jsonl is bounded\n");
   return text;
 }
@@ -259,15 +249,6 @@ Json AsJson(const Era& era) {
   return json;
 }
 
-// What is published of the newest era now, which no entry says before the next start or the end.
-void LookAtExport(const std::string& dir, Era* era) {
-  const absl::StatusOr<std::vector<BundleLink>> chain = ReadNewestChain(JoinPath(dir, "export"));
-  if (!chain.ok() || chain->empty() || !era->state.has_value()) return;
-  era->state->published_step = chain->back().step;
-  era->state->published_base = chain->back().base;
-  era->state->published_seq = chain->back().seq;
-}
-
 }  // namespace
 
 absl::StatusOr<std::string> ShowHistory(const std::string& dir, bool json) {
@@ -283,7 +264,8 @@ absl::StatusOr<std::string> ShowHistory(const std::string& dir, bool json) {
   std::vector<JobEra> saved;
   if (manifest != nullptr) saved.assign(manifest->era().begin(), manifest->era().end());
   Eras eras(history, manifest, std::move(saved));
-  if (!eras.list().empty()) LookAtExport(dir, &eras.list().back());
+  // What is published of the newest era now no entry says before the next start or the end.
+  if (!eras.list().empty() && eras.list().back().state.has_value()) AddPublished(dir, &*eras.list().back().state);
   if (!json)
     return eras.list().empty() ? absl::StrCat(dir, ": has trained nothing yet\n")
                                : AsText(eras.list(), history.left_out);

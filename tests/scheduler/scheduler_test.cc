@@ -524,6 +524,13 @@ TEST_F(SchedulerTest, PrintsTheTableOfAFinishedJobAgain) {
   EXPECT_EQ(ReadFile(JoinPath(dir_, "run.json")).value(), before);
 }
 
+void SayThatTheDiskIsFull(Cluster* cluster) {
+  Control failed;
+  failed.mutable_failed()->set_exit_code(74);
+  failed.mutable_failed()->set_reason("disk full");
+  cluster->Send(cluster->Server(1), failed);
+}
+
 TEST_F(SchedulerTest, WritesItsStartsAndEndsIntoTheHistory) {
   MakeSaved(6);
   options_.job.mutable_training()->set_clip_norm(5);
@@ -532,10 +539,7 @@ TEST_F(SchedulerTest, WritesItsStartsAndEndsIntoTheHistory) {
   {
     Cluster cluster(options_);
     cluster.StartAll();
-    Control failed;
-    failed.mutable_failed()->set_exit_code(74);
-    failed.mutable_failed()->set_reason("disk full");
-    cluster.Send(cluster.Server(1), failed);
+    SayThatTheDiskIsFull(&cluster);
     ASSERT_TRUE(cluster.Join().ok());
   }
   {
@@ -683,10 +687,7 @@ TEST_F(SchedulerTest, RefusesToResumeOnALogFileThatChanged) {
 TEST_F(SchedulerTest, EndsWithTheCodeOfARankThatFailed) {
   Cluster cluster(options_);
   cluster.StartAll();
-  Control failed;
-  failed.mutable_failed()->set_exit_code(74);
-  failed.mutable_failed()->set_reason("disk full");
-  cluster.Send(cluster.Server(1), failed);
+  SayThatTheDiskIsFull(&cluster);
   const absl::StatusOr<int> code = cluster.Join();
   ASSERT_TRUE(code.ok()) << code.status();
   EXPECT_EQ(*code, 74);

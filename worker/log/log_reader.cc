@@ -257,9 +257,8 @@ class LaneReaderImpl : public LaneReader {
     return (options_.lane + options_.lanes - file % options_.lanes) % options_.lanes;
   }
   uint32_t FirstFile() const { return files_.empty() ? 0 : files_.front().number(); }
-  uint32_t FilesEnd() const { return FirstFile() + static_cast<uint32_t>(files_.size()); }
-  bool Knows(uint32_t file) const { return file >= FirstFile() && file < FilesEnd(); }
-  const LogFile& FileAt(uint32_t number) const { return files_[number - FirstFile()]; }
+  bool Knows(uint32_t file) const { return FindFile(files_, file) != nullptr; }
+  const LogFile& FileAt(uint32_t number) const { return *FindFile(files_, number); }
   std::unique_ptr<Spool> NewSpool() const {
     return std::make_unique<Spool>(options_.scratch, kSpoolMemoryBytesMax, options_.job.limits().spool_bytes_max());
   }
@@ -892,7 +891,7 @@ absl::StatusOr<std::vector<LogFile>> ListLogFiles(const Job& job, const std::vec
       file.set_number(static_cast<uint32_t>(files.size()));
       file.set_path(path);
       file.set_log(static_cast<uint32_t>(i));
-      const bool begins = files.empty() || files.back().log() != file.log() || logs[i].cut_after() == Log::FILE;
+      const bool begins = !files.empty() && BeginsSegment(files.back(), file.log(), logs[i]);
       file.set_segment(files.empty() ? 0 : files.back().segment() + (begins ? 1 : 0));
       const std::string resolved = ResolvePath(job, path);
       HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(resolved));

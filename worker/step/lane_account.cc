@@ -11,6 +11,7 @@
 #include "common/artifact/reading.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/job/log_list.h"
 
 namespace hearth {
 
@@ -58,9 +59,8 @@ absl::Status LaneAccount::Enter(const Batch& batch, bool skipped, const std::vec
   if (!skipped) return absl::OkStatus();
   std::string lines;
   for (size_t i = 0; i < records; ++i) {
-    const uint32_t at =
-        batch.file_of[i] - (files.empty() ? 0 : files.front().number());  // wraps where it is not listed
-    const absl::string_view path = at < files.size() ? absl::string_view(files[at].path()) : "?";
+    const LogFile* const file = FindFile(files, batch.file_of[i]);
+    const absl::string_view path = file != nullptr ? absl::string_view(file->path()) : "?";
     absl::StrAppend(&lines, path, "\t", batch.offset[i], "\tloss or gradient not finite in step ", batch.step, "\n");
   }
   return Append(lines);
