@@ -386,9 +386,9 @@ int Train(const TrainOptions& options) {
   Supervisor supervisor;  // from here on a signal is remembered
   absl::StatusOr<Job> job = LoadValidJob(options.job, options.overrides);
   if (!job.ok()) return Complain(job.status());
-  const Job read = WithoutFilesReadIn(options.out, options.from, *job);
-  if (const absl::Status status = CheckInputs(read); !status.ok()) return Complain(status);
-  if (const absl::Status status = CheckReading(read, options.job); !status.ok()) return Complain(status);
+  if (const absl::Status status = CheckInputsOfRun(*job, options.job, options.out, options.from); !status.ok()) {
+    return Complain(status);
+  }
   if (const absl::Status status = CheckPrograms(*job, options.programs.folder); !status.ok()) return Complain(status);
   if (!options.hostfile.empty() && !PathExists(options.hostfile)) {
     return Complain(absl::NotFoundError(absl::StrCat("--hostfile ", options.hostfile, ": no such file")));

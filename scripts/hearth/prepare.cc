@@ -90,6 +90,20 @@ void LogsOf(const Job& job, std::vector<Log>* logs, std::vector<std::string>* us
   }
 }
 
+// The job without the paths that the run in `out`, where there is one, has read for good. By its newest MANIFEST, or
+// that of step `from`, as it is: the scheduler judges by one that verifies.
+Job WithoutFilesReadIn(const std::string& out, std::optional<uint64_t> from, const Job& job) {
+  const std::string snapshots = JoinPath(out, "snapshots");
+  const std::vector<uint64_t> steps = NumbersIn(snapshots).value_or(std::vector<uint64_t>());
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (from.has_value() && *step != *from) continue;
+    const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(snapshots, absl::StrCat(*step)));
+    if (!manifest.ok()) continue;
+    return WithoutReadPaths(job, {manifest->log_file().begin(), manifest->log_file().end()}, LanesOf(*manifest));
+  }
+  return job;
+}
+
 }  // namespace
 
 // On a terminal a dead scheduler may have left its progress line standing.
@@ -117,23 +131,18 @@ absl::Status CheckInputs(const Job& job) {
   return irregular.empty() ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrJoin(irregular, "\n"));
 }
 
-Job WithoutFilesReadIn(const std::string& out, std::optional<uint64_t> from, const Job& job) {
-  const std::string snapshots = JoinPath(out, "snapshots");
-  const std::vector<uint64_t> steps = NumbersIn(snapshots).value_or(std::vector<uint64_t>());
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    if (from.has_value() && *step != *from) continue;
-    const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(snapshots, absl::StrCat(*step)));
-    if (!manifest.ok()) continue;
-    return WithoutReadPaths(job, {manifest->log_file().begin(), manifest->log_file().end()}, LanesOf(*manifest));
-  }
-  return job;
-}
-
 absl::Status CheckReading(const Job& job, const std::string& job_path) {
   std::vector<Log> logs;
   std::vector<std::string> users;
   LogsOf(job, &logs, &users);
   return Annotate(LogSchema::Check(job, logs, users), job_path);
+}
+
+absl::Status CheckInputsOfRun(const Job& job, const std::string& job_path, const std::string& out,
+                              std::optional<uint64_t> from) {
+  const Job rest = WithoutFilesReadIn(out, from, job);
+  HEARTH_RETURN_IF_ERROR(CheckInputs(rest));
+  return CheckReading(rest, job_path);
 }
 
 absl::Status CheckExpressions(const Job& job, const std::string& job_path) {

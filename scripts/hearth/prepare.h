@@ -23,14 +23,15 @@ int Complain(const absl::Status& status);
 
 absl::StatusOr<Job> LoadValidJob(const std::string& path, const std::vector<std::string>& overrides);
 
-// The job without the paths that the run in `out`, where there is one, has read for good: they need not be there any
-// more. By its newest MANIFEST, or that of step `from`, as it is: the scheduler judges by one that verifies.
-Job WithoutFilesReadIn(const std::string& out, std::optional<uint64_t> from, const Job& job);
 // The files that the job names, all missing ones at once.
 absl::Status CheckInputs(const Job& job);
 // Expressions, columns, delimiters, formats: all that headers of logs and side tables tell, all faults at once. A log
 // with a directory is checked as far as no file of it is needed. REQUIRES: CheckInputs found all.
 absl::Status CheckReading(const Job& job, const std::string& job_path);
+// Both, for a run in `out` that may be there already and may be told to go back to the snapshot of step `from`: files
+// that it has read for good need not be there any more.
+absl::Status CheckInputsOfRun(const Job& job, const std::string& job_path, const std::string& out,
+                              std::optional<uint64_t> from);
 // As much of it as no file tells.
 absl::Status CheckExpressions(const Job& job, const std::string& job_path);
 

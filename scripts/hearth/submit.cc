@@ -107,8 +107,7 @@ absl::StatusOr<std::string> WriteScript(const SubmitOptions& options, const Job&
 absl::Status SubmitOrPrint(const SubmitOptions& options) {
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   HEARTH_ASSIGN_OR_RETURN(Job job, LoadValidJob(options.job, options.overrides));
-  HEARTH_RETURN_IF_ERROR(CheckInputs(job));
-  HEARTH_RETURN_IF_ERROR(CheckReading(job, options.job));
+  HEARTH_RETURN_IF_ERROR(CheckInputsOfRun(job, options.job, options.out, options.from));
   HEARTH_RETURN_IF_ERROR(CheckPrograms(job, options.programs));
   if (options.print) {
     const std::string folder = std::filesystem::weakly_canonical(options.out).string();
