@@ -1,6 +1,7 @@
 #include "ps/ps_client.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <deque>
 #include <optional>
@@ -208,7 +209,9 @@ struct PullClient::State {
         due_us = std::min(due_us, awaited.retry.due_us());
       }
       if (due_us == kNever && AllLanded(*pull)) break;
-      if (auto message = mailbox->Receive(due_us)) HEARTH_RETURN_IF_ERROR(Accept(*std::move(message)));
+      if (stopped) return absl::CancelledError("the pull is not waited for any more");
+      std::optional<Message> message = mailbox->Receive(due_us);
+      if (message.has_value() && !message->payload.empty()) HEARTH_RETURN_IF_ERROR(Accept(*std::move(message)));
     }
     spare.push_back(std::move(in_flight[index]));
     in_flight.erase(in_flight.begin() + static_cast<ptrdiff_t>(index));
@@ -291,7 +294,13 @@ struct PullClient::State {
   std::vector<std::unique_ptr<InFlight>> in_flight;
   std::vector<std::unique_ptr<InFlight>> spare;
   Encoder encoder;
+  std::atomic<bool> stopped{false};
 };
+
+void PullClient::Stop() {
+  state_->stopped = true;
+  state_->mailbox->Deliver(Message{});  // wakes
+}
 
 PullClient::PullClient(const ClientOptions& options, int port) : state_(std::make_unique<State>(options, port)) {}
 PullClient::~PullClient() = default;

@@ -49,6 +49,9 @@ class PullClient {
   // a bug.
   absl::Status Send(uint32_t lane, uint64_t step, uint64_t view, absl::Span<const TableRows> tables);
   absl::Status Receive(uint32_t lane, uint64_t step, absl::Span<TableRows> tables);
+  // Any thread: whoever waits in Receive, or would, gets Cancelled instead. For an end at which steps that were pulled
+  // ahead are let go: their views may be steps that nobody makes.
+  void Stop();
   // Rows after the cut `view`, read only; any number, matched by a number of its own.
   absl::Status ReadOnly(uint64_t view, absl::Span<TableRows> tables);
 

@@ -56,8 +56,8 @@ Curves::Curves(Env* env, const Job& job, const std::string& dir, uint64_t first_
         registry_.NewCounter({"job_records", "", "The job's log records by what became of them"}, {{"fate", fate}});
   }
   for (const Task& task : job.task()) {
-    auc_[task.name()] =
-        registry_.NewGauge({"auc", "", "AUC of the last seconds' training predictions"}, {{"task", task.name()}});
+    auc_[task.name()] = registry_.NewGauge(
+        {"auc", "", "AUC of the newest window of records, each scored before it was trained"}, {{"task", task.name()}});
   }
 }
 
@@ -72,15 +72,6 @@ absl::Status Curves::OnTraining(const ProgressFigures& figures, const Ledger& le
   if (figures.files_behind.has_value()) lag_->Set(static_cast<double>(*figures.files_behind));
 
   std::vector<Scalar> scalars = {{"perf/samples_per_s", static_cast<float>(figures.samples_per_s)}};
-  if (figures.loss.has_value()) {
-    loss_->Set(*figures.loss);
-    scalars.push_back({"train/loss", static_cast<float>(*figures.loss)});
-  }
-  for (const auto& [task, auc] : figures.auc) {
-    if (!auc.has_value()) continue;
-    auc_.at(task)->Set(*auc);
-    scalars.push_back({absl::StrCat("auc/", task), static_cast<float>(*auc)});
-  }
   const uint64_t step = std::max<uint64_t>(figures.step, 1);
   const auto add_rate = [&scalars](const std::string& of, double rate) {
     scalars.push_back({"learning_rate/" + of, static_cast<float>(rate)});
@@ -88,6 +79,25 @@ absl::Status Curves::OnTraining(const ProgressFigures& figures, const Ledger& le
   add_rate("dense", RateOf(job_.training().dense_optimizer(), step));
   for (const Table& table : job_.table()) add_rate("table/" + table.name(), RateOf(table.optimizer(), step));
   return Write(figures.step, scalars);
+}
+
+absl::Status Curves::OnWindow(const ValidationWindow& window) {
+  std::vector<Scalar> scalars;
+  const auto add = [&scalars](const std::string& tag, std::optional<double> value) {
+    if (value.has_value()) scalars.push_back({"progressive/" + tag, static_cast<float>(*value)});
+  };
+  const std::optional<double> loss = MeanLoss({window.task().begin(), window.task().end()});
+  if (loss.has_value()) loss_->Set(*loss);
+  add("loss", loss);
+  for (int t = 0; t < std::min(job_.task_size(), window.task_size()); ++t) {
+    const std::string& name = job_.task(t).name();
+    const std::optional<double> auc = StreamingAuc(window.task(t));
+    if (auc.has_value()) auc_.at(name)->Set(*auc);
+    add("auc/" + name, auc);
+    add("log_loss/" + name, MeanLoss({window.task(t)}));
+    add("calibration/" + name, CalibrationOf(window.task(t)));
+  }
+  return Write(window.last_step(), scalars);
 }
 
 absl::Status Curves::OnEvaluations(const std::vector<Evaluation>& evaluations) {

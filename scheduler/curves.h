@@ -27,8 +27,10 @@ class Curves {
   static absl::StatusOr<std::unique_ptr<Curves>> Start(Env* env, const Job& job, const std::string& dir,
                                                        uint64_t first_step);
 
-  // Training: figures of the last seconds, counts of records since the job's first start.
+  // Training: its rate over the last seconds, counts of records since the job's first start.
   absl::Status OnTraining(const ProgressFigures& figures, const Ledger& ledger);
+  // Progressive validation: drawn at the window's last step.
+  absl::Status OnWindow(const ValidationWindow& window);
   // One for each split that was evaluated.
   absl::Status OnEvaluations(const std::vector<Evaluation>& evaluations);
   void OnSnapshot() { snapshots_->Add(1); }
@@ -48,7 +50,8 @@ class Curves {
   Gauge* const step_ = registry_.NewGauge({"step", "", "Last step that a worker told of"});
   Gauge* const rate_ =
       registry_.NewGauge({"samples_per_second", "", "Records trained a second, over the last seconds"});
-  Gauge* const loss_ = registry_.NewGauge({"loss", "", "Mean loss of a label over the last seconds"});
+  Gauge* const loss_ =
+      registry_.NewGauge({"loss", "", "Mean loss of a label in the newest window of records, before each was trained"});
   Gauge* const lag_ = registry_.NewGauge({"log_lag", "files", "Files listed that the slowest lane has not reached"});
   Counter* const snapshots_ = registry_.NewCounter({"snapshots", "", "Snapshots committed"});
   std::unique_ptr<EventFile> events_;  // made with the first figure

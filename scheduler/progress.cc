@@ -11,6 +11,7 @@ namespace hearth {
 namespace {
 
 constexpr int kBarCells = 20;
+constexpr size_t kWindowsOpenMax = 65536;
 
 }  // namespace
 
@@ -40,17 +41,36 @@ std::optional<double> MeanLoss(const std::vector<TaskMetric>& metrics) {
   return loss / labelled;
 }
 
-absl::Status MetricWindow::Add(const std::vector<TaskMetric>& tasks) { return AddTaskMetrics(tasks, &current_); }
-
-void MetricWindow::Turn() {
-  previous_ = std::move(current_);
-  current_.clear();
+std::optional<double> CalibrationOf(const TaskMetric& metric) {
+  double positives = 0;
+  for (const uint64_t count : metric.positives()) positives += static_cast<double>(count);
+  if (positives == 0 || !metric.has_prediction_sum()) return std::nullopt;
+  return metric.prediction_sum() / positives;
 }
 
-std::vector<TaskMetric> MetricWindow::Sum() const {
-  std::vector<TaskMetric> sum = previous_;
-  HEARTH_CHECK(AddTaskMetrics(current_, &sum).ok());  // one job, one shape: the coordinator has checked it
-  return sum;
+absl::StatusOr<std::vector<ValidationWindow>> ValidationWindows::Add(const ValidationWindow& part) {
+  if (parts_.size() >= kWindowsOpenMax && parts_.count(part.last_step()) == 0) {
+    return absl::InternalError(absl::StrCat(parts_.size(), " windows wait for a worker's part, the oldest up to step ",
+                                            parts_.begin()->first));
+  }
+  Parts& parts = parts_[part.last_step()];
+  if (parts.told > 0 && parts.sum.first_step() != part.first_step()) {
+    return absl::InternalError(absl::StrCat("workers' windows up to step ", part.last_step(), " begin at ",
+                                            parts.sum.first_step(), " and ", part.first_step()));
+  }
+  std::vector<TaskMetric> sum(parts.sum.task().begin(), parts.sum.task().end());
+  HEARTH_RETURN_IF_ERROR(AddTaskMetrics({part.task().begin(), part.task().end()}, &sum));
+  parts.sum.set_first_step(part.first_step());
+  parts.sum.set_last_step(part.last_step());
+  parts.sum.clear_task();
+  for (TaskMetric& task : sum) *parts.sum.add_task() = std::move(task);
+  ++parts.told;
+  std::vector<ValidationWindow> whole;
+  while (!parts_.empty() && parts_.begin()->second.told >= workers_) {
+    whole.push_back(std::move(parts_.begin()->second.sum));
+    parts_.erase(parts_.begin());
+  }
+  return whole;
 }
 
 std::string FormatCount(double value) {
@@ -77,7 +97,7 @@ std::string FormatProgress(const ProgressFigures& figures, bool bar, size_t colu
   }
   absl::StrAppend(&line, "  ", FormatCount(figures.samples_per_s), " samples/s");
   if (figures.remaining_s.has_value()) absl::StrAppend(&line, "  ETA ", FormatDuration(*figures.remaining_s));
-  if (figures.loss.has_value()) absl::StrAppendFormat(&line, "  loss %.4f", *figures.loss);
+  if (figures.loss.has_value()) absl::StrAppendFormat(&line, "  before training: loss %.4f", *figures.loss);
   if (!figures.auc.empty()) absl::StrAppend(&line, "  AUC");
   for (const auto& [task, auc] : figures.auc) {
     absl::StrAppend(&line, " ", task, " ", auc.has_value() ? absl::StrFormat("%.4f", *auc) : "-");

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/proto/control.pb.h"
 
 namespace hearth {
@@ -18,17 +19,24 @@ std::optional<double> StreamingAuc(const TaskMetric& metric);
 // Mean loss of a label over all tasks. Nothing without labels.
 std::optional<double> MeanLoss(const std::vector<TaskMetric>& metrics);
 
-// Training metrics of the last one to two windows: old enough to be steady, young enough to be news.
-class MetricWindow {
+// Mean prediction over mean label: 1 is right. Nothing without a positive, or where the sum of predictions is not
+// known.
+std::optional<double> CalibrationOf(const TaskMetric& metric);
+
+// Puts the workers' windows together: all of them end theirs at the same steps.
+class ValidationWindows {
  public:
-  absl::Status Add(const std::vector<TaskMetric>& tasks);
-  // Ends the window; the one before the last is forgotten.
-  void Turn();
-  std::vector<TaskMetric> Sum() const;
+  explicit ValidationWindows(uint32_t workers) : workers_(workers) {}
+  // Whole ones appear in the order of their steps. Internal where it does not fit the others' of its step.
+  absl::StatusOr<std::vector<ValidationWindow>> Add(const ValidationWindow& part);
 
  private:
-  std::vector<TaskMetric> previous_;
-  std::vector<TaskMetric> current_;
+  struct Parts {
+    ValidationWindow sum;
+    uint32_t told = 0;
+  };
+  const uint32_t workers_;
+  std::map<uint64_t, Parts> parts_;  // by last step
 };
 
 struct ProgressFigures {
@@ -36,6 +44,7 @@ struct ProgressFigures {
   std::optional<double> fraction;  // of the job's records
   double samples_per_s = 0;
   std::optional<double> remaining_s;
+  // Of the newest window of records, each scored before it was trained.
   std::optional<double> loss;
   std::vector<std::pair<std::string, std::optional<double>>> auc;  // by task
   std::optional<double> hit_ratio;                                 // of the memory tier

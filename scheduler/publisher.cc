@@ -5,11 +5,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/artifact/bundle.h"
 #include "common/artifact/history.h"
+#include "common/artifact/manifest.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "common/job/quality.h"
 
 namespace hearth {
 namespace {
@@ -37,7 +40,8 @@ Publisher::Publisher(Options options, const std::vector<uint64_t>& committed, bo
   retry_at_us_ = 0;
   const int64_t now_us = options_.env->NowUs();
   for (const uint64_t step : committed) {
-    if (step > tip() && IsDue(step, finished && step == committed.back())) waiting_[step] = now_us;
+    if (step <= tip() || !IsDue(step, finished && step == committed.back()) || Withholds(step)) continue;
+    waiting_[step] = now_us;
   }
   // What the chain holds is not known then: a new full export of the newest one is sure to be no step back.
   if (!status.ok() && !waiting_.empty()) waiting_.erase(waiting_.begin(), std::prev(waiting_.end()));
@@ -48,8 +52,24 @@ bool Publisher::IsDue(uint64_t step, bool job_finished) const {
   return step > 0 && (job_finished || step % options_.job.export_().delta_every_steps() == 0);
 }
 
+bool Publisher::Withholds(uint64_t step) {
+  if (options_.job.export_().require().empty()) return false;
+  const absl::StatusOr<Manifest> manifest = ReadManifest(JoinPath(options_.dir, absl::StrCat("snapshots/", step)));
+  std::vector<std::string> unmet;
+  if (manifest.ok()) {
+    unmet = UnmetRequirements(options_.job, {manifest->evaluation().begin(), manifest->evaluation().end()}, step);
+  } else {
+    unmet = {std::string(manifest.status().message())};
+  }
+  if (unmet.empty()) return false;
+  ++figures_.withheld;
+  figures_.withheld_reason = absl::StrCat("step ", step, ": ", absl::StrJoin(unmet, "; "));
+  spdlog::warn("event=publication_withheld step={} reason={}", step, Quoted(absl::StrJoin(unmet, "; ")));
+  return true;
+}
+
 void Publisher::Committed(uint64_t step, bool job_finished) {
-  if (step <= tip() || !IsDue(step, job_finished)) return;
+  if (step <= tip() || !IsDue(step, job_finished) || Withholds(step)) return;
   waiting_.emplace(step, options_.env->NowUs());
   BoundWaiting();
 }

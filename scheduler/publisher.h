@@ -25,7 +25,9 @@ struct PublicationFigures {
   uint64_t step = 0;
   uint64_t published = 0;  // by this process
   uint64_t failures = 0;
-  uint64_t left_out = 0;  // snapshots that waited too long
+  uint64_t left_out = 0;        // snapshots that waited too long
+  uint64_t withheld = 0;        // snapshots that fell short of export.require
+  std::string withheld_reason;  // of the newest one
   uint64_t waiting = 0;
   double seconds = 0;  // from the newest one's commit to its appearance
   std::string reason;  // of the newest failure
@@ -60,6 +62,8 @@ class Publisher {
 
  private:
   bool IsDue(uint64_t step, bool job_finished) const;
+  // Falls short of export.require, by what its MANIFEST says; then it is told.
+  bool Withholds(uint64_t step);
   void BoundWaiting();
   // Reads what is published, and forgets what no longer has to wait.
   absl::Status Look();

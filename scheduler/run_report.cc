@@ -116,9 +116,29 @@ void AddTimes(const std::vector<Progress>& workers, const std::vector<double>& p
 }
 
 Json PublicationJson(const PublicationFigures& figures) {
-  return {{"base", figures.base},           {"seq", figures.seq},           {"step", figures.step},
-          {"published", figures.published}, {"failures", figures.failures}, {"left_out", figures.left_out},
-          {"waiting", figures.waiting},     {"seconds", figures.seconds},   {"reason", figures.reason}};
+  return {{"base", figures.base},         {"seq", figures.seq},
+          {"step", figures.step},         {"published", figures.published},
+          {"failures", figures.failures}, {"left_out", figures.left_out},
+          {"withheld", figures.withheld}, {"withheld_reason", figures.withheld_reason},
+          {"waiting", figures.waiting},   {"seconds", figures.seconds},
+          {"reason", figures.reason}};
+}
+
+Json BestJson(const BestSnapshot& best) {
+  return {{"step", best.step()}, {"of", best.of()}, {"value", best.value()}, {"without_gain", best.without_gain()}};
+}
+
+// The newest window of progressive validation.
+Json WindowJson(const Job& job, const ValidationWindow& window) {
+  Json json = {{"first_step", window.first_step()}, {"last_step", window.last_step()}, {"tasks", Json::object()}};
+  for (int t = 0; t < std::min(job.task_size(), window.task_size()); ++t) {
+    const TaskMetric& metric = window.task(t);
+    json["tasks"][job.task(t).name()] = {{"labelled", metric.labelled()},
+                                         {"auc", OrNull(StreamingAuc(metric))},
+                                         {"log_loss", OrNull(MeanLoss({metric}))},
+                                         {"calibration", OrNull(CalibrationOf(metric))}};
+  }
+  return json;
 }
 
 Json TaskJson(const Evaluation::Task& task) {
@@ -189,7 +209,8 @@ RunReport::RunReport(Options options)
     : options_(std::move(options)),
       workers_(options_.workers),
       server_rss_(options_.servers, 0),
-      random_(SeedOf(options_.job.seed(), "pull_sample")) {}
+      random_(SeedOf(options_.job.seed(), "pull_sample")),
+      windows_(options_.workers) {}
 
 void RunReport::Resume(const Manifest& manifest) {
   manifest_ = manifest;
@@ -232,8 +253,13 @@ void RunReport::Start(const std::vector<Ledger>& ledgers, int64_t now_us) {
 
 absl::Status RunReport::OnProgress(uint32_t worker, const Progress& progress, int64_t now_us) {
   HEARTH_CHECK(worker < workers_.size());
-  const std::vector<TaskMetric> tasks(progress.task().begin(), progress.task().end());
-  HEARTH_RETURN_IF_ERROR(window_.Add(tasks));
+  for (const ValidationWindow& part : progress.window()) {
+    HEARTH_ASSIGN_OR_RETURN(std::vector<ValidationWindow> whole, windows_.Add(part));
+    for (ValidationWindow& window : whole) {
+      if (curves_ != nullptr) HEARTH_RETURN_IF_ERROR(curves_->OnWindow(window));
+      newest_window_ = std::move(window);
+    }
+  }
   for (const double seconds : progress.pull_seconds()) {
     ++pulls_;
     if (pull_seconds_.size() < kPullSampleMax) {
@@ -250,6 +276,7 @@ absl::Status RunReport::OnProgress(uint32_t worker, const Progress& progress, in
   if (progress.has_reading()) known->clear_reading();
   known->MergeFrom(progress);
   known->clear_task();
+  known->clear_window();
   known->clear_pull_seconds();
   known->set_staleness_max_seen(staleness);
   known->set_peak_rss_bytes(rss);
@@ -427,6 +454,8 @@ std::string RunReport::ToJson(const std::string& status, int code, const std::st
     for (const Evaluation::Task& task : evaluation.task())
       json["tasks"][task.name()][evaluation.split()] = TaskJson(task);
   }
+  json["best"] = manifest_.has_best() ? BestJson(manifest_.best()) : Json(nullptr);
+  json["progressive"] = newest_window_.has_value() ? WindowJson(job, *newest_window_) : Json(nullptr);
   json["diagnostics"] = nullptr;
   for (const Evaluation& evaluation : evaluations_) {
     if (evaluation.has_diagnostics()) json["diagnostics"] = DiagnosticsJson(evaluation);
@@ -455,7 +484,7 @@ ProgressFigures RunReport::Figures(int64_t now_us) const {
   figures.samples_per_s = Ratio(static_cast<double>(ledger.trained() - std::min(ledger.trained(), previous_.trained)),
                                 seconds - previous_.seconds)
                               .value_or(0);
-  const std::vector<TaskMetric> metrics = window_.Sum();
+  const std::vector<TaskMetric> metrics = MetricsOfWindow();
   figures.loss = MeanLoss(metrics);
   for (size_t t = 0; t < metrics.size() && t < static_cast<size_t>(options_.job.task_size()); ++t) {
     figures.auc.emplace_back(options_.job.task(static_cast<int>(t)).name(), StreamingAuc(metrics[t]));
@@ -471,6 +500,11 @@ ProgressFigures RunReport::Figures(int64_t now_us) const {
   figures.bad_records = ledger.rejected();
   figures.evaluating = evaluating_since_us_ >= 0;
   return figures;
+}
+
+std::vector<TaskMetric> RunReport::MetricsOfWindow() const {
+  if (!newest_window_.has_value()) return {};
+  return {newest_window_->task().begin(), newest_window_->task().end()};
 }
 
 absl::Status RunReport::Show(int64_t now_us) {
@@ -490,14 +524,13 @@ absl::Status RunReport::Show(int64_t now_us) {
   if (now_us >= next_turn_us_) {
     // Before a worker has told of a step there is nothing to draw: 0 samples a second at an old step is no figure.
     if (curves_ != nullptr && told_) HEARTH_RETURN_IF_ERROR(curves_->OnTraining(Figures(now_us), LiveLedger()));
-    TurnWindow(now_us);
+    TurnRate(now_us);
   }
   next_show_us_ = output.is_terminal ? std::min(now_us + kRedrawUs, next_turn_us_) : next_turn_us_;
   return absl::OkStatus();
 }
 
-void RunReport::TurnWindow(int64_t now_us) {
-  window_.Turn();
+void RunReport::TurnRate(int64_t now_us) {
   previous_ = current_;
   current_ = {TrainingSeconds(now_us), LiveLedger().trained()};
   next_turn_us_ = now_us + static_cast<int64_t>(std::max(0.1, options_.job.metrics().progress_seconds()) * 1e6);
@@ -516,6 +549,10 @@ void RunReport::PrintTable() {
   std::ostream& out = *options_.output.table;
   out << FormatTable(evaluations_);
   for (const Evaluation& evaluation : evaluations_) out << FormatDiagnostics(evaluation);
+  if (manifest_.has_best()) {
+    out << absl::StrFormat("best: step %d, %s %.6f\n", manifest_.best().step(), manifest_.best().of(),
+                           manifest_.best().value());
+  }
   out << LedgerLine(ledger_) << "\n" << FormatReading(reading_);
   out << "step " << manifest_.step() << "  model hash " << absl::StrFormat("%016x", manifest_.model_hash());
   if (seconds_ > 0) {

@@ -94,7 +94,8 @@ class RunReport {
   double TrainingSeconds(int64_t now_us) const;
   HistoryEntry EntryOf(HistoryEntry::Kind kind) const;
   ProgressFigures Figures(int64_t now_us) const;
-  void TurnWindow(int64_t now_us);
+  void TurnRate(int64_t now_us);
+  std::vector<TaskMetric> MetricsOfWindow() const;
   std::string ToJson(const std::string& status, int code, const std::string& reason) const;
 
   const Options options_;
@@ -132,7 +133,8 @@ class RunReport {
   int64_t evaluated_us_ = 0;
   std::optional<double> first_fraction_;  // the first that was told, and when
   double first_fraction_seconds_ = 0;
-  MetricWindow window_;
+  ValidationWindows windows_;
+  std::optional<ValidationWindow> newest_window_;
   struct Mark {
     double seconds = 0;
     uint64_t trained = 0;

@@ -16,6 +16,7 @@
 #include "common/job/config.h"
 #include "common/job/identity.h"
 #include "common/job/log_list.h"
+#include "common/job/quality.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
 
@@ -139,8 +140,10 @@ absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, c
   coordinator.servers = options_.servers;
   coordinator.workers = options_.workers;
   coordinator.lanes = leases_->lanes();
-  coordinator.splits = SplitNames(options_.job);
+  coordinator.job = options_.job;
   if (manifest != nullptr) {
+    coordinator.best = BestAtStart();
+    if (coordinator.best.has_value()) best_step_ = coordinator.best->step();
     coordinator.task_metrics.assign(manifest->task_metric().begin(), manifest->task_metric().end());
     coordinator.after_step = manifest->step();
   }
@@ -291,11 +294,18 @@ absl::Status Scheduler::TidySnapshots() {
   return absl::OkStatus();
 }
 
+// Of the figure that the job judges now.
+std::optional<BestSnapshot> Scheduler::BestAtStart() const {
+  if (restored() == nullptr || !restored()->has_best()) return std::nullopt;
+  return BestAfter(options_.job, restored()->best(), {}, restored()->step());
+}
+
 // By the job as it is now: a finished one goes on where its end was moved, to more epochs or a later last step.
 bool Scheduler::NothingIsLeft() const {
   const Training& training = options_.job.training();
   const uint64_t step = start_.manifest.step();
   if (training.steps_max() > 0 && step >= training.steps_max()) return true;
+  if (EndsWithoutGain(options_.job, BestAtStart())) return true;
   return leases_->AtEpochEnd(step) && leases_->epoch() >= training.epochs();
 }
 
@@ -439,6 +449,9 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
     if (options_.output.table != nullptr) {
       *options_.output.table << "The job was finished before, at step " << start_.manifest.step()
                              << "; there was nothing left to do.\n";
+      if (const auto best = BestAtStart(); EndsWithoutGain(options_.job, best)) {
+        *options_.output.table << WhyItEnded(options_.job, *best) << "; to go on, raise it or set it to 0.\n";
+      }
     }
     return LeaveWhenPublished("finished", kExitOk, "");
   }
@@ -478,6 +491,7 @@ absl::Status Scheduler::StartWorkers() {
     start->set_snapshot(start_.folder);
     start->set_evaluate_only(evaluates());
     start->set_epoch(leases_->epoch());
+    if (restored() != nullptr && restored()->has_best()) *start->mutable_best() = restored()->best();
     for (const SideTableFile& file : side_tables_) *start->add_side_table() = file;
     HEARTH_RETURN_IF_ERROR(SendToWorker(worker, std::move(control)));
   }
@@ -639,6 +653,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   const int64_t begin_us = options_.env->NowUs();
   HEARTH_RETURN_IF_ERROR(CommitManifest(JoinPath(SnapshotsFolder(), absl::StrCat(manifest.step())), manifest));
   committed_.push_back(manifest.step());
+  if (manifest.has_best()) best_step_ = manifest.best().step();
   if (publisher_ != nullptr) {
     publisher_->Committed(manifest.step(), manifest.job_finished());
     report_->set_publication(publisher_->figures());
@@ -649,6 +664,7 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   HEARTH_RETURN_IF_ERROR(RemoveOldSnapshots());
   report_->set_files_behind(leases_->FilesBehind());
   HEARTH_RETURN_IF_ERROR(report_->Committed(manifest, options_.env->NowUs()));
+  if (cut.without_gain) return LeaveWhenPublished("finished", kExitOk, WhyItEnded(options_.job, manifest.best()));
   if (manifest.job_finished()) return LeaveWhenPublished("finished", kExitOk, "");
   if (cut.stopping) return LeaveWhenPublished("saved", kExitSaved, "stopped by a signal; start again to go on");
   return MaybeGo();
@@ -661,6 +677,7 @@ absl::Status Scheduler::RemoveOldSnapshots() {
   size_t held = 0;
   for (size_t i = committed_.size() > keep ? committed_.size() - keep : 0; i-- > 0;) {
     const uint64_t step = committed_[i];
+    if (best_step_ == step) continue;
     if (publisher_ != nullptr && publisher_->Waits(step)) continue;
     const bool force = held == kHeldSnapshotsMax;
     HEARTH_ASSIGN_OR_RETURN(const bool removed, RemoveSnapshot(JoinPath(SnapshotsFolder(), absl::StrCat(step)), force));

@@ -66,6 +66,7 @@ class Scheduler {
   absl::Status TakeSideTables(const Manifest& manifest, bool at_segment_end);
   std::vector<std::string> ChangesOfThisStart() const;
   absl::Status TidySnapshots();
+  std::optional<BestSnapshot> BestAtStart() const;
   bool NothingIsLeft() const;
   std::string SnapshotsFolder() const;
 
@@ -134,6 +135,7 @@ class Scheduler {
   std::vector<Evaluation> evaluations_;          // newest of each split, in the job's order
   std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot
   std::vector<uint64_t> committed_;              // steps of the snapshots in DIR, ascending
+  std::optional<uint64_t> best_step_;            // of the best snapshot, which stays
   size_t held_ = 0;                              // of those, beyond snapshot.keep and left because somebody reads them
   int64_t removal_retry_us_ = kNever;
   uint64_t dense_parameters_ = 0;

@@ -4,6 +4,7 @@
 
 #include "common/artifact/manifest.h"
 #include "common/base/status.h"
+#include "common/job/quality.h"
 #include "scheduler/lease_table.h"
 
 namespace hearth {
@@ -45,6 +46,7 @@ bool HaveOneShape(const std::vector<TaskMetric>& a, const std::vector<TaskMetric
 void AddTaskMetric(const TaskMetric& more, TaskMetric* sum) {
   sum->set_loss_sum(sum->loss_sum() + more.loss_sum());
   sum->set_labelled(sum->labelled() + more.labelled());
+  if (more.has_prediction_sum()) sum->set_prediction_sum(sum->prediction_sum() + more.prediction_sum());
   if (more.positives_size() == 0) return;
   sum->mutable_positives()->Resize(more.positives_size(), 0);
   sum->mutable_negatives()->Resize(more.negatives_size(), 0);
@@ -75,7 +77,7 @@ absl::Status AddTaskMetrics(const std::vector<TaskMetric>& more, std::vector<Tas
 }
 
 SnapshotCoordinator::SnapshotCoordinator(Options options)
-    : options_(std::move(options)), metrics_(options_.workers), done_step_(options_.after_step) {}
+    : options_(std::move(options)), metrics_(options_.workers), done_step_(options_.after_step), best_(options_.best) {}
 
 absl::Status SnapshotCoordinator::AddMetrics(uint32_t worker, const std::vector<TaskMetric>& tasks) {
   HEARTH_CHECK(worker < options_.workers);
@@ -148,8 +150,8 @@ absl::Status SnapshotCoordinator::CheckWorker(const Parts& parts, uint32_t worke
 }
 
 absl::Status SnapshotCoordinator::AddEvaluation(const Evaluation& part) {
-  const std::vector<std::string>& splits = options_.splits;
-  if (std::find(splits.begin(), splits.end(), part.split()) == splits.end()) {
+  const auto& splits = options_.job.split();
+  if (std::none_of(splits.begin(), splits.end(), [&](const Split& split) { return split.name() == part.split(); })) {
     return absl::InternalError(absl::StrCat("an evaluation of \"", part.split(), "\", which is no split of the job"));
   }
   HEARTH_ASSIGN_OR_RETURN(Parts* const parts, PartsOf(part.step()));
@@ -157,25 +159,36 @@ absl::Status SnapshotCoordinator::AddEvaluation(const Evaluation& part) {
   return absl::OkStatus();
 }
 
-bool SnapshotCoordinator::AllEvaluated(const Parts& parts) const {
-  return parts.evaluation.size() == options_.splits.size();
+std::optional<BestSnapshot> SnapshotCoordinator::BestAt(uint64_t step, const Parts& parts) const {
+  std::vector<Evaluation> evaluations;
+  for (const auto& [split, evaluation] : parts.evaluation) evaluations.push_back(evaluation);
+  return BestAfter(options_.job, best_, evaluations, step);
 }
 
-bool SnapshotCoordinator::IsWhole(const Parts& parts) const {
+bool SnapshotCoordinator::AllEvaluated(uint64_t step, const Parts& parts) const {
+  const auto all = [&](bool ends) {
+    const std::vector<int> due = SplitsDueAt(options_.job, step, ends);
+    return std::all_of(due.begin(), due.end(),
+                       [&](int split) { return parts.evaluation.count(options_.job.split(split).name()) > 0; });
+  };
+  const bool ends = parts.worker.begin()->second.epoch_ended();
+  if (!all(ends)) return false;
+  return parts.evaluation.empty() || !EndsWithoutGain(options_.job, BestAt(step, parts)) || all(/*ends=*/true);
+}
+
+bool SnapshotCoordinator::IsWhole(uint64_t step, const Parts& parts) const {
   if (parts.server.size() < options_.servers || parts.worker.size() < options_.workers) return false;
-  return !parts.worker.begin()->second.epoch_ended() || AllEvaluated(parts);
+  return AllEvaluated(step, parts);
 }
 
 bool SnapshotCoordinator::evaluating() const {
-  for (const auto& [step, parts] : parts_) {
-    if (parts.worker.size() == options_.workers && parts.worker.begin()->second.epoch_ended() && !AllEvaluated(parts))
-      return true;
-  }
-  return false;
+  return std::any_of(parts_.begin(), parts_.end(), [&](const auto& one) {
+    return one.second.worker.size() == options_.workers && !AllEvaluated(one.first, one.second);
+  });
 }
 
 std::optional<SnapshotCoordinator::Cut> SnapshotCoordinator::TakeWhole() {
-  if (parts_.empty() || !IsWhole(parts_.begin()->second)) return std::nullopt;
+  if (parts_.empty() || !IsWhole(parts_.begin()->first, parts_.begin()->second)) return std::nullopt;
   const uint64_t step = parts_.begin()->first;
   const Parts parts = std::move(parts_.begin()->second);
   parts_.erase(parts_.begin());
@@ -209,11 +222,14 @@ std::optional<SnapshotCoordinator::Cut> SnapshotCoordinator::TakeWhole() {
   manifest.set_rows_hash(rows_hash);
   manifest.set_dense_hash(first.dense_hash());
   manifest.set_model_hash(ModelHash(rows_hash, first.dense_hash()));
-  manifest.set_job_finished(first.job_finished());
+  best_ = BestAt(step, parts);
+  if (best_.has_value()) *manifest.mutable_best() = *best_;
+  cut.without_gain = !first.job_finished() && !parts.evaluation.empty() && EndsWithoutGain(options_.job, best_);
+  manifest.set_job_finished(first.job_finished() || cut.without_gain);
   cut.epoch_ended = first.epoch_ended();
   cut.stopping = first.stopping();
-  for (const std::string& split : options_.splits) {
-    const auto found = parts.evaluation.find(split);
+  for (const Split& split : options_.job.split()) {
+    const auto found = parts.evaluation.find(split.name());
     if (found != parts.evaluation.end()) *manifest.add_evaluation() = found->second;
   }
   return cut;

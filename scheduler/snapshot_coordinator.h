@@ -1,8 +1,8 @@
 // Collects the parts of each cut until a MANIFEST can be written. Pure state: no clock, no I/O.
 //
-// A cut at step S is whole when every server has saved its rows at S, every worker has told where its lanes are, and,
-// where S ends an epoch, every split was evaluated at S. Several cuts may be in flight; they are handed out in the
-// order of their steps. Parts that come twice, or for a step already handed out, are ignored.
+// A cut at step S is whole when every server has saved its rows at S, every worker has told where its lanes are, and
+// every split that is due at S (common/job/quality.h) was evaluated at S. Several cuts may be in flight; they are
+// handed out in the order of their steps. Parts that come twice, or for a step already handed out, are ignored.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/proto/control.pb.h"
+#include "common/proto/job.pb.h"
 
 namespace hearth {
 
@@ -29,7 +30,8 @@ class SnapshotCoordinator {
     uint32_t servers = 1;
     uint32_t workers = 1;
     uint32_t lanes = 1;
-    std::vector<std::string> splits;       // evaluated at the end of an epoch
+    Job job;                               // its splits, and what is made of their figures
+    std::optional<BestSnapshot> best;      // as at `after_step`
     std::vector<TaskMetric> task_metrics;  // as at `after_step`, over all lanes
     std::optional<uint64_t> after_step;    // cuts up to here are done; nothing: step 0 is still to come
   };
@@ -46,15 +48,16 @@ class SnapshotCoordinator {
   absl::Status AddEvaluation(const Evaluation& part);
 
   struct Cut {
-    // Holds step, lanes, servers, lane, task_metric, file, table, the three hashes, job_finished and evaluation (of
-    // this cut alone). The rest is the scheduler's.
+    // Holds step, lanes, servers, lane, task_metric, file, table, the three hashes, job_finished, best and evaluation
+    // (of this cut alone). The rest is the scheduler's.
     Manifest manifest;
     bool epoch_ended = false;
+    bool without_gain = false;  // that is why the job has finished
     bool stopping = false;
   };
   // The oldest cut in flight, if it is whole.
   std::optional<Cut> TakeWhole();
-  // Steps whose workers have all reached an epoch's end while evaluations are missing.
+  // There is a step that all workers have reached while evaluations are missing.
   bool evaluating() const;
   size_t in_flight() const { return parts_.size(); }
 
@@ -65,8 +68,10 @@ class SnapshotCoordinator {
     std::map<uint32_t, std::vector<TaskMetric>> metrics;  // of each worker, when it reached the step
     std::map<std::string, Evaluation> evaluation;         // by split
   };
-  bool IsWhole(const Parts& parts) const;
-  bool AllEvaluated(const Parts& parts) const;
+  bool IsWhole(uint64_t step, const Parts& parts) const;
+  // REQUIRES: of the oldest cut in flight, for the verdict that a job ends without gain.
+  bool AllEvaluated(uint64_t step, const Parts& parts) const;
+  std::optional<BestSnapshot> BestAt(uint64_t step, const Parts& parts) const;
   // The parts of `step`, or nothing where the step is done.
   absl::StatusOr<Parts*> PartsOf(uint64_t step);
   absl::Status CheckWorker(const Parts& parts, uint32_t worker, const WorkerAtCut& part) const;
@@ -76,6 +81,7 @@ class SnapshotCoordinator {
   std::vector<TaskMetric> shape_;                 // some worker's: tasks and buckets
   std::map<uint64_t, Parts> parts_;               // by step
   std::optional<uint64_t> done_step_;
+  std::optional<BestSnapshot> best_;  // as at done_step_
 };
 
 }  // namespace hearth

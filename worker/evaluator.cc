@@ -36,11 +36,12 @@ Evaluator::Evaluator(const EvaluatorOptions& options)
     : options_(options), puller_(options.clients, kPortEvaluatePull) {}
 Evaluator::~Evaluator() = default;
 
-absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(DenseReplica* replica, uint64_t step) {
+absl::StatusOr<std::vector<Evaluation>> Evaluator::Run(DenseReplica* replica, uint64_t step,
+                                                       const std::vector<int>& splits) {
   std::vector<std::string> tasks;
   for (const Task& task : options_.job.task()) tasks.push_back(task.name());
   std::vector<Evaluation> evaluations;
-  for (int split = 0; split < options_.job.split_size(); ++split) {
+  for (const int split : splits) {
     const Split& config = options_.job.split(split);
     const std::string where = absl::StrCat("split ", config.name());
     auto rows = Predict(replica, split, step);

@@ -41,8 +41,8 @@ class Evaluator {
   static absl::StatusOr<std::unique_ptr<Evaluator>> Open(const EvaluatorOptions& options);
   ~Evaluator();
 
-  // All splits at the cut `step`. On worker 0 one Evaluation a split, on the others none.
-  absl::StatusOr<std::vector<Evaluation>> Run(DenseReplica* replica, uint64_t step);
+  // These of the job's splits, by number, at the cut `step`. On worker 0 one Evaluation a split, on the others none.
+  absl::StatusOr<std::vector<Evaluation>> Run(DenseReplica* replica, uint64_t step, const std::vector<int>& splits);
 
  private:
   explicit Evaluator(const EvaluatorOptions& options);

@@ -21,6 +21,7 @@
 #include "common/job/identity.h"
 #include "common/job/log_list.h"
 #include "common/job/pieces.h"
+#include "common/job/quality.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
 #include "common/proto/control.pb.h"
@@ -42,6 +43,7 @@ namespace {
 
 constexpr int64_t kProgressUs = 1'000'000;
 constexpr int kPullSecondsMax = 256;             // in one Progress
+constexpr size_t kWindowsMax = 16;               // in one Progress
 constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log
 constexpr const char* kDenseFile = "dense.safetensors";
 
@@ -107,9 +109,12 @@ struct Worker::State {
   absl::Status CheckBudget(uint64_t step, const StepSum& sum) const;
   absl::Status CheckSkips(uint64_t step) const;
   absl::Status Diverged(uint64_t step, absl::string_view cause) const;
-  void AddMetrics(const StepBatch& batch);
-  absl::Status AtCut(uint64_t step, const CutState& cut);
-  absl::Status Evaluate(uint64_t step);
+  void AddMetrics(const StepBatch& batch, uint64_t records);
+  // Also ends the run there, where the job's evaluations gain nothing any more.
+  absl::Status AtCut(uint64_t step, CutState* cut);
+  absl::Status EvaluateAtCut(uint64_t step, CutState* cut);
+  absl::Status Evaluate(uint64_t step, const std::vector<int>& splits, std::vector<Evaluation>* evaluations);
+  void EndWindow();
   void FillProgress(Progress* progress);
   absl::Status SendProgress();
 
@@ -142,17 +147,21 @@ struct Worker::State {
   std::vector<std::unique_ptr<LaneAccount>> accounts;  // [held lanes]
   std::vector<std::unique_ptr<LaneReader>> readers;    // [held lanes], until the pipeline takes them
   std::unique_ptr<DenseStep> dense_step;
-  uint32_t skipped_in_row = 0;  // steps; the same on every worker
+  uint32_t skipped_in_row = 0;       // steps; the same on every worker
+  std::optional<BestSnapshot> best;  // worker 0's: of the cuts so far
   std::unique_ptr<Pipeline> pipeline;
   std::unique_ptr<StepProfile> profile;  // worker 0's, where the job asks for one
 
   ProgressMetrics page;
 
   // Since the last Progress, or the start.
-  uint64_t step = 0;                // last finished
-  std::vector<TaskMetric> metrics;  // [tasks]
+  uint64_t step = 0;                      // last finished
+  std::vector<TaskMetric> metrics;        // [tasks]
+  std::vector<ValidationWindow> windows;  // that ended
   std::vector<double> pull_seconds;
   uint32_t staleness_max_seen = 0;
+  ValidationWindow window;      // the open one
+  uint64_t window_records = 0;  // of all workers' in it
   int64_t start_us = 0;
   int64_t progress_us = 0;
   int64_t dense_us = 0;  // in the dense half of steps
@@ -188,13 +197,13 @@ absl::Status Worker::State::Run() {
   ready.mutable_worker_ready()->set_device(NameOf(options.device));
   HEARTH_RETURN_IF_ERROR(Send(&ready));
   if (start.evaluate_only()) {
-    HEARTH_RETURN_IF_ERROR(Evaluate(start.step()));
+    HEARTH_RETURN_IF_ERROR(Evaluate(start.step(), SplitsDueAt(options.job, start.step(), /*ends=*/true), nullptr));
     return WaitFor(Control::kGoodbye, &message);
   }
   if (start.snapshot().empty()) {
     CutState first;
     first.cut = true;
-    HEARTH_RETURN_IF_ERROR(AtCut(start.step(), first));
+    HEARTH_RETURN_IF_ERROR(AtCut(start.step(), &first));
   }
   HEARTH_RETURN_IF_ERROR(WaitFor(Control::kGo, &message));
   if (goodbye) return absl::OkStatus();
@@ -305,6 +314,9 @@ absl::Status Worker::State::Prepare(const StartWorker& start) {
   lanes = start.lanes();
   files.Append({start.log_file().begin(), start.log_file().end()}, start.log_list_closed());
   metrics.resize(static_cast<size_t>(options.job.task_size()));
+  for (int task = 0; task < options.job.task_size(); ++task) window.add_task();
+  window.set_first_step(step + 1);
+  if (start.has_best()) best = start.best();
   clients.env = env;
   clients.transport = options.transport;
   clients.map = ShardMap(options.job.training().shards(), static_cast<uint32_t>(options.ranks.servers));
@@ -464,12 +476,16 @@ absl::Status Worker::State::Train() {
     }
     const uint64_t number = batch->step;
     if (profile != nullptr) HEARTH_RETURN_IF_ERROR(profile->Before(number));
-    HEARTH_ASSIGN_OR_RETURN(const CutState cut, Step(std::move(batch)));
+    HEARTH_ASSIGN_OR_RETURN(CutState cut, Step(std::move(batch)));
     if (profile != nullptr) HEARTH_RETURN_IF_ERROR(profile->After(number, cut.stopping));
     step = number;
-    if (cut.cut) HEARTH_RETURN_IF_ERROR(AtCut(step, cut));
+    const uint64_t window_records_max = options.job.metrics().validation_window_records();
+    if (cut.cut || (window_records_max > 0 && window_records >= window_records_max)) EndWindow();
+    if (cut.cut) HEARTH_RETURN_IF_ERROR(AtCut(step, &cut));
     if (cut.stopping) return absl::OkStatus();
-    if (env->NowUs() - progress_us >= kProgressUs) HEARTH_RETURN_IF_ERROR(SendProgress());
+    if (env->NowUs() - progress_us >= kProgressUs || windows.size() >= kWindowsMax) {
+      HEARTH_RETURN_IF_ERROR(SendProgress());
+    }
   }
 }
 
@@ -508,7 +524,7 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
   if (sum.verdict.records > 0) skipped_in_row = sum.trains ? 0 : skipped_in_row + 1;
   HEARTH_RETURN_IF_ERROR(CheckBudget(number, sum));
   HEARTH_RETURN_IF_ERROR(CheckSkips(number));
-  if (sum.trains) AddMetrics(*batch);
+  if (sum.trains) AddMetrics(*batch, sum.verdict.records);
   HEARTH_ASSIGN_OR_RETURN(const CutState state, pipeline->Finish(std::move(batch), sum.verdict));
   const int64_t finished_us = env->NowUs();
   if (sum.trains) HEARTH_RETURN_IF_ERROR(dense_step->Update(number, sum));
@@ -549,8 +565,10 @@ absl::Status Worker::State::Diverged(uint64_t number, absl::string_view cause) c
                                           JoinPath(options.dir, "dead-letter"), ", and start anew (--fresh)"));
 }
 
-void Worker::State::AddMetrics(const StepBatch& batch) {
+// records: of all workers.
+void Worker::State::AddMetrics(const StepBatch& batch, uint64_t records) {
   const size_t tasks = metrics.size();
+  window_records += records;
   for (size_t i = 0; i < batch.lanes.size(); ++i) {
     const Batch& lane = *batch.lanes[i];
     if (lane.records == 0) continue;
@@ -558,12 +576,24 @@ void Worker::State::AddMetrics(const StepBatch& batch) {
     for (size_t cell = 0; cell < logits.size(); ++cell) {
       if (lane.mask[cell] == 0) continue;
       const bool positive = lane.labels[cell] != 0;
-      AddPrediction(&metrics[cell % tasks], logits[cell], positive, LogLoss(logits[cell], positive));
+      const double loss = LogLoss(logits[cell], positive);
+      AddPrediction(&metrics[cell % tasks], logits[cell], positive, loss);
+      AddPrediction(window.mutable_task(static_cast<int>(cell % tasks)), logits[cell], positive, loss);
     }
   }
 }
 
-absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
+// Every worker ends its windows at the same steps: all know the records of each step.
+void Worker::State::EndWindow() {
+  window.set_last_step(step);
+  if (window_records > 0) windows.push_back(window);
+  window_records = 0;
+  window.set_first_step(step + 1);
+  for (TaskMetric& task : *window.mutable_task()) task.Clear();
+}
+
+absl::Status Worker::State::AtCut(uint64_t number, CutState* at) {
+  const CutState& cut = *at;
   Control control;
   WorkerAtCut* at_cut = control.mutable_worker_at_cut();
   at_cut->set_step(number);
@@ -587,28 +617,57 @@ absl::Status Worker::State::AtCut(uint64_t number, const CutState& cut) {
     for (const FileEntry& entry : entries) *at_cut->add_file() = entry;
   }
   // A job that steps_max ends is evaluated as at the end of an epoch: this is where its last one ends.
-  const bool evaluates = cut.epoch_ended || cut.job_finished;
-  at_cut->set_epoch_ended(evaluates);
+  at_cut->set_epoch_ended(cut.epoch_ended || cut.job_finished);
   at_cut->set_job_finished(cut.job_finished);
   at_cut->set_stopping(cut.stopping);
   step = number;
   FillProgress(at_cut->mutable_progress());
   HEARTH_RETURN_IF_ERROR(Send(&control));
   spdlog::info("event=cut step={} epoch_ended={} stopping={}", number, cut.epoch_ended, cut.stopping);
-  if (!evaluates) return absl::OkStatus();
-  HEARTH_RETURN_IF_ERROR(Evaluate(number));
-  // Worker 0 has more to do; a wait for it is not to look to NCCL's watchdog like a link that does not move.
-  return options.device.alone ? options.collective->Barrier() : absl::OkStatus();
+  return EvaluateAtCut(number, at);
 }
 
-absl::Status Worker::State::Evaluate(uint64_t number) {
-  if (evaluator == nullptr) return absl::OkStatus();
-  HEARTH_ASSIGN_OR_RETURN(std::vector<Evaluation> evaluations, evaluator->Run(replica.get(), number));
-  for (Evaluation& evaluation : evaluations) {
+// No step is applied meanwhile: every worker's pushes wait for its evaluation.
+absl::Status Worker::State::EvaluateAtCut(uint64_t number, CutState* cut) {
+  const bool ends = cut->epoch_ended || cut->job_finished;
+  const std::vector<int> due = SplitsDueAt(options.job, number, ends);
+  if (due.empty()) return absl::OkStatus();
+  std::vector<Evaluation> evaluations;
+  HEARTH_RETURN_IF_ERROR(Evaluate(number, due, &evaluations));
+  if (is_first()) best = BestAfter(options.job, best, evaluations, number);
+  char no_gain = is_first() && EndsWithoutGain(options.job, best);
+  if (options.job.training().stop_after_no_gain() > 0) {
+    HEARTH_RETURN_IF_ERROR(options.collective->Broadcast(0, absl::MakeSpan(&no_gain, 1)));
+  } else if (options.device.alone) {
+    // Worker 0 has more to do; a wait for it is not to look to NCCL's watchdog like a link that does not move.
+    HEARTH_RETURN_IF_ERROR(options.collective->Barrier());
+  }
+  if (no_gain == 0 || cut->job_finished) return absl::OkStatus();
+  // The job ends here, and the scheduler knows it from the same figures; what steps were pulled ahead are let go.
+  if (skipped_in_row > 0) {
+    return Diverged(number, "the loss or gradient of the job's last steps was not finite");
+  }
+  std::vector<int> rest;
+  for (const int split : SplitsDueAt(options.job, number, /*ends=*/true)) {
+    if (std::find(due.begin(), due.end(), split) == due.end()) rest.push_back(split);
+  }
+  HEARTH_RETURN_IF_ERROR(Evaluate(number, rest, nullptr));
+  cut->job_finished = true;
+  cut->stopping = true;
+  return absl::OkStatus();
+}
+
+// evaluations: worker 0's, where they are wanted.
+absl::Status Worker::State::Evaluate(uint64_t number, const std::vector<int>& splits,
+                                     std::vector<Evaluation>* evaluations) {
+  if (evaluator == nullptr || splits.empty()) return absl::OkStatus();
+  HEARTH_ASSIGN_OR_RETURN(std::vector<Evaluation> done, evaluator->Run(replica.get(), number, splits));
+  for (const Evaluation& evaluation : done) {
     Control control;
-    *control.mutable_evaluation() = std::move(evaluation);
+    *control.mutable_evaluation() = evaluation;
     HEARTH_RETURN_IF_ERROR(Send(&control));
   }
+  if (evaluations != nullptr) *evaluations = std::move(done);
   return absl::OkStatus();
 }
 
@@ -629,6 +688,8 @@ void Worker::State::FillProgress(Progress* progress) {
     *progress->add_task() = metric;
     metric.Clear();
   }
+  for (ValidationWindow& ended : windows) *progress->add_window() = std::move(ended);
+  windows.clear();
   const Pipeline::Times waits = pipeline != nullptr ? pipeline->times() : Pipeline::Times();
   const int64_t now_us = env->NowUs();
   TimeShare* time = progress->mutable_time();

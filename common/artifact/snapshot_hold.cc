@@ -132,6 +132,26 @@ absl::StatusOr<std::vector<std::string>> SnapshotsAt(const std::string& path) {
       absl::StrCat(path, ": holds no committed snapshot; give a folder DIR or DIR/snapshots/STEP"));
 }
 
+absl::StatusOr<std::string> FindBestSnapshot(const std::string& run) {
+  if (PathExists(JoinPath(run, "MANIFEST"))) {
+    return absl::NotFoundError(absl::StrCat(run, ": is one snapshot; give the run's folder, or leave --best out"));
+  }
+  HEARTH_ASSIGN_OR_RETURN(const HeldSnapshot newest, HoldNewestSnapshot(run, SnapshotCheck::kLengths));
+  if (!newest.manifest.has_best()) {
+    return absl::NotFoundError(absl::StrCat(newest.folder,
+                                            ": knows no best snapshot: the job has no snapshot.best, or its split was "
+                                            "not evaluated yet; set snapshot.best.split and the split's every_steps, "
+                                            "or leave --best out for the newest"));
+  }
+  const BestSnapshot& best = newest.manifest.best();
+  const std::string folder =
+      JoinPath(std::filesystem::path(newest.folder).parent_path().string(), absl::StrCat(best.step()));
+  if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
+  return absl::NotFoundError(absl::StrCat(folder, ": was the best snapshot (", best.of(), " ", best.value(),
+                                          ") and is not there any more; it may have been removed, or set aside by "
+                                          "--from; leave --best out for the newest"));
+}
+
 bool IsRemoved(const absl::Status& status) { return status.GetPayload(kRemoved).has_value(); }
 
 absl::StatusOr<HeldSnapshot> HoldNewestSnapshot(const std::string& path, SnapshotCheck check) {

@@ -60,6 +60,10 @@ struct HeldSnapshot {
 // a disk that does not answer) is not passed over: its error is returned.
 absl::StatusOr<HeldSnapshot> HoldNewestSnapshot(const std::string& path, SnapshotCheck check);
 
+// The folder of the run's best snapshot (the job's snapshot.best), as its newest one names it. NotFound: the job asks
+// for none, nothing was evaluated yet, or it is not there any more.
+absl::StatusOr<std::string> FindBestSnapshot(const std::string& run);
+
 // Whether `status` says that a snapshot was removed: Take's and Explain's NotFound.
 bool IsRemoved(const absl::Status& status);
 

@@ -18,6 +18,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/pieces.h"
+#include "common/job/quality.h"
 
 namespace hearth {
 namespace {
@@ -551,6 +552,61 @@ void CheckTraining(const Job& job, Faults* faults) {
   }
 }
 
+// What names a figure of an evaluation. Null where there is no such split.
+const Split* CheckFigure(const Job& job, const std::string& where, const std::string& split, const std::string& task,
+                         Quality::Metric metric, Faults* faults) {
+  const auto found =
+      std::find_if(job.split().begin(), job.split().end(), [&](const Split& one) { return one.name() == split; });
+  if (found == job.split().end()) {
+    faults->Add(where + ".split", absl::StrCat("there is no split \"", split, "\""), "name one of the job's splits");
+    return nullptr;
+  }
+  const bool known = task.empty() || std::any_of(job.task().begin(), job.task().end(),
+                                                 [&](const Task& one) { return one.name() == task; });
+  if (!known) {
+    faults->Add(where + ".task", absl::StrCat("there is no task \"", task, "\""),
+                "name one of the job's tasks, or leave it out for the mean over all");
+  }
+  if (metric == Quality::GAUC && found->user().empty()) {
+    faults->Add(where + ".metric", absl::StrCat("is GAUC, and split \"", split, "\" has no user"),
+                "give the split its user, or choose AUC");
+  }
+  return &*found;
+}
+
+void CheckBest(const Job& job, Faults* faults) {
+  const Best& best = job.snapshot().best();
+  if (HasBest(job)) CheckFigure(job, "snapshot.best", best.split(), best.task(), best.metric(), faults);
+  if (!HasBest(job) && best.has_task()) faults->Add("snapshot.best.split", "is absent", "name one of the job's splits");
+  if (!HasBest(job) && job.training().stop_after_no_gain() > 0) {
+    faults->Add("training.stop_after_no_gain", "there is no figure to gain",
+                "give snapshot.best its split, or leave it out");
+  }
+}
+
+void CheckRequirements(const Job& job, Faults* faults) {
+  for (int i = 0; i < job.export_().require_size(); ++i) {
+    const Requirement& one = job.export_().require(i);
+    const std::string where = absl::StrCat("export.require[", i, "]");
+    if (job.export_().delta_every_steps() == 0) {
+      faults->Add(where, "the run publishes nothing", "set export.delta_every_steps, or leave it out");
+    }
+    if (!one.has_min() && !one.has_max()) faults->Add(where, "has no bound", "give min, max or both");
+    if (one.has_min() && one.has_max() && one.min() > one.max()) {
+      faults->Add(where, absl::StrCat("min ", one.min(), " is above max ", one.max()), "nothing would be published");
+    }
+    const Split* const split = CheckFigure(job, where, one.split(), one.task(), one.metric(), faults);
+    if (split == nullptr) continue;
+    const uint32_t every_steps = split->every_steps();
+    if (every_steps == 0 || job.export_().delta_every_steps() % every_steps != 0) {
+      faults->Add(where + ".split",
+                  absl::StrCat("\"", one.split(), "\" is evaluated every ", every_steps, " steps, published is every ",
+                               job.export_().delta_every_steps()),
+                  "give it an every_steps of which export.delta_every_steps is a multiple");
+    }
+  }
+}
+
 void CheckExport(const Job& job, Faults* faults) {
   const Export& config = job.export_();
   const uint32_t every_steps = std::max<uint32_t>(1, job.snapshot().every_steps());
@@ -568,6 +624,7 @@ void CheckExport(const Job& job, Faults* faults) {
     }
   }
   if (!rows) faults->Add("export.format", "has no rows for deltas to change", "add hps or npy");
+  CheckRequirements(job, faults);
   faults->Range("export.deltas_max", config.deltas_max(), 1, kDeltasMax);
   faults->Range("export.waiting_max", config.waiting_max(), 1, 1e6);
 }
@@ -619,6 +676,11 @@ std::vector<std::string> FaultsOf(const Job& job) {
     CheckLog(job.split(i).log(), absl::StrCat("split[", i, "].log"), side_tables, tasks, true, &faults);
     faults.Range(absl::StrCat("split[", i, "].batch_size"), job.split(i).batch_size(), 1, 1 << 24);
     faults.Range(absl::StrCat("split[", i, "].records_max"), static_cast<double>(job.split(i).records_max()), 1, 1e12);
+    const uint32_t every_steps = std::max<uint32_t>(1, job.snapshot().every_steps());
+    if (job.split(i).every_steps() % every_steps != 0) {
+      faults.Add(absl::StrCat("split[", i, "].every_steps"), absl::StrCat("is ", job.split(i).every_steps()),
+                 absl::StrCat("give a multiple of snapshot.every_steps = ", every_steps, ", or 0 for none"));
+    }
   }
   for (int i = 0; i < job.side_table_size(); ++i) {
     if (job.side_table(i).path().empty())
@@ -647,12 +709,14 @@ std::vector<std::string> FaultsOf(const Job& job) {
   CheckTraining(job, &faults);
   faults.Range("snapshot.every_steps", job.snapshot().every_steps(), 1, 4e9);
   faults.Range("snapshot.keep", job.snapshot().keep(), 1, 1e6);
+  CheckBest(job, &faults);
   CheckExport(job, &faults);
   faults.Range("limits.bad_records_max_fraction", job.limits().bad_records_max_fraction(), 0, 1);
   faults.Range("limits.record_bytes_max", job.limits().record_bytes_max(), 16, 1 << 30);
   faults.Range("limits.spool_bytes_max", static_cast<double>(job.limits().spool_bytes_max()), 1, 1e18);
   faults.Range("metrics.prometheus_port", job.metrics().prometheus_port(), 0, 65535);
   faults.Range("metrics.progress_seconds", job.metrics().progress_seconds(), 0.01, 1e6);
+  faults.Range("metrics.validation_window_records", static_cast<double>(job.metrics().validation_window_records()), 0, 1e15);
   faults.Range("metrics.profile.steps", job.metrics().profile().steps(), 0, 1000);
   return faults.Take();
 }

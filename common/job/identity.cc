@@ -43,6 +43,7 @@ Job Identity(const Job& job) {
   training->clear_device();
   training->clear_precision();
   training->clear_idle_ms();
+  training->clear_stop_after_no_gain();
   training->mutable_dense_optimizer()->clear_ema_serves();
   for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
   for (Log& log : *identity.mutable_log()) log.set_piece_bytes(PieceBytes(log));
@@ -160,6 +161,7 @@ constexpr RuleOf kRules[] = {
     {"training.precision", Rule::kCarried, ""},
     {"training.read_ahead_batches_max", Rule::kFree, ""},
     {"training.idle_ms", Rule::kFree, ""},
+    {"training.stop_after_no_gain", Rule::kFree, ""},
     {"training.lanes", Rule::kAtSegmentEnd,
      "inside a log each lane has its own part of it; it may change where a log or an epoch ends"},
     {"training.shards", Rule::kRefused, "it decides where rows are stored"},

@@ -103,6 +103,12 @@ Json AsJson(const std::string& folder, const Manifest& manifest, const std::stri
   for (const LogFile& file : manifest.log_file()) {
     json["log_files"].push_back({{"number", file.number()}, {"path", file.path()}, {"bytes", file.bytes()}});
   }
+  json["best"] = nullptr;
+  if (manifest.has_best()) {
+    const BestSnapshot& best = manifest.best();
+    json["best"] = {
+        {"step", best.step()}, {"of", best.of()}, {"value", best.value()}, {"without_gain", best.without_gain()}};
+  }
   json["evaluations"] = Json::object();
   for (const Evaluation& evaluation : manifest.evaluation()) {
     Json split = {{"step", evaluation.step()},
@@ -129,6 +135,10 @@ std::string AsText(const std::string& folder, const Manifest& manifest, const st
     for (const std::string& change : era.change()) {
       absl::StrAppendFormat(&text, "changed     from step %d on: %s\n", era.from_step(), change);
     }
+  }
+  if (manifest.has_best()) {
+    absl::StrAppendFormat(&text, "best        step %d, %s %.6f; %d evaluations since\n", manifest.best().step(),
+                          manifest.best().of(), manifest.best().value(), manifest.best().without_gain());
   }
   absl::StrAppendFormat(&text, "samples     read %d = trained %d + rejected %d + filtered %d\n", total.read(),
                         total.trained(), total.rejected(), total.filtered());

@@ -194,8 +194,13 @@ std::string WhatText(const Era& era, bool first) {
   if (first && parts.empty()) parts.push_back("begun");
   if (era.set_aside_from > 0) parts.push_back(absl::StrCat("set aside from step ", era.set_aside_from, " on"));
   if (era.end != nullptr) {
-    parts.push_back(era.end->status == "failed" ? absl::StrCat("failed with ", era.end->code, ": ", era.end->reason)
-                                                : era.end->status);
+    if (era.end->status == "failed") {
+      parts.push_back(absl::StrCat("failed with ", era.end->code, ": ", era.end->reason));
+    } else if (era.end->status == "finished" && !era.end->reason.empty()) {
+      parts.push_back(absl::StrCat("finished: ", era.end->reason));
+    } else {
+      parts.push_back(era.end->status);
+    }
   }
   std::string text = absl::StrJoin(parts, "; ");
   for (char& c : text) c = absl::ascii_iscntrl(static_cast<unsigned char>(c)) ? ' ' : c;  // one line

@@ -40,23 +40,40 @@ TEST(StreamingAuc, EqualsTheShareOfPairsInOrder) {
   }
 }
 
-TEST(MetricWindow, ForgetsWhatIsOlderThanTwoWindows) {
-  TaskMetric metric;
-  metric.set_loss_sum(6);
-  metric.set_labelled(2);
-  metric.add_positives(1);
-  metric.add_negatives(1);
-  MetricWindow window;
-  EXPECT_FALSE(MeanLoss(window.Sum()).has_value());
-  ASSERT_TRUE(window.Add({metric}).ok());
-  window.Turn();
-  metric.set_loss_sum(2);
-  ASSERT_TRUE(window.Add({metric}).ok());
-  EXPECT_DOUBLE_EQ(*MeanLoss(window.Sum()), 2.0);
-  window.Turn();
-  EXPECT_DOUBLE_EQ(*MeanLoss(window.Sum()), 1.0);
-  window.Turn();
-  EXPECT_TRUE(window.Sum().empty());
+ValidationWindow WindowOf(uint64_t first_step, uint64_t last_step, double loss) {
+  ValidationWindow window;
+  window.set_first_step(first_step);
+  window.set_last_step(last_step);
+  TaskMetric* metric = window.add_task();
+  metric->set_loss_sum(loss);
+  metric->set_prediction_sum(1.5);
+  metric->set_labelled(2);
+  metric->add_positives(1);
+  metric->add_negatives(1);
+  return window;
+}
+
+TEST(ValidationWindows, AreWholeOnceEveryWorkerHasToldAndComeInOrder) {
+  ValidationWindows windows(2);
+  ASSERT_TRUE(windows.Add(WindowOf(1, 5, 1))->empty());
+  ASSERT_TRUE(windows.Add(WindowOf(6, 9, 2))->empty()) << "one worker is ahead";
+  const auto first = windows.Add(WindowOf(1, 5, 3));
+  ASSERT_EQ(first->size(), 1u);
+  EXPECT_EQ((*first)[0].last_step(), 5u);
+  EXPECT_DOUBLE_EQ(*MeanLoss({(*first)[0].task(0)}), 1.0);
+  EXPECT_DOUBLE_EQ(*CalibrationOf((*first)[0].task(0)), 1.5);
+  EXPECT_EQ(windows.Add(WindowOf(6, 9, 2))->at(0).first_step(), 6u);
+  ASSERT_TRUE(windows.Add(WindowOf(10, 12, 1))->empty());
+  EXPECT_TRUE(absl::IsInternal(windows.Add(WindowOf(11, 12, 1)).status()));
+}
+
+TEST(CalibrationOf, IsUndefinedWithoutAPositiveAndOfAnOlderVersionsMetric) {
+  TaskMetric metric = WindowOf(1, 2, 1).task(0);
+  metric.set_positives(0, 0);
+  EXPECT_FALSE(CalibrationOf(metric).has_value());
+  metric = WindowOf(1, 2, 1).task(0);
+  metric.clear_prediction_sum();
+  EXPECT_FALSE(CalibrationOf(metric).has_value());
 }
 
 ProgressFigures FullFigures() {
@@ -75,8 +92,8 @@ ProgressFigures FullFigures() {
 
 TEST(FormatProgress, ShowsEachFigureOnceAndADashWhereItIsUndefined) {
   EXPECT_EQ(FormatProgress(FullFigures(), false, 0),
-            "step 1200   43%  12.3k samples/s  ETA 1:20  loss 0.5123  AUC click 0.7500 like -  hits 98.2%  lag 3 files "
-            " bad 17");
+            "step 1200   43%  12.3k samples/s  ETA 1:20  before training: loss 0.5123  AUC click 0.7500 like -  hits "
+            "98.2%  lag 3 files  bad 17");
   EXPECT_EQ(FormatProgress(ProgressFigures(), false, 0), "step 0  0 samples/s  bad 0");
 }
 

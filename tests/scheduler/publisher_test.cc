@@ -8,6 +8,7 @@
 
 #include "common/artifact/bundle.h"
 #include "common/artifact/history.h"
+#include "common/artifact/manifest.h"
 #include "common/base/status.h"
 #include "tests/scheduler/scheduler_testing.h"
 
@@ -97,6 +98,35 @@ TEST_F(PublisherTest, TheFirstIsAFullExportAndTheNextAreDeltas) {
   EXPECT_EQ(figures.published, 3u);
   EXPECT_EQ(figures.failures, 0u);
   EXPECT_DOUBLE_EQ(figures.seconds, 2.0);
+}
+
+TEST_F(PublisherTest, WhatFallsShortOfARequirementIsWithheldAndTheNextOneCoversIt) {
+  Requirement* require = job_.mutable_export_()->add_require();
+  require->set_split("test");
+  require->set_min(0.7);
+  const auto commit = [&](uint64_t step, double auc) {
+    Manifest manifest;
+    manifest.set_schema(1);
+    manifest.set_step(step);
+    Evaluation* evaluation = manifest.add_evaluation();
+    evaluation->set_split("test");
+    evaluation->set_step(step);
+    evaluation->add_task()->set_auc(auc);
+    ASSERT_TRUE(CommitManifest(Path(absl::StrCat("snapshots/", step)), manifest).ok());
+  };
+  auto publisher = Start({});
+  for (const auto& [step, auc] : {std::pair(10, 0.8), std::pair(20, 0.6), std::pair(30, 0.75), std::pair(40, 0.1)}) {
+    commit(step, auc);
+    publisher->Committed(step, step == 40);
+    EXPECT_EQ(publisher->Waits(step), auc > 0.7) << step;
+    Drain(publisher.get());
+  }
+  EXPECT_THAT(Steps(), ElementsAre(10, 30));
+  EXPECT_EQ(publisher->figures().withheld, 2u);
+  EXPECT_EQ(publisher->figures().withheld_reason, "step 40: AUC of all tasks on test is 0.100000, below 0.7");
+  publisher = Start({20, 30, 40}, true);  // a resume judges as the run did
+  EXPECT_TRUE(publisher->done());
+  EXPECT_THAT(Steps(), ElementsAre(10, 30));
 }
 
 TEST_F(PublisherTest, TheEndOfAJobIsPublishedAtAnyStep) {

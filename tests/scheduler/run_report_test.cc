@@ -159,6 +159,8 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
                                             "peak_rss_bytes",
                                             "dense_parameters",
                                             "tasks",
+                                            "best",
+                                            "progressive",
                                             "diagnostics"}));
   EXPECT_EQ(json["schema"], 1);
   EXPECT_EQ(json["job"], "watch");
@@ -271,13 +273,27 @@ TEST_F(RunReportTest, PrintsPlainLinesWhereThereIsNoTerminal) {
     for (uint32_t worker = 0; worker < 2; ++worker) {
       Progress progress = ProgressOf(second, second * 50);
       progress.set_log_fraction(second / 100.0);
+      if (second == 15) {
+        ValidationWindow* const window = progress.add_window();
+        window->set_last_step(second);
+        for (int task = 0; task < 2; ++task) {
+          TaskMetric* const metric = window->add_task();
+          metric->set_labelled(worker + 1);
+          metric->set_loss_sum(0.75);
+          metric->add_positives(worker);
+          metric->add_negatives(1);
+        }
+      }
       ASSERT_TRUE(report.OnProgress(worker, progress, second * 1'000'000).ok());
     }
     ASSERT_TRUE(report.Show(second * 1'000'000).ok());
   }
   const std::string text = progress_.str();
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3) << text;
-  EXPECT_THAT(text, HasSubstr("step 20   20%  100 samples/s  ETA 1:20"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("step 20   20%  100 samples/s  ETA 1:20  before training: loss 0.5000  AUC click 0.5000 like 0.5000"));
+  EXPECT_THAT(text.substr(0, text.find('\n')), Not(HasSubstr("loss"))) << "no window has ended yet";
   EXPECT_THAT(text, Not(HasSubstr("\r")));
   EXPECT_THAT(text, Not(HasSubstr("\x1b")));
 }

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -179,7 +180,20 @@ class Cluster {
     part->set_job_finished(flags.job_finished);
     part->set_stopping(flags.stopping);
     part->mutable_progress()->set_step(step);
+    if (step > 0) AddWindow(step, part->mutable_progress());
     Send(Worker(worker), control);
+  }
+  static void AddWindow(uint64_t step, Progress* progress) {
+    ValidationWindow* window = progress->add_window();
+    window->set_last_step(step);
+    TaskMetric* metric = window->add_task();
+    metric->set_labelled(2);
+    metric->set_loss_sum(1);
+    metric->set_prediction_sum(1);
+    for (const uint64_t count : {0, 1}) {
+      metric->add_positives(count);
+      metric->add_negatives(1 - count);
+    }
   }
   void WorkerAtCutOf(uint32_t worker, uint64_t step, uint32_t lanes) { WorkerAtCutOf(worker, step, lanes, CutFlags()); }
   void CutOf(uint64_t step, uint32_t lanes, CutFlags flags) {
@@ -355,6 +369,60 @@ TEST_F(SchedulerTest, KeepsOnlyTheNewestSnapshots) {
   cluster.Finish(9, 4);
   EXPECT_EQ(Snapshots(), (std::vector<std::string>{"8", "9"}));
   EXPECT_EQ(RunJson()["snapshots"], 6);
+}
+
+TEST_F(SchedulerTest, KeepsTheBestSnapshotBesideTheNewestAndEndsAJobThatGainsNothing) {
+  options_.job.mutable_snapshot()->set_keep(1);
+  options_.job.mutable_snapshot()->mutable_best()->set_split("validation");
+  options_.job.mutable_split(0)->set_every_steps(2);
+  options_.job.mutable_training()->set_stop_after_no_gain(2);
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    for (const auto& [step, auc] : {std::pair(2, 0.6), std::pair(4, 0.8), std::pair(6, 0.7)}) {
+      cluster.CutOf(step, 4);
+      cluster.EvaluationOf("validation", step, auc);
+    }
+    cluster.CutOf(7, 4);  // no split is due
+    FolderWatch(JoinPath(dir_, "snapshots")).Until([&] {
+      return Snapshots() == std::vector<std::string>{"4", "7"} && PathExists(SnapshotFolder(7) + "/MANIFEST");
+    });
+    EXPECT_EQ(ManifestOf(7).best().step(), 4u);
+    EXPECT_EQ(ManifestOf(7).best().without_gain(), 1u);
+    Cluster::CutFlags stopping;
+    stopping.stopping = true;
+    cluster.CutOf(9, 4, stopping);
+    cluster.ExpectGoodbye(75);
+  }
+  EXPECT_THAT(Snapshots(), testing::ElementsAre("4", "9"));
+  EXPECT_EQ(FindBestSnapshot(dir_).value(), std::filesystem::canonical(SnapshotFolder(4)).string());
+  {
+    Cluster cluster(options_);
+    EXPECT_EQ(cluster.StartAll()[0].best().step(), 4u);
+    cluster.CutOf(10, 4);
+    cluster.EvaluationOf("validation", 10, 0.8);
+    cluster.EvaluationOf("test", 10, 0.5);  // the job ends here
+    cluster.ExpectGoodbye(0);
+    EXPECT_THAT(cluster.table(), HasSubstr("best: step 4, AUC of all tasks on validation 0.800000"));
+  }
+  EXPECT_TRUE(ManifestOf(10).job_finished());
+  EXPECT_EQ(RunJson()["best"]["step"], 4);
+  EXPECT_EQ(RunJson()["exit"]["reason"],
+            "AUC of all tasks on validation got no better than 0.800000, of step 4, in 2 evaluations in a row "
+            "(training.stop_after_no_gain = 2)");
+  {
+    Cluster cluster(options_);
+    cluster.AllHello();
+    cluster.ExpectGoodbye(0);
+    EXPECT_THAT(cluster.table(), HasSubstr("in 2 evaluations in a row"));
+  }
+  options_.job.mutable_training()->set_stop_after_no_gain(3);
+  Cluster cluster(options_);
+  cluster.StartAll();
+  cluster.Finish(12, 4);
+  EXPECT_THAT(Snapshots(), testing::ElementsAre("12", "4"));
+  ASSERT_TRUE(RemoveTree(SnapshotFolder(4)).ok());
+  EXPECT_TRUE(absl::IsNotFound(FindBestSnapshot(dir_).status()));
 }
 
 TEST_F(SchedulerTest, KeepsWhatIsReadBesideItUntilTheReaderIsDoneAndNoMoreThanAFew) {
@@ -894,8 +962,9 @@ TEST_F(SchedulerTest, WritesCurvesOfTrainingAndOfEachEvaluation) {
   ASSERT_EQ(files.size(), 1u);
   const std::string events = ReadFile(JoinPath(tb, files[0])).value();
   for (const char* tag :
-       {"perf/samples_per_s", "learning_rate/dense", "learning_rate/table/video", "eval/validation/auc/click",
-        "eval/test/auc/click", "diagnostics/weight_max/level2.task.click"}) {
+       {"perf/samples_per_s", "progressive/loss", "progressive/auc/click", "progressive/log_loss/click",
+        "progressive/calibration/click", "learning_rate/dense", "learning_rate/table/video",
+        "eval/validation/auc/click", "eval/test/auc/click", "diagnostics/weight_max/level2.task.click"}) {
     EXPECT_THAT(events, HasSubstr(tag));
   }
   options_.job.mutable_metrics()->set_tensorboard(false);

@@ -16,7 +16,7 @@ SnapshotCoordinator::Options SmallOptions() {
   options.servers = 2;
   options.workers = 2;
   options.lanes = 3;
-  options.splits = {"validation", "test"};
+  for (const char* name : {"validation", "test"}) options.job.add_split()->set_name(name);
   return options;
 }
 
@@ -117,6 +117,59 @@ TEST(SnapshotCoordinator, WaitsForEachSplitWhereTheCutEndsAnEpoch) {
   EXPECT_TRUE(cut->epoch_ended && cut->stopping && cut->manifest.job_finished());
   ASSERT_EQ(cut->manifest.evaluation_size(), 2);
   EXPECT_EQ(cut->manifest.evaluation(0).split(), "validation");  // in the job's order
+}
+
+TEST(SnapshotCoordinator, WaitsForTheSplitsThatAreDueAtTheCutsStepAlone) {
+  auto options = SmallOptions();
+  options.job.mutable_split(0)->set_every_steps(4);
+  SnapshotCoordinator coordinator(options);
+  for (const uint64_t step : {6, 8}) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      ASSERT_TRUE(coordinator.AddWorker(i, WorkerPart(step, i, options)).ok());
+      ASSERT_TRUE(coordinator.AddServer(i, ServerPart(step, i)).ok());
+    }
+  }
+  EXPECT_EQ(coordinator.TakeWhole()->manifest.evaluation_size(), 0);
+  EXPECT_FALSE(coordinator.TakeWhole().has_value());
+  EXPECT_TRUE(coordinator.evaluating());
+  ASSERT_TRUE(coordinator.AddEvaluation(Evaluated(8, "validation")).ok());
+  const auto cut = coordinator.TakeWhole();
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_EQ(cut->manifest.evaluation_size(), 1);
+  EXPECT_FALSE(cut->manifest.has_best());
+}
+
+TEST(SnapshotCoordinator, EndsAJobWithoutGainOnceEverySplitIsEvaluated) {
+  auto options = SmallOptions();
+  options.job.mutable_split(0)->set_every_steps(4);
+  options.job.mutable_snapshot()->mutable_best()->set_split("validation");
+  options.job.mutable_training()->set_stop_after_no_gain(1);
+  const auto evaluated = [](uint64_t step, double auc) {
+    Evaluation evaluation = Evaluated(step, "validation");
+    evaluation.add_task()->set_auc(auc);
+    return evaluation;
+  };
+  SnapshotCoordinator coordinator(options);
+  for (const uint64_t step : {4, 8, 12}) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      ASSERT_TRUE(coordinator.AddWorker(i, WorkerPart(step, i, options)).ok());
+      ASSERT_TRUE(coordinator.AddServer(i, ServerPart(step, i)).ok());
+    }
+    ASSERT_TRUE(coordinator.AddEvaluation(evaluated(step, step == 8 ? 0.8 : 0.7)).ok());
+    if (step == 12) break;
+    const auto cut = coordinator.TakeWhole();
+    ASSERT_TRUE(cut.has_value());
+    EXPECT_EQ(cut->manifest.best().step(), step);
+    EXPECT_FALSE(cut->without_gain || cut->manifest.job_finished());
+  }
+  EXPECT_FALSE(coordinator.TakeWhole().has_value()) << "the job ends here, and a split is missing";
+  ASSERT_TRUE(coordinator.AddEvaluation(Evaluated(12, "test")).ok());
+  const auto end = coordinator.TakeWhole();
+  ASSERT_TRUE(end.has_value());
+  EXPECT_TRUE(end->without_gain && end->manifest.job_finished());
+  EXPECT_EQ(end->manifest.best().step(), 8u);
+  EXPECT_EQ(end->manifest.best().without_gain(), 1u);
+  EXPECT_EQ(end->manifest.evaluation_size(), 2);
 }
 
 // Each role sends its cuts in their order; how the roles' messages mingle is anybody's guess.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "common/artifact/manifest.h"
@@ -21,6 +22,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "common/job/quality.h"
 #include "common/net/wire.h"
 #include "common/proto/control.pb.h"
 #include "ps/ps_server.h"
@@ -71,6 +73,7 @@ struct RunResult {
   std::vector<absl::Status> workers;
   std::map<uint64_t, std::vector<WorkerAtCut>> cuts;  // by step, by worker
   std::map<uint64_t, std::vector<Evaluation>> evaluations;
+  std::vector<ValidationWindow> windows;
   Ledger ledger() const {  // at the last cut
     Ledger sum;
     for (const WorkerAtCut& part : cuts.rbegin()->second) {
@@ -166,7 +169,13 @@ class Script {
       parts[control.from_index()] = control.worker_at_cut();
       stopping_ += control.worker_at_cut().stopping();
     }
-    if (control.has_evaluation()) result_.evaluations[control.evaluation().step()].push_back(control.evaluation());
+    for (const Progress* progress : {&control.progress(), &control.worker_at_cut().progress()}) {
+      result_.windows.insert(result_.windows.end(), progress->window().begin(), progress->window().end());
+    }
+    if (!control.has_evaluation()) return;
+    const Evaluation& evaluation = control.evaluation();
+    result_.evaluations[evaluation.step()].push_back(evaluation);
+    best_ = BestAfter(job_, best_, {evaluation}, evaluation.step());
   }
 
   void SendToAll(const Control& control) {
@@ -212,7 +221,7 @@ class Script {
     go.mutable_go();
     if (!evaluate_only) {
       for (int i = 0; i < ranks_.workers; ++i) Send({ranks_.worker(i), kPortControl}, go);
-      while (stopping_ < ranks_.workers) {
+      while (stopping_ < ranks_.workers && !EndsWithoutGain(job_, best_)) {
         auto got = Receive();
         if (!got.has_value()) return;
         Note(got->second);
@@ -238,6 +247,7 @@ class Script {
   LocalCollectiveHub collectives_;
   Mailbox* mailbox_;
   RunResult result_;
+  std::optional<BestSnapshot> best_;
   int stopping_ = 0;
 };
 
@@ -453,6 +463,96 @@ TEST(Worker, StepsMaxFinishesTheJobWithAnEvaluation) {
   EXPECT_EQ(run.cuts.rbegin()->first, 3u);
   EXPECT_TRUE(run.cuts.rbegin()->second[1].job_finished());
   EXPECT_EQ(run.evaluations.at(3).size(), 1u);
+}
+
+TEST(Worker, EvaluatesASplitAtItsStepsToTheFiguresOfTheSavedSnapshotAndTrainsTheSameBits) {
+  const std::string folder = DataFolder(-1);
+  Job job = TestJob(folder);
+  job.mutable_snapshot()->set_every_steps(1);
+  job.mutable_training()->set_staleness(2);
+  const RunResult plain = Script(job, JoinPath(folder, "plain"), 2, 2).Run();
+  job.mutable_split(0)->set_every_steps(2);
+  std::map<uint64_t, std::string> figures;
+  for (const int workers : {1, 3}) {
+    const RunResult run = Script(job, JoinPath(folder, absl::StrCat("run-", workers)), 3 - workers / 2, workers).Run();
+    for (const absl::Status& status : run.workers) ASSERT_TRUE(status.ok()) << status;
+    const uint64_t last = run.cuts.rbegin()->first;
+    EXPECT_EQ(run.cuts.rbegin()->second[0].dense_hash(), plain.cuts.rbegin()->second[0].dense_hash());
+    ASSERT_GE(last, 4u);
+    for (uint64_t step = 1; step <= last; ++step) {
+      const auto found = run.evaluations.find(step);
+      EXPECT_EQ(found != run.evaluations.end() && !found->second.empty(), step % 2 == 0 || step == last) << step;
+      if (found == run.evaluations.end() || found->second.empty()) continue;
+      const std::string text = found->second[0].SerializeAsString();
+      if (workers == 1) figures[step] = text;
+      EXPECT_EQ(figures[step], text) << "step " << step;
+    }
+  }
+  EXPECT_NE(figures[2], figures[4]);
+}
+
+TEST(Worker, AJobThatGainsNothingEndsOnEveryWorkerAtTheSameCut) {
+  const std::string folder = DataFolder(-1);
+  Job job = TestJob(folder);
+  job.mutable_snapshot()->set_every_steps(1);
+  job.mutable_training()->set_staleness(2);
+  job.mutable_training()->set_epochs(50);
+  job.mutable_training()->mutable_dense_optimizer()->set_learning_rate(0);
+  for (Table& table : *job.mutable_table()) table.mutable_optimizer()->set_learning_rate(0);
+  job.mutable_split(0)->set_every_steps(1);
+  job.mutable_snapshot()->mutable_best()->set_split(job.split(0).name());
+  job.mutable_snapshot()->mutable_best()->set_metric(Quality::LOG_LOSS);
+  job.mutable_training()->set_stop_after_no_gain(1000000);
+  EXPECT_TRUE(FaultsOf(job).empty()) << absl::StrJoin(FaultsOf(job), "; ");
+  const RunResult long_run = Script(job, JoinPath(folder, "long"), 1, 2).Run();
+  EXPECT_GT(long_run.cuts.size(), 50u);
+  job.mutable_training()->set_stop_after_no_gain(3);
+  for (const int workers : {1, 3}) {
+    const RunResult run = Script(job, JoinPath(folder, absl::StrCat("run-", workers)), 2, workers).Run();
+    for (const absl::Status& status : run.workers) ASSERT_TRUE(status.ok()) << status;
+    // BatchNorm's running statistics move in any case, so some step is best; three cuts behind it the job ends.
+    std::optional<BestSnapshot> best;
+    for (const auto& [step, evaluations] : run.evaluations) {
+      EXPECT_FALSE(EndsWithoutGain(job, best)) << "went on to step " << step;
+      best = BestAfter(job, best, evaluations, step);
+    }
+    EXPECT_TRUE(EndsWithoutGain(job, best));
+    EXPECT_EQ(run.cuts.rbegin()->first, best->step() + 3);
+    EXPECT_EQ(run.cuts.size(), best->step() + 4) << "every cut from 0 on";
+  }
+}
+
+TEST(Worker, WindowsOfProgressiveValidationHoldEveryRecordOnceWhoeverTrainsIt) {
+  const std::string folder = DataFolder(-1);
+  Job job = TestJob(folder);
+  job.mutable_metrics()->set_validation_window_records(100);
+  std::map<uint64_t, ValidationWindow> of_one;
+  for (const int workers : {1, 3}) {
+    const RunResult run = Script(job, JoinPath(folder, absl::StrCat("run-", workers)), 1, workers).Run();
+    std::map<uint64_t, ValidationWindow> windows;
+    uint64_t labelled = 0;
+    for (const ValidationWindow& part : run.windows) {
+      ValidationWindow& sum = windows[part.last_step()];
+      sum.set_first_step(part.first_step());
+      sum.set_last_step(part.last_step());
+      for (int task = 0; task < part.task_size(); ++task) {
+        if (sum.task_size() == task) sum.add_task();
+        sum.mutable_task(task)->set_labelled(sum.task(task).labelled() + part.task(task).labelled());
+      }
+      labelled += part.task(0).labelled();
+    }
+    EXPECT_EQ(labelled, 300u);
+    uint64_t next = 1;
+    for (const auto& [last_step, window] : windows) {
+      EXPECT_EQ(window.first_step(), next);
+      next = last_step + 1;
+    }
+    EXPECT_EQ(windows.begin()->second.last_step(), 2u) << "the first step with 100 records behind it";
+    if (workers == 1) of_one = windows;
+    ASSERT_EQ(windows.size(), of_one.size());
+    for (const auto& [last_step, window] : windows)
+      EXPECT_EQ(window.SerializeAsString(), of_one[last_step].SerializeAsString()) << last_step;
+  }
 }
 
 TEST(Worker, CountsASplitsBadRecordsAndStopsWhereTheyAreTooMany) {

@@ -130,11 +130,13 @@ Evaluation::Task Evaluate(const std::string& name, const TaskScores& scores) {
 void AddPrediction(TaskMetric* metric, float logit, bool positive, double loss) {
   HEARTH_CHECK(!std::isnan(logit), "a batch with NaN logits is skipped before it is counted");
   if (metric->positives_size() != kAucBuckets || metric->negatives_size() != kAucBuckets) SizeHistograms(metric);
-  const int bucket = std::min(kAucBuckets - 1, static_cast<int>(Sigmoid(logit) * kAucBuckets));
+  const double prediction = Sigmoid(logit);
+  const int bucket = std::min(kAucBuckets - 1, static_cast<int>(prediction * kAucBuckets));
   auto* histogram = positive ? metric->mutable_positives() : metric->mutable_negatives();
   histogram->Set(bucket, histogram->Get(bucket) + 1);
   metric->set_labelled(metric->labelled() + 1);
   metric->set_loss_sum(metric->loss_sum() + loss);
+  metric->set_prediction_sum(metric->prediction_sum() + prediction);
 }
 
 }  // namespace hearth

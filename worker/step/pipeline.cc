@@ -97,9 +97,10 @@ struct Pipeline::State {
   StepClock clock;
   Times times;
 
+  const std::unique_ptr<PullClient> puller;  // the pull thread's, but for Stop
+
   // The pull thread's.
   StepClock pull_clock;
-  std::unique_ptr<PullClient> puller;
   std::vector<std::vector<TableRows>> tables;  // [lanes], reused
 
   // The push thread's; written before it closes `pushes`, read after that.
@@ -116,6 +117,7 @@ Pipeline::State::State(PipelineOptions given)
       pushes(env, options.clock.staleness + 2),
       permits(env, options.clock.staleness + 2),
       clock(options.clock),
+      puller(std::make_unique<PullClient>(options.clients, kPortPull)),
       pull_clock(options.clock) {}
 
 Pipeline::Pipeline(PipelineOptions options) {
@@ -146,6 +148,7 @@ Pipeline::~Pipeline() {
 
 void Pipeline::State::CloseAll() {
   closing = true;
+  puller->Stop();
   for (auto& lane : lanes) lane->queue.Close();
   pulled.Close();
   pushes.Close();
@@ -240,7 +243,6 @@ void Pipeline::State::Read() {
 }
 
 void Pipeline::State::Pull() {
-  puller = std::make_unique<PullClient>(options.clients, kPortPull);
   const absl::Status status = PullSteps();
   if (!status.ok()) pulled.Push(status);
   pulled.Close();

@@ -203,6 +203,49 @@ TEST(ValidateJob, PublishesAtSnapshotsAlone) {
                                          HasSubstr("export.deltas_max"), HasSubstr("export.waiting_max")));
 }
 
+TEST(ValidateJob, EvaluatesAtSnapshotsAloneAndJudgesFiguresThatThereAre) {
+  Job job = SmallJob();
+  job.mutable_snapshot()->set_every_steps(10);
+  Split* split = job.add_split();
+  split->set_name("test");
+  split->mutable_log()->add_path("test.csv");
+  split->set_every_steps(20);
+  job.mutable_snapshot()->mutable_best()->set_split("test");
+  job.mutable_training()->set_stop_after_no_gain(3);
+  job.mutable_export_()->set_delta_every_steps(40);
+  Requirement* require = job.mutable_export_()->add_require();
+  require->set_split("test");
+  require->set_task("click");
+  require->set_min(0.5);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+
+  split->set_every_steps(15);
+  job.mutable_snapshot()->mutable_best()->set_task("clack");
+  job.mutable_snapshot()->mutable_best()->set_metric(Quality::GAUC);
+  require->set_max(0.25);
+  EXPECT_THAT(
+      FaultsOf(job),
+      UnorderedElementsAre(
+          "split[0].every_steps: is 15; give a multiple of snapshot.every_steps = 10, or 0 for none",
+          "snapshot.best.task: there is no task \"clack\"; name one of the job's tasks, or leave it out for the "
+          "mean over all",
+          "snapshot.best.metric: is GAUC, and split \"test\" has no user; give the split its user, or choose AUC",
+          "export.require[0]: min 0.5 is above max 0.25; nothing would be published",
+          "export.require[0].split: \"test\" is evaluated every 15 steps, published is every 40; give it an "
+          "every_steps of which export.delta_every_steps is a multiple"));
+
+  job = SmallJob();
+  job.mutable_training()->set_stop_after_no_gain(3);
+  job.mutable_export_()->add_require()->set_split("nosuch");
+  EXPECT_THAT(
+      FaultsOf(job),
+      UnorderedElementsAre(
+          "training.stop_after_no_gain: there is no figure to gain; give snapshot.best its split, or leave it out",
+          "export.require[0]: the run publishes nothing; set export.delta_every_steps, or leave it out",
+          "export.require[0]: has no bound; give min, max or both",
+          "export.require[0].split: there is no split \"nosuch\"; name one of the job's splits"));
+}
+
 TEST(ValidateJob, RefusesNamesThatWouldLeadToOtherFolders) {
   for (const char* name : {"../x", "/etc/passwd", "a/b", "a\\b", "a\nb", ""}) {
     Job job = SmallJob();
