@@ -42,7 +42,6 @@ namespace {
 
 constexpr int64_t kProgressUs = 1'000'000;
 constexpr int kPullSecondsMax = 256;             // in one Progress
-constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log
 constexpr const char* kDenseFile = "dense.safetensors";
 
 double SecondsOf(int64_t us) { return static_cast<double>(us) * 1e-6; }
