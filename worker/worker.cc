@@ -41,7 +41,7 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kProgressUs = 1'000'000;
-constexpr int kPullSecondsMax = 256;             // in one Progress
+constexpr int kPullSecondsMax = 256;  // in one Progress
 constexpr const char* kDenseFile = "dense.safetensors";
 
 double SecondsOf(int64_t us) { return static_cast<double>(us) * 1e-6; }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -281,7 +282,7 @@ class Maker {
     HEARTH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "job.txtpb"), PrintJob(job_)));
     uint64_t rows = 0;
     for (size_t i = 0; i < plan_.tables.size(); ++i) rows += rows_.tables[i].rows;
-    return absl::StrFormat("%s%s%sstep %d, %d rows, %d parameters, model hash %016x\n", check, told_, FilesAgain(),
+    return absl::StrFormat("%s%s%sstep %d, %d rows, %d parameters, model hash %016x\n", check, told_, TellFiles(),
                            step_, rows, parameters_, manifest_.model_hash());
   }
 
@@ -406,7 +407,8 @@ class Maker {
     manifest_.set_model_hash(ModelHash(rows_.rows_hash, dense_hash_));
     manifest_.set_dense_parameters(static_cast<uint64_t>(parameters_));
     manifest_.set_commit(BuildCommit());
-    *manifest_.mutable_consumed() = FilesTrained(source_.job, old);
+    trained_ = FilesTrained(source_.job, old);
+    if (!options_.again) *manifest_.mutable_consumed() = trained_;
     Adoption* const adoption = manifest_.mutable_adoption();
     adoption->set_step(old.step());
     adoption->set_model_hash(old.model_hash());
@@ -430,17 +432,26 @@ class Maker {
     return trained;
   }
 
-  // Told now, for the run's start asks for --again.
-  std::string FilesAgain() const {
-    const auto& trained = manifest_.consumed().newest();
-    const absl::StatusOr<std::vector<LogFile>> files = ListLogFiles(job_, {job_.log().begin(), job_.log().end()});
-    if (!files.ok()) return "";
+  // Told now: a start refuses files that the model was trained on, but for those of a directory, which it reads anew.
+  std::string TellFiles() const {
+    std::string text;
+    if (trained_.newest().empty() || options_.again) return text;
+    const std::set<uint64_t> trained(trained_.newest().begin(), trained_.newest().end());
     std::vector<std::string> again;
-    for (const LogFile& file : *files) {
-      if (std::find(trained.begin(), trained.end(), IdentityOf(file)) != trained.end()) again.push_back(file.path());
+    for (const Log& log : job_.log()) {
+      if (!log.directory().empty()) {
+        absl::StrAppend(&text, "log \"", log.name(),
+                        "\" reads every file of its directory, also what the model was trained on: ",
+                        "move that away first, unless it is to be trained again\n");
+      }
     }
-    if (again.empty()) return "";
-    return absl::StrCat("the model was trained on ", again.size(), again.size() == 1 ? " file" : " files",
+    const absl::StatusOr<std::vector<LogFile>> files = ListLogFiles(job_, {job_.log().begin(), job_.log().end()});
+    if (!files.ok()) return text;
+    for (const LogFile& file : *files) {
+      if (trained.count(IdentityOf(file)) > 0) again.push_back(file.path());
+    }
+    if (again.empty()) return text;
+    return absl::StrCat(text, "the model was trained on ", again.size(), again.size() == 1 ? " file" : " files",
                         " of the job's logs already, ", again[0], again.size() == 1 ? "" : " the first",
                         ": take them off, or train with --again\n");
   }
@@ -458,6 +469,7 @@ class Maker {
   AdoptedRows rows_;
   bool mean_ = false;  // the weights' running mean is carried
   std::string told_;   // of the tasks that are born
+  ConsumedFiles trained_;
   int64_t parameters_ = 0;
   uint64_t dense_hash_ = 0;
   Manifest manifest_;

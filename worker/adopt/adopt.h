@@ -17,6 +17,7 @@ struct AdoptOptions {
   std::string out;       // the new run's folder; must not exist, or be empty
   AdoptionRules rules;
   bool restart = false;  // the first snapshot is of step 0, else of the old one's step
+  bool again = false;    // the new run may train files that the old model was trained on
   bool dry_run = false;  // the plan alone; nothing is made
   int golden = 64;       // records that both models score; 0: none, and then no log is read for it
   std::string log;       // that they come from: name of a split or log; empty: see ChooseLog

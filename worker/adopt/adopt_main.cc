@@ -51,6 +51,7 @@ int Main(int argc, char** argv) {
   CLI::Option* const restart =
       app.add_option("--step", step, "0: steps, expiry and schedules begin anew; otherwise they go on")
           ->check(CLI::IsMember({0}));
+  app.add_flag("--again", options.again, "The new run may train files that the model was trained on");
   app.add_flag("--dry-run", options.dry_run, "Print what would be carried, born, reset and dropped, and stop");
   app.add_option("--golden", options.golden, "Records by which both models are compared; 0: none")
       ->check(CLI::Range(0, 100000))

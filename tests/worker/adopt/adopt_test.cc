@@ -63,8 +63,8 @@ std::vector<std::string> Models() {
       "gate_rank_2: 2 tower_hidden: 6 experts: 3 category_experts_1: 3";
   std::vector<std::string> models;
   for (const char* kind :
-       {"kind: HOME", "kind: HOME shared_experts_1: 1 task_experts_2: 2", "kind: MMOE",
-        "kind: MMOE home_expert: true", "kind: SHARED_BOTTOM", "kind: SHARED_BOTTOM home_expert: true"}) {
+       {"kind: HOME", "kind: HOME shared_experts_1: 1 task_experts_2: 2", "kind: MMOE", "kind: MMOE home_expert: true",
+        "kind: SHARED_BOTTOM", "kind: SHARED_BOTTOM home_expert: true"}) {
     models.push_back(absl::StrCat("model { ", sizes, " ", kind, " }"));
   }
   return models;
