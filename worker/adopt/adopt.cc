@@ -288,8 +288,7 @@ class Maker {
 
  private:
   absl::Status MakeRows(const std::string& live) {
-    RocksDbOptions rocksdb;
-    rocksdb.disk_bytes_max = job_.snapshot().disk_bytes_max();
+    RocksDbOptions rocksdb;  // without disk_bytes_max: that is one server's, and these are the rows of all
     rocksdb.disk_free_bytes_min = job_.snapshot().disk_free_bytes_min();
     HEARTH_RETURN_IF_ERROR(MakeDirectories(live));
     HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<KvStore> store, OpenRocksDbStore(live, rocksdb));

@@ -336,6 +336,17 @@ TEST(AdoptDense, MomentsAndTheMeanGoWithTheWeightsAndWhatIsNewHasNone) {
   EXPECT_NEAR(taken.now.at("tower.share.output.bias")[0], std::log(0.2 / 0.8), 1e-6) << "its base rate";
   EXPECT_EQ(taken.now.at("level1.category.social.expert.running_var")[0],
             taken.old.at("level1.shared.expert.running_var")[0]);
+  // shared 2, watch 3, social 3 copies of the shared ones: the first of which has three, the second two to share with.
+  for (const char* prefix : {"optimizer.first_moment.", "optimizer.second_moment."}) {
+    const std::string name = absl::StrCat(prefix, "level1.shared.gate.bias");
+    for (const auto& [is, was] :
+         {std::make_pair(0, 0), std::make_pair(5, 0), std::make_pair(6, 1), std::make_pair(8, 5)})
+      EXPECT_EQ(taken.now.at(name)[static_cast<size_t>(is)], taken.old.at(name)[static_cast<size_t>(was)]) << name;
+  }
+  for (const char* name : {"level1.shared.gate.bias", "ema.level1.shared.gate.bias"}) {
+    EXPECT_FLOAT_EQ(taken.now.at(name)[7], taken.old.at(name)[0] - std::log(3.0f));
+    EXPECT_FLOAT_EQ(taken.now.at(name)[1], taken.old.at(name)[1] - std::log(2.0f));
+  }
   // What is born is what a fresh run would have.
   const auto fresh = NewReplica(JobOf(text + model));
   Arrays born;
@@ -344,6 +355,25 @@ TEST(AdoptDense, MomentsAndTheMeanGoWithTheWeightsAndWhatIsNewHasNone) {
   std::filesystem::remove_all(Folder());
   EXPECT_EQ(taken.now.at("tower.share.hidden.weight"), born.at("tower.share.hidden.weight"));
   EXPECT_EQ(taken.now.at("level1.category.social.gate.weight"), born.at("level1.category.social.gate.weight"));
+}
+
+TEST(AdoptDense, WhatLooksAtExpertsOfAnotherShapeIsBornWithThem) {
+  const std::string model = Models()[0];
+  const Job now = JobOf(absl::StrReplaceAll(
+      absl::StrCat(kOld, model),
+      {{"hidden_1: 7", "hidden_1: 8"},
+       {R"(slot { name: "tags")", R"(slot { name: "author" table: "narrow" } slot { name: "tags")"}}));
+  const Taken taken = TakeOver(OldJob(model), now);
+  const auto fresh = NewReplica(now);
+  ASSERT_TRUE(fresh->Save(Folder(), 0).ok());
+  const Arrays born = ArraysOf(ReadSafetensors(Folder()).value());
+  std::filesystem::remove_all(Folder());
+  for (const char* name : {"level1.shared.gate.weight", "level1.shared.gate.bias", "level1.shared.expert.norm_weight",
+                           "level1.category.watch.self.weight"}) {
+    EXPECT_EQ(taken.now.at(name), born.at(name)) << name;
+  }
+  EXPECT_EQ(taken.now.at("level2.task.like.gate.weight"), taken.old.at("level2.task.like.gate.weight"));
+  EXPECT_FALSE(taken.plan.changes.empty());
 }
 
 TEST(AdoptDense, MoreExpertsShareTheOriginalsWeightAndDifferByTheirNoiseAlone) {
