@@ -11,7 +11,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "common/artifact/bundle.h"
 #include "common/artifact/manifest.h"
 #include "common/artifact/safetensors.h"
@@ -272,6 +271,7 @@ class Maker {
   // Everything but the last rename, in `folder`. What is told of it.
   absl::StatusOr<std::string> Fill(const std::string& folder) {
     snapshot_ = JoinPath(folder, absl::StrCat("snapshots/", step_));
+    HEARTH_ASSIGN_OR_RETURN(base_rates_, BaseRates(job_, plan_, &told_));
     golden_ = GoldenOf(options_, source_.job, job_);
     HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshot_));
     HEARTH_RETURN_IF_ERROR(MakeRows(JoinPath(folder, "rows")));
@@ -320,11 +320,11 @@ class Maker {
 
   absl::Status MakeDense() {
     HEARTH_ASSIGN_OR_RETURN(const SafetensorsFile old, ReadSafetensors(OldDense()));
-    HEARTH_ASSIGN_OR_RETURN(const std::vector<double> base_rates, BaseRates(job_, plan_, &told_));
-    HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<DenseReplica> replica, DenseReplica::Create(job_, base_rates));
+    HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<DenseReplica> replica, DenseReplica::Create(job_, base_rates_));
     const bool had_mean = std::any_of(old.tensors.begin(), old.tensors.end(),
                                       [](const NamedTensor& tensor) { return tensor.name.rfind("ema.", 0) == 0; });
     mean_ = had_mean && job_.training().dense_optimizer().ema_decay() > 0;
+    if (had_mean && !mean_) absl::StrAppend(&told_, "the mean of the weights is dropped: the job has no ema_decay\n");
     HEARTH_RETURN_IF_ERROR(replica->Overwrite(mean_, [&](const std::vector<NamedTensor>& places) {
       return Annotate(TakeOverParameters(plan_, old.tensors, job_.seed(), places), OldDense());
     }));
@@ -369,7 +369,7 @@ class Maker {
     if (plan_.changes.empty() && !(largest <= kPredictionMax)) {
       return absl::InternalError(absl::StrFormat(
           "task \"%s\" predicts otherwise by %g for a record of log \"%s\", and nothing in the adoption says why; "
-          "nothing was made: report this with both jobs",
+          "nothing was made: report this with both jobs, or do without the comparison with --golden 0",
           of, largest, golden_.log));
     }
     absl::StrAppendFormat(&text,
@@ -463,6 +463,7 @@ class Maker {
   AdoptionPlan& plan_;
   const uint64_t step_;
   std::string snapshot_;
+  std::vector<double> base_rates_;
   Golden golden_;
   WantedRows old_rows_, new_rows_;
   AdoptedRows rows_;

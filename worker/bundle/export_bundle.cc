@@ -3,20 +3,15 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <limits>
-#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/artifact/bundle.h"
-#include "common/base/env.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
-#include "embedding/sign.h"
 #include "model/batch/batch.h"
 #include "model/export/export_manifest.h"
 #include "worker/bundle/golden_records.h"
