@@ -4,13 +4,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 
 namespace hearth {
