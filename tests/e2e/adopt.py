@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A trained model taken over into a run whose job has other features, tasks or tables. As e2e.py, whose helpers it uses.
+"""A trained model taken over into a run whose job has another shape. As e2e.py, whose helpers it uses.
 
 Usage: adopt.py --bin DIR CASE     (or: all)
 """
@@ -168,8 +168,8 @@ def what_cannot_be_taken_over_is_told_and_nothing_is_made(bench):
     # Columns, experts and optimizers that are others: predictions change, and that is told.
     job.write_text(text.replace("kind: ADAGRAD", "kind: ADAM").replace("dim: 16", "dim: 12"))
     told = adopt(bench, job, "cut", "--truncate", "--set", "model.shared_experts_1=3")
-    for line in ("optimizer ADAGRAD -> ADAM; optimizer state begins anew", "predictions may change: table \"user\" has lost columns",
-                 "predictions may change: level1.shared.expert: 2 -> 3 experts"):
+    for line in ("optimizer ADAGRAD -> ADAM; optimizer state begins anew",
+                 "predictions may change: table \"user\" has lost columns", "predictions may change: level1.shared.expert: 2 -> 3 experts"):
         check(line in told, f"no \"{line}\" in\n{told}")
     bench.run(*bench.train_arguments("cut", worker=2, job=job,
                                      sets=["model.shared_experts_1=3", "training.steps_max=40"]), "--again")
