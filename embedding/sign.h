@@ -22,8 +22,8 @@ constexpr uint64_t IdOf(Sign sign) { return sign & kIdMask; }
 
 // 52 bits of XXH3-64(text, seed = salt). Two texts meet with probability n²/2^53.
 uint64_t HashId(absl::string_view text, uint64_t salt);
-// The salt of a slot with Hash SALTED: XXH3-64 of its name.
-uint64_t SaltOf(absl::string_view slot_name);
+// The salt of a slot with Hash SALTED: XXH3-64 of its SaltText (common/job/config.h).
+uint64_t SaltOf(absl::string_view text);
 
 // Fixed in number for a job; dealt to servers by ShardMap. A pure function of the sign.
 inline uint32_t LogicalShardOf(Sign sign, uint32_t shards) {

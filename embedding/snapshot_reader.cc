@@ -113,7 +113,7 @@ absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, 
 }
 
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
-                       const RowVisitor& visit, uint64_t* rows_hash) {
+                       const RowVisitor& visit, uint64_t* rows_hash, const CounterVisitor& visit_counter) {
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
   HEARTH_RETURN_IF_ERROR(CheckTables(folder, job));
   HEARTH_CHECK(table >= 1 && table <= static_cast<TableNumber>(job.table_size()));
@@ -129,7 +129,7 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
         VisitRecords(stores[server].get(), manifest.step(), config, table, shard,
                      [&](Sign sign, const RowMeta& meta, absl::string_view value) {
                        *rows_hash += RecordHash(sign, value);
-                       if (!IsAdmitted(meta)) return absl::OkStatus();  // a counter, no row yet
+                       if (!IsAdmitted(meta)) return visit_counter ? visit_counter(sign, meta) : absl::OkStatus();
                        std::memcpy(floats.data(), FloatsOf(value), floats.size() * sizeof(float));
                        return visit(sign, meta, floats);
                      });

@@ -27,9 +27,11 @@ absl::Status VerifySnapshot(const std::string& folder);
 // Visits every live row (expiry judged at the MANIFEST's step) of `table`, in (logical shard, sign) order whatever the
 // number of servers was, bounded memory. Adds the table's share of the hash of all rows to *rows_hash: over all tables
 // it is what CheckRowsHash takes, so that who reads a snapshot whole need not read it once more to verify it.
+// visit_counter: called, in the same order, for what counts a sign that has no row yet (admission with EXACT counters).
 using RowVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::Span<const float> weights_and_state)>;
+using CounterVisitor = std::function<absl::Status(Sign, const RowMeta&)>;
 absl::Status VisitRows(const std::string& folder, const Manifest& manifest, const Job& job, TableNumber table,
-                       const RowVisitor& visit, uint64_t* rows_hash);
+                       const RowVisitor& visit, uint64_t* rows_hash, const CounterVisitor& visit_counter = {});
 // DataLoss where it is not the MANIFEST's.
 absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, uint64_t rows_hash);
 

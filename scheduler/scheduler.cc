@@ -206,7 +206,9 @@ absl::Status Scheduler::OpenSource(const std::vector<LaneState>& cursors, const 
   const uint32_t files_end = source_->files().back().number() + 1;
   if (files_end == FilesEnd(*manifest)) return absl::OkStatus();
   leases_->Reopen(files_end);
-  TellNewFiles(manifest->step() + 1, FilesEnd(*manifest));
+  // Of a run that begins with a model taken over every file is new, and none is news.
+  const bool begins = manifest->has_adoption() && manifest->step() == manifest->adoption().first_step();
+  if (!begins) TellNewFiles(manifest->step() + 1, FilesEnd(*manifest));
   const uint64_t steps_max = options_.job.training().steps_max();
   if (steps_max == 0 || manifest->step() < steps_max) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -243,8 +245,8 @@ absl::Status Scheduler::TakeJob(const Manifest& manifest) {
   }
   if (!refused.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(path, " is of another job, which differs in (snapshot, job):\n  ",
-                                                      absl::StrJoin(refused, "\n  "),
-                                                      "\nset these back, or choose another folder with --out"));
+                                                      absl::StrJoin(refused, "\n  "), "\n",
+                                                      evaluates() ? "set these back" : kWaysOutOfRefusal));
   }
   for (const std::string& change : carried) AddChange(manifest.step() + 1, change);
   return absl::OkStatus();
@@ -642,9 +644,11 @@ absl::Status Scheduler::Commit(SnapshotCoordinator::Cut cut) {
   manifest.set_schema(kManifestSchema);
   manifest.set_job(PrintJob(options_.job));
   for (const JobEra& era : eras_) *manifest.add_era() = era;
+  if (restored() != nullptr && restored()->has_adoption()) *manifest.mutable_adoption() = restored()->adoption();
   manifest.set_shards(options_.job.training().shards());
   for (const LogFile& file : leases_->files()) *manifest.add_log_file() = file;
-  if (source_->consumed().files() > 0) *manifest.mutable_consumed() = source_->consumed();
+  if (source_->consumed().files() > 0 || source_->consumed().newest_size() > 0)
+    *manifest.mutable_consumed() = source_->consumed();
   manifest.set_log_list_closed(leases_->files_closed());
   for (SideTableFile& file : JoinedInTraining(options_.job, side_tables_)) *manifest.add_side_table() = std::move(file);
   manifest.set_dense_parameters(dense_parameters_);

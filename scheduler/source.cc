@@ -1,7 +1,5 @@
 #include "scheduler/source.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -26,12 +24,6 @@ absl::StatusOr<LogFile> Describe(const std::string& path, uint32_t log) {
   HEARTH_ASSIGN_OR_RETURN(const uint64_t digest, HashFileHead(path, kDigestBytes));
   file.set_digest(digest);
   return file;
-}
-
-// hash64 of length and digest, by which a file is known again under another name.
-uint64_t IdentityOf(const LogFile& file, uint64_t seed = 0) {
-  const uint64_t known[2] = {file.bytes(), file.digest()};
-  return XXH3_64bits_withSeed(known, sizeof(known), seed);
 }
 
 // What a MANIFEST says.
@@ -254,10 +246,12 @@ absl::StatusOr<std::vector<LogFile>> Source::Poll(int64_t now_us) {
 // A day's file that was sent twice is trained once. `path`: the place in its log of the file that was appended last.
 absl::Status Source::CheckNew(int path) const {
   const LogFile& file = files_.back();
-  if (again_ || file.bytes() == 0 || known_files_ == 0) return absl::OkStatus();
+  if (again_ || file.bytes() == 0 || (known_files_ == 0 && consumed_.newest().empty())) return absl::OkStatus();
   std::string trained;
-  if (std::find(consumed_.newest().begin(), consumed_.newest().end(), IdentityOf(file)) != consumed_.newest().end())
-    trained = "a file that was trained and has left the list";
+  if (std::find(consumed_.newest().begin(), consumed_.newest().end(), IdentityOf(file)) != consumed_.newest().end()) {
+    trained = consumed_.files() > 0 ? "a file that was trained and has left the list"
+                                    : "a file that the model was trained on before it was taken over";
+  }
   for (size_t i = 0; i < known_files_ && i < files_.size(); ++i) {
     if (files_[i].bytes() == file.bytes() && files_[i].digest() == file.digest() && !files_[i].taken_off())
       trained = files_[i].path();

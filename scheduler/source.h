@@ -17,7 +17,6 @@ namespace hearth {
 constexpr int64_t kSourcePollUs = 200'000;
 constexpr uint64_t kDigestBytes = 64 * 1024;
 constexpr size_t kLogFilesMax = size_t{1} << 20;  // at a time; what is consumed and gone leaves the list
-constexpr int kConsumedKnownMax = 4096;
 
 // One thread. Time is given, never asked for.
 //

@@ -42,9 +42,8 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kProgressUs = 1'000'000;
-constexpr int kPullSecondsMax = 256;             // in one Progress
-constexpr size_t kWindowsMax = 16;               // in one Progress
-constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log
+constexpr int kPullSecondsMax = 256;  // in one Progress
+constexpr size_t kWindowsMax = 16;    // in one Progress
 constexpr const char* kDenseFile = "dense.safetensors";
 
 double SecondsOf(int64_t us) { return static_cast<double>(us) * 1e-6; }

@@ -414,6 +414,9 @@ void CheckSlots(const Job& job, const std::set<std::string>& tables, Faults* fau
       faults->Add(where + ".separator", absl::StrCat("is \"", slot.separator(), "\""), "give one character");
     }
     faults->Range(where + ".values_max", slot.values_max(), 1, 100000);
+    if (!slot.salt().empty() && slot.hash() != Slot::SALTED) {
+      faults->Add(where + ".salt", "is for hash SALTED alone", "leave it out, or set hash: SALTED");
+    }
     CheckExpression(where + ".value", slot.value(), faults);
     for (int k = 1; k < slot.boundary_size(); ++k) {
       if (!(slot.boundary(k - 1) < slot.boundary(k))) {
@@ -742,6 +745,8 @@ std::string PrintJob(const Job& job) {
   TextFormat::PrintToString(WithDefaults(job), &text);
   return text;
 }
+
+const std::string& SaltText(const Slot& slot) { return slot.salt().empty() ? slot.name() : slot.salt(); }
 
 std::string ResolvePath(const Job& job, const std::string& path) { return JoinPath(job.data_dir(), path); }
 

@@ -33,6 +33,8 @@ bool TooManyBadRecords(const Limits& limits, uint64_t bad, uint64_t read);
 Job WithDefaults(Job job);
 // The effective job as text, with every default written out.
 std::string PrintJob(const Job& job);
+// The text that the ids of a slot with hash SALTED are hashed with: slot.salt, or the slot's name.
+const std::string& SaltText(const Slot& slot);
 // path inside the job, resolved against job.data_dir.
 std::string ResolvePath(const Job& job, const std::string& path);
 

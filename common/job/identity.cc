@@ -24,6 +24,13 @@ using google::protobuf::Reflection;
 using google::protobuf::TextFormat;
 using ProtoMessage = google::protobuf::Message;
 
+// A salt that is the slot's name is what the slot has without it.
+void LeaveOutPlainSalts(Job* job) {
+  for (Slot& slot : *job->mutable_slot()) {
+    if (slot.has_salt() && SaltText(slot) == slot.name()) slot.clear_salt();
+  }
+}
+
 // What decides the rows and the dense model from here on. Not: where files lie, how long to go on, how often to save,
 // what to evaluate, how much memory to use.
 Job Identity(const Job& job) {
@@ -47,6 +54,11 @@ Job Identity(const Job& job) {
   training->mutable_dense_optimizer()->clear_ema_serves();
   for (Table& table : *identity.mutable_table()) table.clear_memory_rows_max();
   for (Log& log : *identity.mutable_log()) log.set_piece_bytes(PieceBytes(log));
+  for (Task& task : *identity.mutable_task()) task.clear_was();
+  for (Slot& slot : *identity.mutable_slot()) slot.clear_was();
+  for (DenseFeature& dense : *identity.mutable_dense()) dense.clear_was();
+  for (Table& table : *identity.mutable_table()) table.clear_was();
+  LeaveOutPlainSalts(&identity);
   return WithDefaults(identity);
 }
 
@@ -134,8 +146,11 @@ constexpr RuleOf kRules[] = {
     {"seed", Rule::kRefused, "every initial value and every shuffle is drawn from it"},
     {"task.weight", Rule::kCarried, ""},
     {"task.base_rate", Rule::kFree, ""},  // of initial values alone
+    {"task.was", Rule::kFree, ""},        // of an adoption alone, as those below
     {"task", Rule::kRefused, "it decides what the model's outputs mean"},
+    {"slot.was", Rule::kFree, ""},
     {"slot", Rule::kRefused, "it decides what the model's inputs mean"},
+    {"dense.was", Rule::kFree, ""},
     {"dense", Rule::kRefused, "it decides what the model's inputs mean"},
     {"table.optimizer.kind", Rule::kRefused, "it decides what a row holds"},
     {"table.optimizer", Rule::kCarried, ""},
@@ -143,6 +158,7 @@ constexpr RuleOf kRules[] = {
     {"table.expire_after_steps", Rule::kCarried, ""},
     {"table.memory_rows_max", Rule::kFree, ""},
     {"table.score", Rule::kFree, ""},
+    {"table.was", Rule::kFree, ""},
     {"table", Rule::kRefused, "it decides what a row holds, and which rows there are"},
     {"model.batch_norm_momentum", Rule::kCarried, ""},
     {"model.batch_norm_window_records", Rule::kCarried, ""},
@@ -204,10 +220,11 @@ std::string JobChange::ToString() const { return absl::StrCat(field, ": ", befor
 std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manifest& snapshot) {
   const auto effective = [](Job job) {
     for (Log& log : *job.mutable_log()) log.set_piece_bytes(PieceBytes(log));
+    LeaveOutPlainSalts(&job);
     return WithDefaults(std::move(job));
   };
   const std::vector<LaneState> lanes = LanesOf(snapshot);
-  const bool untouched = snapshot.step() == 0;
+  const bool untouched = snapshot.step() == snapshot.adoption().first_step();  // 0 where there was no adoption
   const bool between_segments = untouched || AtSegmentEnd(lanes, snapshot.step());
   const bool segment_ends = std::any_of(
       lanes.begin(), lanes.end(), [&](const LaneState& lane) { return lane.segment_ends_at() > snapshot.step(); });

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 
@@ -33,6 +34,10 @@ struct JobChange {
 // has the table of all fields.
 std::vector<JobChange> ChangesOf(const Job& before, const Job& now, const Manifest& snapshot);
 std::vector<JobChange> OfKind(const std::vector<JobChange>& changes, JobChange::Kind kind);
+// What somebody can do whose changes are refused. Behind their list.
+constexpr absl::string_view kWaysOutOfRefusal =
+    "set these fields back, train into another --out, or take the model over into another folder: hearth adopt DIR JOB "
+    "--out NEWDIR";
 // The refused ones, a line each: the change, and why.
 std::vector<std::string> RefusalsOf(const std::vector<JobChange>& changes);
 

@@ -1,5 +1,7 @@
 #include "common/job/log_list.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <set>
 #include <string>
@@ -20,6 +22,11 @@ const LogFile* FindFile(const std::vector<LogFile>& listed, uint32_t number) {
   if (listed.empty() || number < listed.front().number()) return nullptr;
   const uint32_t at = number - listed.front().number();
   return at < listed.size() ? &listed[at] : nullptr;
+}
+
+uint64_t IdentityOf(const LogFile& file, uint64_t seed) {
+  const uint64_t known[2] = {file.bytes(), file.digest()};
+  return XXH3_64bits_withSeed(known, sizeof(known), seed);
 }
 
 uint32_t NewestEpoch(const std::vector<LaneState>& lanes) {

@@ -19,6 +19,10 @@ bool BeginsSegment(const LogFile& last, uint32_t number, const Log& log);
 // The entry of that number; null where it is not listed (any more).
 const LogFile* FindFile(const std::vector<LogFile>& listed, uint32_t number);
 
+// hash64 of length and digest, by which a file is known again under another name.
+uint64_t IdentityOf(const LogFile& file, uint64_t seed = 0);
+constexpr int kConsumedKnownMax = 4096;  // of them a MANIFEST keeps the newest
+
 // The newest epoch that a lane is in.
 uint32_t NewestEpoch(const std::vector<LaneState>& lanes);
 

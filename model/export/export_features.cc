@@ -36,7 +36,7 @@ Json SlotJson(const Job& job, const FeatureLayout& layout, int index) {
   const Slot& slot = job.slot(index);
   const FeatureLayout::SlotPlace& place = layout.slots[index];
   const TableNumber table = static_cast<TableNumber>(place.table) + 1;
-  const uint64_t salt = slot.hash() == Slot::SALTED ? SaltOf(slot.name()) : 0;
+  const uint64_t salt = slot.hash() == Slot::SALTED ? SaltOf(SaltText(slot)) : 0;
   Json json;
   json["slot"] = slot.name();
   json["table"] = slot.table();
@@ -94,7 +94,9 @@ Json Rules() {
        "table_number << 52 | id, an unsigned 64-bit number; the key of a row as int64 has the same bits. A sign that "
        "its "
        "table does not hold reads as zeros."},
-      {"SALTED", "id = XXH3-64(text, seed) & (2^52 - 1); seed = XXH3-64(slot name, seed 0), given in the slot"},
+      {"SALTED",
+       "id = XXH3-64(text, seed) & (2^52 - 1); seed = XXH3-64(slot.salt or else the slot's name, seed 0), given in the "
+       "slot"},
       {"HASHED", "id = XXH3-64(text, seed 0) & (2^52 - 1)"},
       {"text",
        "a string; {\"base64\": …} where its bytes are no UTF-8. Texts are compared, hashed and split as bytes."},

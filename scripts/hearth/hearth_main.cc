@@ -52,6 +52,7 @@ constexpr CommandName kCommands[] = {
     {"doctor", "Begin", "Check this machine: MPI, programs, cores, memory, disk, ports, GPU", "generate, train"},
     {"generate", "Begin", "Generate a synthetic log, its true probabilities, and a job that trains on it", "train"},
     {"train", "Train", "Train a job, or go on with it from its newest snapshot", "inspect, eval, export"},
+    {"adopt", "Train", "Take a model over into a new run: other features, tasks or tables", "train"},
     {"submit", "Train", "Submit a job to Slurm: saves before its time limit, requeues, resumes", "inspect"},
     {"inspect", "Look at what was trained", "Show what a snapshot holds", "verify, eval, export"},
     {"history", "Look at what was trained", "Show what a run has been through, a line an era", "inspect"},
@@ -317,13 +318,13 @@ int Main(int argc, char** argv) {
   AddBatch(&app, &code);
   AddLooks(&app, &code);
   AddEval(&app, &code);
-  for (const char* name : {"export", "score"}) {
+  for (const char* name : {"adopt", "export", "score"}) {
     AddCommand(&app, name);  // for the list of commands; never parsed here
     if (argc < 2 || std::strcmp(argv[1], name) != 0) continue;
     const bool delta = std::any_of(argv + 2, argv + argc, [](absl::string_view argument) {
       return argument == "--apply" || argument == "--since" || absl::StartsWith(argument, "--since=");
     });
-    return Become(delta && argv[1][0] == 'e' ? "delta" : name, argv);
+    return Become(delta && std::strcmp(name, "export") == 0 ? "delta" : name, argv);
   }
   AddCompletion(&app, &code);
   std::vector<std::string> names;

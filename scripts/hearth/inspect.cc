@@ -69,6 +69,12 @@ Json AsJson(const Evaluation::Task& task) {
           {"calibration", number(task.has_calibration(), task.calibration())}};
 }
 
+Json AsJson(const Adoption& adoption) {
+  return {{"step", adoption.step()},
+          {"model_hash", absl::StrFormat("%016x", adoption.model_hash())},
+          {"first_step", adoption.first_step()}};
+}
+
 Json AsJson(const std::string& folder, const Manifest& manifest, const std::string& job_name) {
   uint64_t bytes = 0;
   for (const FileEntry& file : manifest.file()) bytes += file.bytes();
@@ -93,6 +99,7 @@ Json AsJson(const std::string& folder, const Manifest& manifest, const std::stri
   for (const TableStats& table : manifest.table()) json["tables"][table.name()] = AsJson(table);
   json["lane_states"] = Json::array();
   for (const LaneState& lane : manifest.lane()) json["lane_states"].push_back(AsJson(lane));
+  json["adoption"] = manifest.has_adoption() ? AsJson(manifest.adoption()) : Json(nullptr);
   json["eras"] = Json::array();
   for (const JobEra& era : manifest.era()) {
     json["eras"].push_back({{"from_step", era.from_step()},
@@ -131,6 +138,10 @@ std::string AsText(const std::string& folder, const Manifest& manifest, const st
                         manifest.commit(), manifest.model_hash());
   absl::StrAppendFormat(&text, "lanes       %d; shards %d on %d servers; dense parameters %d\n", manifest.lanes(),
                         manifest.shards(), manifest.servers(), manifest.dense_parameters());
+  if (manifest.has_adoption()) {
+    absl::StrAppendFormat(&text, "adopted     from step %d of model %016x, as step %d\n", manifest.adoption().step(),
+                          manifest.adoption().model_hash(), manifest.adoption().first_step());
+  }
   for (const JobEra& era : manifest.era()) {
     for (const std::string& change : era.change()) {
       absl::StrAppendFormat(&text, "changed     from step %d on: %s\n", era.from_step(), change);

@@ -378,8 +378,7 @@ absl::Status PrintChanges(const TrainOptions& options, std::string* text) {
   list(JobChange::kFree, "free", "changes no bit");
   list(JobChange::kFiles, "files", "the list of files judges it when the run starts");
   if (list(JobChange::kRefused, "refused", "") == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat(*text, "what is refused needs another --out, or the field set back"));
+  return absl::FailedPreconditionError(absl::StrCat(*text, "for what is refused: ", kWaysOutOfRefusal));
 }
 
 int Train(const TrainOptions& options) {

@@ -229,9 +229,9 @@ absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job) {
     }
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(
-      absl::StrCat(snapshot.folder, ": is of another job; they differ (the saved one -> this job) in\n",
-                   absl::StrJoin(refused, "\n"), "\nset these fields back, or train into another --out"));
+  return absl::FailedPreconditionError(absl::StrCat(snapshot.folder,
+                                                    ": is of another job; they differ (the saved one -> this job) in\n",
+                                                    absl::StrJoin(refused, "\n"), "\n", kWaysOutOfRefusal));
 }
 
 std::vector<std::pair<std::string, std::string>> RankEnvironment(const Job& job) {

@@ -43,7 +43,8 @@ struct Era {
 class Eras {
  public:
   // `newest`: the run's newest MANIFEST. Eras of before the run had a history are known from it alone.
-  Eras(const History& history, const Manifest* newest, std::vector<JobEra> saved) : saved_(std::move(saved)) {
+  Eras(const History& history, const Manifest* newest, std::vector<JobEra> saved)
+      : saved_(std::move(saved)), first_step_(newest != nullptr ? newest->adoption().first_step() : 0) {
     for (const HistoryEntry& entry : history.entries) {
       if (entry.kind == Kind::kStart) Start(entry);
       if (entry.kind == Kind::kEnd) End(entry);
@@ -65,6 +66,7 @@ class Eras {
   // Up to the first start that was written down, at `step`.
   void BeginSaved(uint64_t step) {
     eras_.emplace_back();
+    eras_.back().from_step = first_step_ + 1;
     for (const JobEra& era : saved_) {
       if (era.from_step() > step) break;
       eras_.back().to_step = era.from_step() - 1;
@@ -129,6 +131,7 @@ class Eras {
   }
 
   const std::vector<JobEra> saved_;
+  const uint64_t first_step_;  // of the run's first snapshot
   std::vector<Era> eras_;
 };
 
@@ -186,11 +189,15 @@ uint64_t RecordsOf(const Era& era) {
 }
 
 // Why it began, and what became of it.
-std::string WhatText(const Era& era, bool first) {
+std::string WhatText(const Era& era, bool first, const Manifest* newest) {
   std::vector<std::string> parts;
   if (era.fork != nullptr)
     parts.push_back(absl::StrCat("back to ", era.fork->back_to, " (fork ", era.fork->number, ")"));
   if (!era.changes.empty()) parts.push_back(absl::StrCat("changed ", absl::StrJoin(era.changes, ", ")));
+  if (first && newest != nullptr && newest->has_adoption()) {
+    parts.push_back(absl::StrFormat("adopted from step %d of model %016x", newest->adoption().step(),
+                                    newest->adoption().model_hash()));
+  }
   if (first && parts.empty()) parts.push_back("begun");
   if (era.set_aside_from > 0) parts.push_back(absl::StrCat("set aside from step ", era.set_aside_from, " on"));
   if (era.end != nullptr) {
@@ -207,14 +214,14 @@ std::string WhatText(const Era& era, bool first) {
   return text;
 }
 
-std::string AsText(const std::vector<Era>& eras, uint64_t left_out) {
+std::string AsText(const std::vector<Era>& eras, uint64_t left_out, const Manifest* newest) {
   std::vector<std::vector<std::string>> rows = {
       {"era", "steps", "begun (UTC)", "ended", "records", "starts", "restarts", "published", "evaluation", "what"}};
   for (size_t i = 0; i < eras.size(); ++i) {
     const Era& era = eras[i];
     rows.push_back({absl::StrCat(i + 1), StepsText(era), TimeText(era.begun_s), TimeText(era.ended_s),
                     absl::StrCat(RecordsOf(era)), era.starts > 0 ? absl::StrCat(era.starts) : "-",
-                    absl::StrCat(era.restarts), PublishedText(era), FiguresText(era), WhatText(era, i == 0)});
+                    absl::StrCat(era.restarts), PublishedText(era), FiguresText(era), WhatText(era, i == 0, newest)});
   }
   std::string text = FormatRows(rows, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9});
   if (left_out > 0) absl::StrAppend(&text, left_out, " older entries had to go: history.jsonl is bounded\n");
@@ -273,8 +280,14 @@ absl::StatusOr<std::string> ShowHistory(const std::string& dir, bool json) {
   if (!eras.list().empty() && eras.list().back().state.has_value()) AddPublished(dir, &*eras.list().back().state);
   if (!json)
     return eras.list().empty() ? absl::StrCat(dir, ": has trained nothing yet\n")
-                               : AsText(eras.list(), history.left_out);
+                               : AsText(eras.list(), history.left_out, manifest);
   Json all = {{"schema", 1}, {"run", dir}, {"status", ReadRunState(dir).status}, {"left_out", history.left_out}};
+  all["adopted"] = nullptr;
+  if (manifest != nullptr && manifest->has_adoption()) {
+    all["adopted"] = {{"step", manifest->adoption().step()},
+                      {"model_hash", absl::StrFormat("%016x", manifest->adoption().model_hash())},
+                      {"first_step", manifest->adoption().first_step()}};
+  }
   all["eras"] = Json::array();
   for (const Era& era : eras.list()) all["eras"].push_back(AsJson(era));
   return all.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";

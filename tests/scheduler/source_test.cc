@@ -7,6 +7,7 @@
 #include "common/base/env.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/job/log_list.h"
 #include "tests/scheduler/scheduler_testing.h"
 
 namespace hearth {
@@ -330,6 +331,27 @@ TEST_F(SourceTest, ConsumedFilesLeaveTheListOnceTheJobNamesThemNoMoreAndNumbersG
     EXPECT_EQ(source->consumed().files(), 2u) << "though it is gone";
     EXPECT_EQ(source->files().size(), 2u);
   }
+}
+
+TEST_F(SourceTest, AFileThatAModelWasTrainedOnBeforeItWasTakenOverIsTrainedOnlyWhenAskedFor) {
+  AddPaths({"1.csv", "2.csv"});
+  for (const char* name : {"1.csv", "2.csv"}) Put(name, absl::StrCat("of ", name));
+  Source::Listed adopted;
+  adopted.logs = 1;
+  adopted.lanes = {LaneState()};
+  adopted.consumed.add_newest(IdentityOf((*OpenSource(job_, {}, false, {}, 0))->files()[1]));
+  const absl::Status status = Source::Open(job_, adopted, 0).status();
+  EXPECT_EQ(ExitCodeOf(status), kExitConfig);
+  EXPECT_NE(status.message().find("log[0].path[1]"), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find("before it was taken over"), absl::string_view::npos) << status;
+  adopted.again = true;
+  const auto source = Source::Open(job_, adopted, 0);
+  ASSERT_TRUE(source.ok()) << source.status();
+  // A resume does not ask again: the file is in the run's own list.
+  adopted.again = false;
+  adopted.files = (*source)->files();
+  EXPECT_TRUE(Source::Open(job_, adopted, 0).ok());
+  EXPECT_EQ((*source)->consumed().newest_size(), 1);
 }
 
 TEST_F(SourceTest, AFileThatTheRunHasHadUnderAnotherNameIsTrainedOnlyWhenAskedFor) {

@@ -65,7 +65,7 @@ class ShowHistoryTest : public testing::Test {
     entry.number = 1;
     ASSERT_TRUE(AppendHistory(dir_, entry).ok());
   }
-  void Commit(uint64_t step, const std::vector<JobEra>& eras = {}) {
+  void Commit(uint64_t step, const std::vector<JobEra>& eras = {}, const Adoption* adoption = nullptr) {
     Manifest manifest;
     manifest.set_schema(1);
     manifest.set_step(step);
@@ -75,6 +75,7 @@ class ShowHistoryTest : public testing::Test {
     manifest.add_lane()->mutable_ledger()->set_trained(10 * step);
     *manifest.add_evaluation() = EvaluationAt(step / 100 * 100);
     for (const JobEra& era : eras) *manifest.add_era() = era;
+    if (adoption != nullptr) *manifest.mutable_adoption() = *adoption;
     const std::string folder = absl::StrCat(dir_, "/snapshots/", step);
     ASSERT_TRUE(MakeDirectories(folder).ok());
     ASSERT_TRUE(CommitManifest(folder, manifest).ok());
@@ -166,6 +167,25 @@ TEST_F(ShowHistoryTest, WhatNoEntrySaysIsTakenFromTheManifest) {
   ASSERT_THAT(eras, SizeIs(3));
   EXPECT_EQ(eras[1]["to_step"], 200);
   EXPECT_EQ(eras[2]["from_step"], 201);
+}
+
+TEST_F(ShowHistoryTest, ARunThatBeganWithAModelTakenOverBeginsBehindItAndSaysWhoseItWas) {
+  Adoption adoption;
+  adoption.set_step(700);
+  adoption.set_model_hash(0xabc);
+  adoption.set_first_step(700);
+  Commit(700, {}, &adoption);
+  EXPECT_THAT(ShowHistory(dir_, false).value(), HasSubstr("after 700"));
+  Start(1, 700);
+  End(1, 900, "finished", 0);
+  Commit(900, {}, &adoption);
+  const std::string text = ShowHistory(dir_, false).value();
+  EXPECT_THAT(text, HasSubstr("701-900"));
+  EXPECT_THAT(text, HasSubstr("adopted from step 700 of model 0000000000000abc; finished"));
+  const auto json = nlohmann::json::parse(ShowHistory(dir_, true).value());
+  EXPECT_EQ(json["adopted"]["model_hash"], "0000000000000abc");
+  EXPECT_THAT(json["eras"], SizeIs(1));
+  EXPECT_EQ(json["eras"][0]["from_step"], 701);
 }
 
 TEST_F(ShowHistoryTest, AReasonOfManyLinesStaysInItsLine) {

@@ -3,22 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <limits>
-#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/artifact/bundle.h"
-#include "common/base/env.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
-#include "embedding/sign.h"
 #include "model/batch/batch.h"
 #include "model/export/export_manifest.h"
+#include "worker/bundle/golden_records.h"
 #include "worker/bundle/score.h"
 #include "worker/dense/dense_replica.h"
 #include "worker/log/delimited.h"
@@ -37,62 +33,8 @@ constexpr double kParityMax = 1e-6;               // of a probability, bundle ag
 constexpr double kGraphParityMax = 1e-5;          // likewise, the graph: BatchNorm is folded, sums have another order
 constexpr size_t kGraphRowsMax = 256;             // run at once
 
-// One golden record on its way to a line.
-struct Sample {
-  uint32_t file = 0;
-  uint64_t offset = 0;
-  std::vector<std::vector<uint64_t>> signs;  // by slot
-  std::vector<float> dense, labels, mask;
-  std::vector<std::pair<std::string, std::string>> raw;  // column and text
-};
-
-Sample TakeSample(const Batch& batch, int64_t record, const Job& job, const FeatureLayout& layout) {
-  Sample sample;
-  sample.file = batch.file_of[record];
-  sample.offset = batch.offset[record];
-  for (int slot = 0; slot < job.slot_size(); ++slot) {
-    const RowGroup& group = batch.groups[layout.slots[slot].group];
-    const int64_t bag = layout.slots[slot].bag * batch.records + record;
-    std::vector<uint64_t>& signs = sample.signs.emplace_back();
-    for (int64_t i = group.offsets[bag]; i < group.offsets[bag + 1]; ++i)
-      signs.push_back(group.unique[group.row_of[i]]);
-  }
-  const auto part = [record](const std::vector<float>& all, int count) {
-    return std::vector<float>(all.begin() + record * count, all.begin() + (record + 1) * count);
-  };
-  sample.dense = part(batch.dense, job.dense_size());
-  sample.labels = part(batch.labels, job.task_size());
-  sample.mask = part(batch.mask, job.task_size());
-  return sample;
-}
-
-// The records of the log's head with the least hash of their place: the same for every export. In file order.
-absl::StatusOr<std::vector<Sample>> SampleRecords(const Job& job, const ScoredLog& scored, size_t count) {
-  const FeatureLayout layout = MakeFeatureLayout(job);
-  std::map<uint64_t, Sample> chosen;
-  uint64_t seen = 0;
-  const absl::Status visited =
-      VisitBatches(job, scored, /*keep_user_text=*/false, [&](Batch* batch) -> absl::StatusOr<bool> {
-        for (int64_t record = 0; record < batch->records; ++record) {
-          const uint64_t key = Mix64(Mix64(batch->file_of[record]) ^ batch->offset[record]);
-          if (chosen.size() == count && key >= chosen.rbegin()->first) continue;
-          chosen.emplace(key, TakeSample(*batch, record, job, layout));
-          if (chosen.size() > count) chosen.erase(std::prev(chosen.end()));
-        }
-        seen += static_cast<uint64_t>(batch->records);
-        return seen < kSampledRecordsMax;
-      });
-  HEARTH_RETURN_IF_ERROR(visited);
-  std::vector<Sample> samples;
-  for (auto& [key, sample] : chosen) samples.push_back(std::move(sample));
-  std::sort(samples.begin(), samples.end(), [](const Sample& a, const Sample& b) {
-    return std::make_pair(a.file, a.offset) < std::make_pair(b.file, b.offset);
-  });
-  return samples;
-}
-
 // The columns of the samples' records, as text; samples of one file, in its order.
-absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, absl::Span<Sample*> samples) {
+absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, absl::Span<GoldenRecord*> samples) {
   RecordSplitter::Options options;
   HEARTH_ASSIGN_OR_RETURN(options.delimiter, DelimiterOf(log.delimiter(), "log"));
   options.multiline = log.multiline_records();
@@ -125,10 +67,10 @@ absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, ab
   return absl::OkStatus();
 }
 
-absl::Status ReadRaw(const Job& job, const Log& log, std::vector<Sample>* samples) {
+absl::Status ReadRaw(const Job& job, const Log& log, std::vector<GoldenRecord>* samples) {
   for (size_t begin = 0; begin < samples->size();) {
     const uint32_t file = (*samples)[begin].file;
-    std::vector<Sample*> of_file;
+    std::vector<GoldenRecord*> of_file;
     for (; begin < samples->size() && (*samples)[begin].file == file; ++begin) of_file.push_back(&(*samples)[begin]);
     const std::string path = ResolvePath(job, log.path(static_cast<int>(file)));
     HEARTH_RETURN_IF_ERROR(ReadRaw(job, log, path, absl::MakeSpan(of_file)));
@@ -136,21 +78,8 @@ absl::Status ReadRaw(const Job& job, const Log& log, std::vector<Sample>* sample
   return absl::OkStatus();
 }
 
-std::unique_ptr<Batch> BatchOf(const Job& job, const std::vector<Sample>& samples) {
-  BatchBuilder builder(job);
-  for (const Sample& sample : samples) {
-    for (size_t slot = 0; slot < sample.signs.size(); ++slot) {
-      for (const uint64_t sign : sample.signs[slot]) builder.AddSign(static_cast<int>(slot), sign);
-    }
-    builder.AddDense(sample.dense);
-    builder.AddLabels(sample.labels, sample.mask);
-    builder.EndRecord(sample.file, sample.offset);
-  }
-  return builder.Build();
-}
-
 // The graph's input for one record: rows pooled slot by slot, then the dense features.
-std::vector<float> InputOf(const Job& job, const FeatureLayout& layout, const Sample& sample,
+std::vector<float> InputOf(const Job& job, const FeatureLayout& layout, const GoldenRecord& sample,
                            const ExportedRows& rows) {
   std::vector<float> input(static_cast<size_t>(layout.width), 0.0f);
   for (size_t slot = 0; slot < sample.signs.size(); ++slot) {
@@ -167,10 +96,9 @@ std::vector<float> InputOf(const Job& job, const FeatureLayout& layout, const Sa
   return input;
 }
 
-double Probability(float logit) { return 1.0 / (1.0 + std::exp(-static_cast<double>(logit))); }
-
 // Logits of the samples by the trainer itself, from the snapshot.
-absl::StatusOr<std::vector<float>> PredictFromSnapshot(const ExportSource& source, const std::vector<Sample>& samples,
+absl::StatusOr<std::vector<float>> PredictFromSnapshot(const ExportSource& source,
+                                                       const std::vector<GoldenRecord>& samples,
                                                        const ExportedRows& rows) {
   const std::vector<double> base_rates(static_cast<size_t>(source.job.task_size()), 0.5);  // overwritten by Restore
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<DenseReplica> replica, DenseReplica::Create(source.job, base_rates));
@@ -187,7 +115,7 @@ absl::StatusOr<std::vector<float>> PredictFromSnapshot(const ExportSource& sourc
   return replica->Predict(*batch);
 }
 
-absl::Status WriteGolden(const std::string& path, const Job& job, const std::vector<Sample>& samples,
+absl::Status WriteGolden(const std::string& path, const Job& job, const std::vector<GoldenRecord>& samples,
                          const ExportedRows& rows, const std::vector<float>& logits) {
   const FeatureLayout layout = MakeFeatureLayout(job);
   std::string lines;
@@ -204,7 +132,7 @@ absl::Status WriteGolden(const std::string& path, const Job& job, const std::vec
     line["input"] = InputOf(job, layout, samples[i], rows);
     line["p"] = Json::object();
     for (int t = 0; t < job.task_size(); ++t) {
-      line["p"][job.task(t).name()] = Probability(logits[i * job.task_size() + t]);
+      line["p"][job.task(t).name()] = ProbabilityOf(logits[i * job.task_size() + t]);
     }
     // In `raw` a byte that is no UTF-8 becomes U+FFFD, for people; `raw_bytes` has it as it is.
     absl::StrAppend(&lines, line.dump(-1, ' ', false, Json::error_handler_t::replace), "\n");
@@ -213,17 +141,17 @@ absl::Status WriteGolden(const std::string& path, const Job& job, const std::vec
 }
 
 // The bundle's own predictions against the snapshot's, over the golden records.
-absl::StatusOr<Json> CompareWithBundle(const std::string& folder, const Job& job, const std::vector<Sample>& samples,
-                                       const std::vector<float>& logits) {
+absl::StatusOr<Json> CompareWithBundle(const std::string& folder, const Job& job,
+                                       const std::vector<GoldenRecord>& samples, const std::vector<float>& logits) {
   HEARTH_ASSIGN_OR_RETURN(const auto scorer, BundleScorer::Open(folder, BundleScorer::Rows::kFloat));
   const std::unique_ptr<Batch> batch = BatchOf(job, samples);
   HEARTH_ASSIGN_OR_RETURN(const std::vector<float> again, scorer->Predict(batch.get()));
   double difference_max = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    const double difference = std::fabs(Probability(logits[i]) - Probability(again[i]));
+    const double difference = std::fabs(ProbabilityOf(logits[i]) - ProbabilityOf(again[i]));
     if (!(difference <= kParityMax)) {
-      return absl::InternalError(absl::StrCat("the bundle read back predicts ", Probability(again[i]),
-                                              " where the snapshot predicts ", Probability(logits[i]),
+      return absl::InternalError(absl::StrCat("the bundle read back predicts ", ProbabilityOf(again[i]),
+                                              " where the snapshot predicts ", ProbabilityOf(logits[i]),
                                               "; nothing was exported"));
     }
     difference_max = std::max(difference_max, difference);
@@ -233,7 +161,7 @@ absl::StatusOr<Json> CompareWithBundle(const std::string& folder, const Job& job
 
 #ifdef HEARTH_ONNX
 // The graph's probabilities, run from the file that will be served, against the trainer's.
-absl::StatusOr<Json> CompareWithGraph(const std::string& path, const Job& job, const std::vector<Sample>& samples,
+absl::StatusOr<Json> CompareWithGraph(const std::string& path, const Job& job, const std::vector<GoldenRecord>& samples,
                                       const ExportedRows& rows, const std::vector<float>& logits) {
   HEARTH_ASSIGN_OR_RETURN(const std::string graph, ReadFile(path));
   const FeatureLayout layout = MakeFeatureLayout(job);
@@ -253,7 +181,7 @@ absl::StatusOr<Json> CompareWithGraph(const std::string& path, const Job& job, c
       }
       for (size_t i = 0; i < count; ++i) {
         const double own =
-            Probability(logits[(begin + i) * static_cast<size_t>(job.task_size()) + static_cast<size_t>(t)]);
+            ProbabilityOf(logits[(begin + i) * static_cast<size_t>(job.task_size()) + static_cast<size_t>(t)]);
         const double difference = std::fabs(own - static_cast<double>(found->second[i]));
         if (!(difference <= kGraphParityMax)) {
           return absl::InternalError(absl::StrCat("the graph computes ", found->second[i], " for task ",
@@ -295,13 +223,13 @@ absl::StatusOr<Json> MeasureInt8(const std::string& folder, const ScoredLog& sco
 // Everything but the last rename, in `folder`.
 absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions& options, const std::string& folder) {
   const Job& job = source.job;
-  std::vector<Sample> samples;
+  std::vector<GoldenRecord> samples;
   ExportedRows rows;
   ScoredLog scored;
   if (options.golden > 0) {
     HEARTH_ASSIGN_OR_RETURN(scored, ChooseLog(job, options.log, {}));
     for (std::string& path : *scored.log.mutable_path()) path = ResolvePath(job, path);
-    auto sampled = SampleRecords(job, scored, static_cast<size_t>(options.golden));
+    auto sampled = SampleRecords(job, scored, static_cast<size_t>(options.golden), kSampledRecordsMax);
     if (!sampled.ok()) {
       return Annotate(sampled.status(),
                       "golden records (--golden 0 does without, --data-dir says where the files are)");
@@ -313,7 +241,7 @@ absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions
                                               "--log, or give --golden 0"));
     }
     HEARTH_RETURN_IF_ERROR(ReadRaw(job, scored.log, &samples));
-    for (const Sample& sample : samples) {
+    for (const GoldenRecord& sample : samples) {
       for (const std::vector<uint64_t>& signs : sample.signs) {
         for (const uint64_t sign : signs) rows[sign];
       }

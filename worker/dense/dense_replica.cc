@@ -132,6 +132,21 @@ absl::StatusOr<uint64_t> DenseReplica::Save(const std::string& path, uint64_t st
   return hash;
 }
 
+absl::Status DenseReplica::Overwrite(bool mean, const Write& write) {
+  const auto own_places = [&] {
+    model_->KeepMean(mean);
+    return model_->Tensors();
+  };
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<NamedTensor> places, Guarded("dense model's places", own_places));
+  HEARTH_RETURN_IF_ERROR(write(places));
+  return Guarded("written dense model",
+                 [&] {
+                   model_->Restored();
+                   return true;
+                 })
+      .status();
+}
+
 absl::Status DenseReplica::Restore(const std::string& path) {
   HEARTH_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
   // As the file is: one without it may come from before the job asked for it, and one with it from before it left off.

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/artifact/safetensors.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "model/batch/batch.h"
@@ -41,6 +43,10 @@ class DenseReplica {
   absl::StatusOr<uint64_t> Save(const std::string& path, uint64_t step);
   // DataLoss when the file is damaged or holds another model.
   absl::Status Restore(const std::string& path);
+  // Hands `write` the places of all that a snapshot holds, the weights' running mean among them where `mean`, and goes
+  // on with what it wrote there. On its error the model is of no more use.
+  using Write = std::function<absl::Status(const std::vector<NamedTensor>& places)>;
+  absl::Status Overwrite(bool mean, const Write& write);
   absl::StatusOr<uint64_t> Hash();
   absl::StatusOr<bool> Finite();  // every parameter is
 

@@ -81,6 +81,7 @@ class LaneReader {
 // `hearth eval`; in a run the scheduler makes the list (scheduler/source.h) by the same rules.
 absl::StatusOr<std::vector<LogFile>> ListLogFiles(const Job& job, const std::vector<Log>& logs);
 
+constexpr uint64_t kBaseRateRecordsMax = 65536;  // of each log, where a job starts
 // Positive rates per task over the first `records_max` valid records of each log, of its first file where the log is
 // cut after each file (labelled records of all logs added up), or the job's base_rate where given; 0.5 / n smoothing
 // keeps it inside (0, 1). The same on every worker: it depends on files alone.

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/artifact/reading.h"
+#include "common/job/config.h"
 #include "worker/log/delimited.h"
 #include "worker/log/number.h"
 
@@ -217,7 +218,7 @@ class PlanCompiler {
     for (int i = 0; i < job_.table_size(); ++i) {
       if (job_.table(i).name() == slot.table()) plan.table = static_cast<TableNumber>(i + 1);
     }
-    plan.salt = slot.hash() == Slot::SALTED ? SaltOf(slot.name()) : 0;
+    plan.salt = slot.hash() == Slot::SALTED ? SaltOf(SaltText(slot)) : 0;
     plan.has_value = !slot.value().empty();
     if (plan.has_value) {
       plan.value = Parse(what, slot.value());

@@ -108,6 +108,11 @@ TEST(ChangesOf, EveryKindOfChangeIsCarriedFreeJudgedByTheListOfFilesOrRefused) {
       {"task { weight: 2 }", kCarried, kCarried, "task[0].weight: 1 -> 2"},
       {"task { label: 'x' }", kRefused, kRefused, "task[0].label"},
       {"slot { pooling: MEAN }", kRefused, kRefused, "slot[0].pooling"},
+      {"slot { salt: 'person' }", kRefused, kRefused, "slot[0].salt: (absent) -> \"person\""},
+      {"slot { was: 'person' }", kFree, kFree, "slot[0].was"},
+      {"dense { was: 'years' }", kFree, kFree, "dense[0].was"},
+      {"task { was: 'hit' }", kFree, kFree, "task[0].was"},
+      {"table { was: 'rows' }", kFree, kFree, "table[0].was"},
       {"dense { mean: 2 }", kRefused, kRefused, "dense[0].mean"},
       {"model { hidden_1: 2 }", kRefused, kRefused, "model.hidden_1: 64 -> 2"},
       {"model { batch_norm_momentum: 0.1 }", kCarried, kCarried, "model.batch_norm_momentum: 0 -> 0.1"},
@@ -183,6 +188,20 @@ TEST(ChangesOf, AdamAndAdamWMayTakeOneAnothersPlaceAndSgdNeithers) {
   }
 }
 
+TEST(ChangesOf, ASaltThatIsTheSlotsNameIsNoChange) {
+  EXPECT_THAT(ChangesOf(SmallJob(), With("slot { salt: 'user' }"), Inside()), IsEmpty());
+}
+
+TEST(ChangesOf, ARunThatBeginsWithAModelTakenOverHasReadNothingYet) {
+  Manifest adopted = Inside();
+  adopted.mutable_adoption()->set_first_step(40);
+  const std::vector<JobChange> changes = ChangesOf(SmallJob(), With("training { batch_size: 64 }"), adopted);
+  ASSERT_EQ(changes.size(), 1u);
+  EXPECT_EQ(changes[0].kind, JobChange::kCarried);
+  adopted.set_step(41);
+  EXPECT_EQ(ChangesOf(SmallJob(), With("training { batch_size: 64 }"), adopted)[0].kind, JobChange::kRefused);
+}
+
 TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
   const Job job = SmallJob();
   Job other = job;
@@ -192,6 +211,8 @@ TEST(JobHash, CoversWhatDecidesTheModelAndNothingElse) {
   other.set_data_dir("/moved");
   other.mutable_export_()->set_delta_every_steps(5);
   other.mutable_training()->mutable_dense_optimizer()->set_ema_serves(true);
+  other.mutable_slot(0)->set_salt("user");
+  other.mutable_slot(0)->set_was("person");
   EXPECT_EQ(JobHash(other), JobHash(job));
   EXPECT_EQ(JobHash(ParseJob(PrintJob(job), "printed").value()), JobHash(job));
   other.mutable_training()->set_batch_size(99);

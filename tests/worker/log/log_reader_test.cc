@@ -422,6 +422,17 @@ TEST(Features, HashIdsAsTheSlotSays) {
   EXPECT_THAT(SignsOf(small.job, *batch, 3, 1), ElementsAre(MakeSign(2, kIdMask)));
 }
 
+TEST(Features, OfASlotWithASaltAreThoseOfTheSlotOfThatName) {
+  Small small("a\nx\n\n", R"(
+    slot { name: "s" column: "a" table: "t" }
+    slot { name: "renamed" salt: "s" column: "a" table: "t" }
+    slot { name: "other" column: "a" table: "t" })");
+  const auto batch = small.First();
+  ASSERT_EQ(batch->records, 1);
+  EXPECT_THAT(SignsOf(small.job, *batch, 1, 0), ElementsAre(Salted("x", "s")));
+  EXPECT_NE(SignsOf(small.job, *batch, 2, 0), SignsOf(small.job, *batch, 0, 0));
+}
+
 TEST(Features, TakeListsApartAndDropWhatIsTooMuch) {
   Small small("tags\n\"1,2,,3,4\"\n\"0,\"\n\n\"5,0,5\"\n", R"(
     slot { name: "tags" table: "t" kind: LIST values_max: 3 missing_value: "0" }
