@@ -392,6 +392,18 @@ TEST_F(PlayedServer, AReplyOfAnotherShapeIsInternalAndNamesTheServer) {
   }
 }
 
+TEST_F(PlayedServer, APullThatNobodyWillAnswerIsLetGoFromAnotherThread) {
+  PullClient client(options_, kPortPull);
+  ASSERT_TRUE(client.Send(0, 1, 0, {}).ok());
+  ASSERT_TRUE(client.Send(1, 1, 0, {}).ok());
+  absl::Status waited;
+  std::unique_ptr<Thread> waits = Env::Real()->StartThread("waits", [&] { waited = client.Receive(0, 1, {}); });
+  client.Stop();
+  waits.reset();
+  EXPECT_TRUE(absl::IsCancelled(waited)) << waited;
+  EXPECT_TRUE(absl::IsCancelled(client.Receive(1, 1, {}))) << "and so are those after it";
+}
+
 TEST_F(PlayedServer, EveryServerHearsOfEmptyPullsAndOfSkippedPushes) {
   PullClient pulls(options_, kPortPull);
   PushClient pushes(options_);
