@@ -253,6 +253,8 @@ absl::Status Source::CheckNew(int path) const {
                                     : "a file that the model was trained on before it was taken over";
   }
   for (size_t i = 0; i < known_files_ && i < files_.size(); ++i) {
+    // Two logs of a job may name one file: each takes other records of it by its `where`.
+    if (files_[i].path() == file.path() && files_[i].log() != file.log()) continue;
     if (files_[i].bytes() == file.bytes() && files_[i].digest() == file.digest() && !files_[i].taken_off())
       trained = files_[i].path();
   }

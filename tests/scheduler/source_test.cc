@@ -367,6 +367,11 @@ TEST_F(SourceTest, AFileThatTheRunHasHadUnderAnotherNameIsTrainedOnlyWhenAskedFo
   EXPECT_NE(status.message().find("--again"), absl::string_view::npos) << status;
   before.again = true;
   EXPECT_TRUE(Source::Open(job_, before, 0).ok());
+  before.again = false;
+  Job two_logs = job_;
+  two_logs.mutable_log(0)->mutable_path()->RemoveLast();
+  *two_logs.add_log() = two_logs.log(0);
+  EXPECT_TRUE(Source::Open(two_logs, before, 0).ok()) << "another log may take other records of the same file";
 
   log->clear_path();
   log->add_path("2.csv");
