@@ -123,6 +123,7 @@ absl::Status Scheduler::OpenReport(uint32_t lanes) {
 absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, const std::vector<LogFile>& files) {
   const Manifest* const manifest = restored();
   HEARTH_RETURN_IF_ERROR(TidySnapshots());
+  if (best_at_start_.has_value()) best_step_ = best_at_start_->step();  // also where nothing is left to train
   if (options_.job.export_().delta_every_steps() > 0) {
     Publisher::Options publisher = {options_.env, options_.job, options_.dir, options_.programs};
     publisher_ = std::make_unique<Publisher>(publisher, committed_, manifest != nullptr && manifest->job_finished());
@@ -142,8 +143,7 @@ absl::Status Scheduler::PrepareTraining(const std::vector<LaneState>& cursors, c
   coordinator.lanes = leases_->lanes();
   coordinator.job = options_.job;
   if (manifest != nullptr) {
-    coordinator.best = BestAtStart();
-    if (coordinator.best.has_value()) best_step_ = coordinator.best->step();
+    coordinator.best = best_at_start_;
     coordinator.task_metrics.assign(manifest->task_metric().begin(), manifest->task_metric().end());
     coordinator.after_step = manifest->step();
   }
@@ -209,6 +209,11 @@ absl::Status Scheduler::OpenSource(const std::vector<LaneState>& cursors, const 
   // Of a run that begins with a model taken over every file is new, and none is news.
   const bool begins = manifest->has_adoption() && manifest->step() == manifest->adoption().first_step();
   if (!begins) TellNewFiles(manifest->step() + 1, FilesEnd(*manifest));
+  if (manifest->job_finished() && EndsWithoutGain(options_.job, best_at_start_)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        source_->files().back().path(), ": is new, and the job has ended: ", WhyItEnded(options_.job, *best_at_start_),
+        ": nobody would read it; raise that or set it to 0"));
+  }
   const uint64_t steps_max = options_.job.training().steps_max();
   if (steps_max == 0 || manifest->step() < steps_max) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -249,6 +254,7 @@ absl::Status Scheduler::TakeJob(const Manifest& manifest) {
                                                       evaluates() ? "set these back" : kWaysOutOfRefusal));
   }
   for (const std::string& change : carried) AddChange(manifest.step() + 1, change);
+  if (!evaluates()) best_at_start_ = BestOf(manifest, before);
   return absl::OkStatus();
 }
 
@@ -296,10 +302,14 @@ absl::Status Scheduler::TidySnapshots() {
   return absl::OkStatus();
 }
 
-// Of the figure that the job judges now.
-std::optional<BestSnapshot> Scheduler::BestAtStart() const {
-  if (restored() == nullptr || !restored()->has_best()) return std::nullopt;
-  return BestAfter(options_.job, restored()->best(), {}, restored()->step());
+// Nothing where another figure, or other held-out records, are judged from here on, or where its snapshot is not there
+// any more: a way back may lie behind its removal.
+std::optional<BestSnapshot> Scheduler::BestOf(const Manifest& manifest, const Job& before) const {
+  if (!manifest.has_best() || !JudgeTheSame(before, options_.job)) return std::nullopt;
+  const std::string folder = JoinPath(SnapshotsFolder(), absl::StrCat(manifest.best().step()));
+  if (PathExists(JoinPath(folder, "MANIFEST"))) return BestAfter(options_.job, manifest.best(), {}, manifest.step());
+  spdlog::warn("event=best_snapshot_gone folder={} then=\"the best is looked for anew\"", Quoted(folder));
+  return std::nullopt;
 }
 
 // By the job as it is now: a finished one goes on where its end was moved, to more epochs or a later last step.
@@ -307,7 +317,7 @@ bool Scheduler::NothingIsLeft() const {
   const Training& training = options_.job.training();
   const uint64_t step = start_.manifest.step();
   if (training.steps_max() > 0 && step >= training.steps_max()) return true;
-  if (EndsWithoutGain(options_.job, BestAtStart())) return true;
+  if (start_.manifest.job_finished() && EndsWithoutGain(options_.job, best_at_start_)) return true;
   return leases_->AtEpochEnd(step) && leases_->epoch() >= training.epochs();
 }
 
@@ -451,8 +461,8 @@ absl::Status Scheduler::HandleHello(int rank, const Hello& hello) {
     if (options_.output.table != nullptr) {
       *options_.output.table << "The job was finished before, at step " << start_.manifest.step()
                              << "; there was nothing left to do.\n";
-      if (const auto best = BestAtStart(); EndsWithoutGain(options_.job, best)) {
-        *options_.output.table << WhyItEnded(options_.job, *best) << "; to go on, raise it or set it to 0.\n";
+      if (EndsWithoutGain(options_.job, best_at_start_)) {
+        *options_.output.table << WhyItEnded(options_.job, *best_at_start_) << "; to go on, raise it or set it to 0.\n";
       }
     }
     return LeaveWhenPublished("finished", kExitOk, "");
@@ -493,7 +503,7 @@ absl::Status Scheduler::StartWorkers() {
     start->set_snapshot(start_.folder);
     start->set_evaluate_only(evaluates());
     start->set_epoch(leases_->epoch());
-    if (restored() != nullptr && restored()->has_best()) *start->mutable_best() = restored()->best();
+    if (best_at_start_.has_value()) *start->mutable_best() = *best_at_start_;
     for (const SideTableFile& file : side_tables_) *start->add_side_table() = file;
     HEARTH_RETURN_IF_ERROR(SendToWorker(worker, std::move(control)));
   }

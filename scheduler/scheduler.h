@@ -66,7 +66,7 @@ class Scheduler {
   absl::Status TakeSideTables(const Manifest& manifest, bool at_segment_end);
   std::vector<std::string> ChangesOfThisStart() const;
   absl::Status TidySnapshots();
-  std::optional<BestSnapshot> BestAtStart() const;
+  std::optional<BestSnapshot> BestOf(const Manifest& manifest, const Job& before) const;
   bool NothingIsLeft() const;
   std::string SnapshotsFolder() const;
 
@@ -113,11 +113,12 @@ class Scheduler {
 
   // Constant after Prepare.
   SchedulerOptions options_;
-  const uint64_t job_hash_;       // of the job as the other roles read it
-  uint32_t logs_before_ = 0;      // of the snapshot's job
-  std::vector<JobEra> eras_;      // of the run so far, for each MANIFEST
-  SnapshotChoice start_;          // where everything starts from; no folder: from nothing
-  bool finished_before_ = false;  // the job was finished when this run started
+  const uint64_t job_hash_;                    // of the job as the other roles read it
+  uint32_t logs_before_ = 0;                   // of the snapshot's job
+  std::vector<JobEra> eras_;                   // of the run so far, for each MANIFEST
+  SnapshotChoice start_;                       // where everything starts from; no folder: from nothing
+  std::optional<BestSnapshot> best_at_start_;  // of the figure that the job judges now
+  bool finished_before_ = false;               // the job was finished when this run started
 
   // State of the run.
   Mailbox* mailbox_ = nullptr;

@@ -159,32 +159,43 @@ absl::Status SnapshotCoordinator::AddEvaluation(const Evaluation& part) {
   return absl::OkStatus();
 }
 
-std::optional<BestSnapshot> SnapshotCoordinator::BestAt(uint64_t step, const Parts& parts) const {
+std::optional<BestSnapshot> SnapshotCoordinator::BestAt(uint64_t step, const Parts& parts,
+                                                        const std::optional<BestSnapshot>& before) const {
   std::vector<Evaluation> evaluations;
   for (const auto& [split, evaluation] : parts.evaluation) evaluations.push_back(evaluation);
-  return BestAfter(options_.job, best_, evaluations, step);
+  return BestAfter(options_.job, before, evaluations, step);
 }
 
-bool SnapshotCoordinator::AllEvaluated(uint64_t step, const Parts& parts) const {
+// Not where the last steps were skipped: such a cut is no end to stop at. The workers judge the same.
+bool SnapshotCoordinator::EndsAt(const Parts& parts, const std::optional<BestSnapshot>& best) const {
+  const bool skipped = parts.worker.at(0).lane(0).skipped_in_row() > 0;
+  return !parts.evaluation.empty() && !skipped && EndsWithoutGain(options_.job, best);
+}
+
+bool SnapshotCoordinator::AllEvaluated(uint64_t step, const Parts& parts,
+                                       const std::optional<BestSnapshot>& before) const {
   const auto all = [&](bool ends) {
     const std::vector<int> due = SplitsDueAt(options_.job, step, ends);
     return std::all_of(due.begin(), due.end(),
                        [&](int split) { return parts.evaluation.count(options_.job.split(split).name()) > 0; });
   };
-  const bool ends = parts.worker.begin()->second.epoch_ended();
-  if (!all(ends)) return false;
-  return parts.evaluation.empty() || !EndsWithoutGain(options_.job, BestAt(step, parts)) || all(/*ends=*/true);
+  if (!all(parts.worker.begin()->second.epoch_ended())) return false;
+  return !EndsAt(parts, BestAt(step, parts, before)) || all(/*ends=*/true);
 }
 
 bool SnapshotCoordinator::IsWhole(uint64_t step, const Parts& parts) const {
   if (parts.server.size() < options_.servers || parts.worker.size() < options_.workers) return false;
-  return AllEvaluated(step, parts);
+  return AllEvaluated(step, parts, best_);
 }
 
 bool SnapshotCoordinator::evaluating() const {
-  return std::any_of(parts_.begin(), parts_.end(), [&](const auto& one) {
-    return one.second.worker.size() == options_.workers && !AllEvaluated(one.first, one.second);
-  });
+  std::optional<BestSnapshot> best = best_;
+  for (const auto& [step, parts] : parts_) {
+    if (parts.worker.size() < options_.workers) continue;
+    if (!AllEvaluated(step, parts, best)) return true;
+    best = BestAt(step, parts, best);
+  }
+  return false;
 }
 
 std::optional<SnapshotCoordinator::Cut> SnapshotCoordinator::TakeWhole() {
@@ -222,9 +233,9 @@ std::optional<SnapshotCoordinator::Cut> SnapshotCoordinator::TakeWhole() {
   manifest.set_rows_hash(rows_hash);
   manifest.set_dense_hash(first.dense_hash());
   manifest.set_model_hash(ModelHash(rows_hash, first.dense_hash()));
-  best_ = BestAt(step, parts);
+  best_ = BestAt(step, parts, best_);
   if (best_.has_value()) *manifest.mutable_best() = *best_;
-  cut.without_gain = !first.job_finished() && !parts.evaluation.empty() && EndsWithoutGain(options_.job, best_);
+  cut.without_gain = !first.job_finished() && EndsAt(parts, best_);
   manifest.set_job_finished(first.job_finished() || cut.without_gain);
   cut.epoch_ended = first.epoch_ended();
   cut.stopping = first.stopping();

@@ -69,9 +69,12 @@ class SnapshotCoordinator {
     std::map<std::string, Evaluation> evaluation;         // by split
   };
   bool IsWhole(uint64_t step, const Parts& parts) const;
-  // REQUIRES: of the oldest cut in flight, for the verdict that a job ends without gain.
-  bool AllEvaluated(uint64_t step, const Parts& parts) const;
-  std::optional<BestSnapshot> BestAt(uint64_t step, const Parts& parts) const;
+  // With `before`, the best up to the cut: a job that ends there for want of gain needs all splits. REQUIRES: all
+  // workers have reached it.
+  bool AllEvaluated(uint64_t step, const Parts& parts, const std::optional<BestSnapshot>& before) const;
+  bool EndsAt(const Parts& parts, const std::optional<BestSnapshot>& best) const;
+  std::optional<BestSnapshot> BestAt(uint64_t step, const Parts& parts,
+                                     const std::optional<BestSnapshot>& before) const;
   // The parts of `step`, or nothing where the step is done.
   absl::StatusOr<Parts*> PartsOf(uint64_t step);
   absl::Status CheckWorker(const Parts& parts, uint32_t worker, const WorkerAtCut& part) const;

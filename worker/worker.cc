@@ -481,7 +481,7 @@ absl::Status Worker::State::Train() {
     const uint64_t window_records_max = options.job.metrics().validation_window_records();
     if (cut.cut || (window_records_max > 0 && window_records >= window_records_max)) EndWindow();
     if (cut.cut) HEARTH_RETURN_IF_ERROR(AtCut(step, &cut));
-    if (cut.stopping) return absl::OkStatus();
+    if (cut.stopping) return profile != nullptr ? profile->After(number, /*last=*/true) : absl::OkStatus();
     if (env->NowUs() - progress_us >= kProgressUs || windows.size() >= kWindowsMax) {
       HEARTH_RETURN_IF_ERROR(SendProgress());
     }
@@ -634,7 +634,8 @@ absl::Status Worker::State::EvaluateAtCut(uint64_t number, CutState* cut) {
   std::vector<Evaluation> evaluations;
   HEARTH_RETURN_IF_ERROR(Evaluate(number, due, &evaluations));
   if (is_first()) best = BestAfter(options.job, best, evaluations, number);
-  char no_gain = is_first() && EndsWithoutGain(options.job, best);
+  // Not where the last steps were skipped: such a cut is no end to stop at. The scheduler judges the same.
+  char no_gain = is_first() && skipped_in_row == 0 && EndsWithoutGain(options.job, best);
   if (options.job.training().stop_after_no_gain() > 0) {
     HEARTH_RETURN_IF_ERROR(options.collective->Broadcast(0, absl::MakeSpan(&no_gain, 1)));
   } else if (options.device.alone) {
@@ -643,9 +644,6 @@ absl::Status Worker::State::EvaluateAtCut(uint64_t number, CutState* cut) {
   }
   if (no_gain == 0 || cut->job_finished) return absl::OkStatus();
   // The job ends here, and the scheduler knows it from the same figures; what steps were pulled ahead are let go.
-  if (skipped_in_row > 0) {
-    return Diverged(number, "the loss or gradient of the job's last steps was not finite");
-  }
   std::vector<int> rest;
   for (const int split : SplitsDueAt(options.job, number, /*ends=*/true)) {
     if (std::find(due.begin(), due.end(), split) == due.end()) rest.push_back(split);

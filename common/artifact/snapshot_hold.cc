@@ -147,9 +147,23 @@ absl::StatusOr<std::string> FindBestSnapshot(const std::string& run) {
   const std::string folder =
       JoinPath(std::filesystem::path(newest.folder).parent_path().string(), absl::StrCat(best.step()));
   if (PathExists(JoinPath(folder, "MANIFEST"))) return folder;
+  HEARTH_ASSIGN_OR_RETURN(const HeldSnapshot now, HoldNewestSnapshot(run, SnapshotCheck::kLengths));
+  if (now.manifest.best().step() != best.step()) return Removed(JoinPath(folder, "MANIFEST"));
   return absl::NotFoundError(absl::StrCat(folder, ": was the best snapshot (", best.of(), " ", best.value(),
                                           ") and is not there any more; it may have been removed, or set aside by "
                                           "--from; leave --best out for the newest"));
+}
+
+absl::StatusOr<HeldSnapshot> HoldBestSnapshot(const std::string& run, SnapshotCheck check) {
+  return AgainIfRemoved([&]() -> absl::StatusOr<HeldSnapshot> {
+    HeldSnapshot held;
+    HEARTH_ASSIGN_OR_RETURN(held.folder, FindBestSnapshot(run));
+    HEARTH_ASSIGN_OR_RETURN(held.hold, SnapshotHold::Take(held.folder));
+    absl::StatusOr<Manifest> manifest = ReadHeld(held.folder, /*of_run=*/true, check);
+    if (!manifest.ok()) return held.hold.Explain(manifest.status());
+    held.manifest = *std::move(manifest);
+    return held;
+  });
 }
 
 bool IsRemoved(const absl::Status& status) { return status.GetPayload(kRemoved).has_value(); }

@@ -63,6 +63,8 @@ absl::StatusOr<HeldSnapshot> HoldNewestSnapshot(const std::string& path, Snapsho
 // The folder of the run's best snapshot (the job's snapshot.best), as its newest one names it. NotFound: the job asks
 // for none, nothing was evaluated yet, or it is not there any more.
 absl::StatusOr<std::string> FindBestSnapshot(const std::string& run);
+// That one, held; looked for again where a better one has taken its place meanwhile.
+absl::StatusOr<HeldSnapshot> HoldBestSnapshot(const std::string& run, SnapshotCheck check);
 
 // Whether `status` says that a snapshot was removed: Take's and Explain's NotFound.
 bool IsRemoved(const absl::Status& status);

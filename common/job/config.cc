@@ -574,6 +574,10 @@ const Split* CheckFigure(const Job& job, const std::string& where, const std::st
     faults->Add(where + ".metric", absl::StrCat("is GAUC, and split \"", split, "\" has no user"),
                 "give the split its user, or choose AUC");
   }
+  if (metric == Quality::CALIBRATION && task.empty()) {
+    faults->Add(where + ".metric", "is CALIBRATION of all tasks, whose errors would cancel each other",
+                "name a task, or choose LOG_LOSS");
+  }
   return &*found;
 }
 
@@ -719,7 +723,8 @@ std::vector<std::string> FaultsOf(const Job& job) {
   faults.Range("limits.spool_bytes_max", static_cast<double>(job.limits().spool_bytes_max()), 1, 1e18);
   faults.Range("metrics.prometheus_port", job.metrics().prometheus_port(), 0, 65535);
   faults.Range("metrics.progress_seconds", job.metrics().progress_seconds(), 0.01, 1e6);
-  faults.Range("metrics.validation_window_records", static_cast<double>(job.metrics().validation_window_records()), 0, 1e15);
+  faults.Range("metrics.validation_window_records", static_cast<double>(job.metrics().validation_window_records()), 0,
+               1e15);
   faults.Range("metrics.profile.steps", job.metrics().profile().steps(), 0, 1000);
   return faults.Take();
 }

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/job/config.h"
 
 namespace hearth {
 namespace {
@@ -71,6 +72,19 @@ std::optional<double> FigureOf(const std::vector<Evaluation>& evaluations, uint6
   }
   if (count == 0) return std::nullopt;
   return sum / count;
+}
+
+bool JudgeTheSame(const Job& before, const Job& now) {
+  const auto judged = [](const Job& job) {
+    Job same = WithDefaults(job);
+    for (const Split& split : same.split()) {
+      if (split.name() != job.snapshot().best().split()) continue;
+      return absl::StrCat(same.snapshot().best().ShortDebugString(), split.log().ShortDebugString(), split.user(),
+                          split.records_max());
+    }
+    return std::string();
+  };
+  return judged(before) == judged(now);
 }
 
 std::optional<BestSnapshot> BestAfter(const Job& job, const std::optional<BestSnapshot>& before,

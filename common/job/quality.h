@@ -24,6 +24,9 @@ inline bool HasBest(const Job& job) { return job.snapshot().best().has_split(); 
 std::optional<double> FigureOf(const std::vector<Evaluation>& evaluations, uint64_t step, const std::string& split,
                                const std::string& task, Quality::Metric metric);
 
+// Whether both jobs judge snapshots by the same figure of the same held-out records, as far as the jobs tell.
+bool JudgeTheSame(const Job& before, const Job& now);
+
 // The best so far, with what was evaluated at the cut of `step`. A figure that is undefined, or was not asked for,
 // changes nothing; of equals the earlier one stays. Without snapshot.best: nothing.
 std::optional<BestSnapshot> BestAfter(const Job& job, const std::optional<BestSnapshot>& before,

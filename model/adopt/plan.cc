@@ -253,6 +253,16 @@ class Planner {
     return -1;
   }
 
+  // A new slot is read with zeros: were its rows zero too, neither would ever move.
+  void CheckLive(const Slot& slot) {
+    for (const Table& table : now_.table()) {
+      if (table.name() != slot.table() || table.init_uniform() > 0) continue;
+      faults_.push_back(absl::StrCat("slot ", Quote(slot.name()), " is new and table ", Quote(table.name()),
+                                     ".init_uniform is 0: its rows and what reads them would stay zero for ever; give "
+                                     "the table an init_uniform above 0"));
+    }
+  }
+
   void PlanSlots() {
     const Matched matched = matcher_.Match("slot", NamesOf(before_.slot()), NamesOf(now_.slot()));
     plan_.slots = matched.from;
@@ -264,6 +274,7 @@ class Planner {
       const int from = plan_.slots[static_cast<size_t>(i)];
       Line line = LineOf("slot", now_.slot(i).name(), "columns");
       if (from < 0) {
+        CheckLive(now_.slot(i));
         line.born = static_cast<uint64_t>(place.dim);
         line.how = "read with zeros";
         plan_.lines.push_back(std::move(line));

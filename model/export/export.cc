@@ -99,8 +99,9 @@ absl::StatusOr<ExportFormats> ParseExportFormats(absl::string_view text) {
   return formats;
 }
 
-absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir) {
-  HEARTH_ASSIGN_OR_RETURN(HeldSnapshot held, HoldNewestSnapshot(snapshot, SnapshotCheck::kChecksums));
+absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir, bool best) {
+  HEARTH_ASSIGN_OR_RETURN(HeldSnapshot held, best ? HoldBestSnapshot(snapshot, SnapshotCheck::kChecksums)
+                                                  : HoldNewestSnapshot(snapshot, SnapshotCheck::kChecksums));
   ExportSource source;
   source.folder = std::move(held.folder);
   source.manifest = std::move(held.manifest);

@@ -39,7 +39,8 @@ struct ExportSource {
 };
 // `snapshot`: its folder, or a run's, whose newest whole one it is. data_dir: instead of the job's, where its files
 // moved; empty: the job's. NotFound, DataLoss.
-absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir);
+absl::StatusOr<ExportSource> OpenExportSource(const std::string& snapshot, const std::string& data_dir,
+                                              bool best = false);
 
 // The job's name as Triton and file systems take it.
 std::string ExportModelName(const Job& job);

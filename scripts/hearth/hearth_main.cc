@@ -12,7 +12,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/artifact/bundle.h"
-#include "common/artifact/snapshot_hold.h"
 #include "common/base/command_line.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -204,23 +203,16 @@ void AddTrain(CLI::App* app, int* code) {
 
 void AddEval(CLI::App* app, int* code) {
   static EvalOptions eval;
-  static bool best = false;
   CLI::App* command = AddCommand(app, "eval");
   command->add_option("JOB", eval.job, "The job file")->required();
   command->add_option("--snapshot", eval.snapshot, "A snapshot's folder, or a run's (its newest)")->required();
-  command->add_flag("--best", best, "The run's best snapshot by the job's snapshot.best, not its newest");
+  command->add_flag("--best", eval.best, "The run's best snapshot by the job's snapshot.best, not its newest");
   command->add_option("--logs", eval.logs, "Log files")->required();
   command->add_option("--predictions", eval.predictions, "Write predictions there; zstd where the name ends in .zst");
   AddOverrides(command, &eval.overrides);
   AddRanks(command, &eval.servers, &eval.workers);
   command->callback([code] {
     eval.programs = ProgramsBesideThis();
-    if (best) {
-      absl::StatusOr<std::string> folder = FindBestSnapshot(eval.snapshot);
-      *code = Finish(kProgram, folder.status());
-      if (!folder.ok()) return;
-      eval.snapshot = *std::move(folder);
-    }
     *code = Evaluate(eval);
   });
 }

@@ -429,7 +429,8 @@ int Train(const TrainOptions& options) {
 
 int Evaluate(const EvalOptions& options) {
   // Held until the last rank has gone: servers and workers read it too.
-  const absl::StatusOr<HeldSnapshot> snapshot = HoldSnapshotAt(options.snapshot);
+  const absl::StatusOr<HeldSnapshot> snapshot =
+      options.best ? HoldBestSnapshot(options.snapshot, SnapshotCheck::kLengths) : HoldSnapshotAt(options.snapshot);
   if (!snapshot.ok()) return Complain(snapshot.status());
   if (!options.predictions.empty()) {
     const absl::Status status = Annotate(OutputFile::Check(options.predictions), "--predictions");

@@ -51,6 +51,7 @@ struct EvalOptions {
   std::string job;
   std::vector<std::string> overrides;
   std::string snapshot;  // a snapshot's folder, or a run's (its newest)
+  bool best = false;     // of a run's snapshots not the newest, but the best
   std::vector<std::string> logs;
   std::string predictions;  // an OutputFile; empty: none
   int servers = 1;

@@ -396,6 +396,7 @@ TEST_F(SchedulerTest, KeepsTheBestSnapshotBesideTheNewestAndEndsAJobThatGainsNot
   }
   EXPECT_THAT(Snapshots(), testing::ElementsAre("4", "9"));
   EXPECT_EQ(FindBestSnapshot(dir_).value(), std::filesystem::canonical(SnapshotFolder(4)).string());
+  EXPECT_EQ(HoldBestSnapshot(dir_, SnapshotCheck::kChecksums)->manifest.step(), 4u);
   {
     Cluster cluster(options_);
     EXPECT_EQ(cluster.StartAll()[0].best().step(), 4u);
@@ -416,13 +417,39 @@ TEST_F(SchedulerTest, KeepsTheBestSnapshotBesideTheNewestAndEndsAJobThatGainsNot
     cluster.ExpectGoodbye(0);
     EXPECT_THAT(cluster.table(), HasSubstr("in 2 evaluations in a row"));
   }
+  {  // what is still to be published takes no best snapshot with it
+    WriteExporter(dir_);
+    options_.programs = dir_;
+    options_.job.mutable_export_()->set_delta_every_steps(1);
+    Cluster cluster(options_);
+    cluster.AllHello();
+    cluster.ExpectGoodbye(0);
+    options_.job.clear_export_();
+    EXPECT_TRUE(PathExists(SnapshotFolder(4) + "/MANIFEST"));
+  }
+  {  // a file that nobody would read
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(folder_, "c.csv"), "c").ok());
+    options_.job.mutable_log(0)->add_path("c.csv");
+    Cluster cluster(options_);
+    const absl::StatusOr<int> code = cluster.Join();
+    EXPECT_EQ(ExitCodeOf(code.status()), kExitConfig);
+    EXPECT_THAT(std::string(code.status().message()), HasSubstr("nobody would read it; raise that or set it to 0"));
+    options_.job.mutable_log(0)->mutable_path()->RemoveLast();
+  }
   options_.job.mutable_training()->set_stop_after_no_gain(3);
   Cluster cluster(options_);
   cluster.StartAll();
   cluster.Finish(12, 4);
   EXPECT_THAT(Snapshots(), testing::ElementsAre("12", "4"));
+  EXPECT_EQ(ManifestOf(12).best().step(), 4u);
   ASSERT_TRUE(RemoveTree(SnapshotFolder(4)).ok());
   EXPECT_TRUE(absl::IsNotFound(FindBestSnapshot(dir_).status()));
+  // Whose snapshot is gone is not the best any more.
+  options_.job.mutable_training()->set_epochs(2);
+  Cluster more(options_);
+  EXPECT_FALSE(more.StartAll()[0].has_best());
+  more.Finish(14, 4);
+  EXPECT_EQ(ManifestOf(14).best().step(), 14u);
 }
 
 TEST_F(SchedulerTest, KeepsWhatIsReadBesideItUntilTheReaderIsDoneAndNoMoreThanAFew) {

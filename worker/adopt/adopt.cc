@@ -198,14 +198,15 @@ absl::StatusOr<Golden> ReadGolden(const AdoptOptions& options, const Job& before
   return golden;
 }
 
-Golden GoldenOf(const AdoptOptions& options, const Job& before, const Job& now) {
+// Without an answer where the log is not there and nobody asked for it; what else goes wrong is an error.
+absl::StatusOr<Golden> GoldenOf(const AdoptOptions& options, const Job& before, const Job& now) {
   Golden none;
   if (options.golden == 0) {
     none.why_not = "--golden 0";
     return none;
   }
   absl::StatusOr<Golden> golden = ReadGolden(options, before, now);
-  if (golden.ok()) return *std::move(golden);
+  if (golden.ok() || !options.log.empty() || !absl::IsNotFound(golden.status())) return golden;
   none.why_not = std::string(golden.status().message());
   return none;
 }
@@ -272,7 +273,7 @@ class Maker {
   absl::StatusOr<std::string> Fill(const std::string& folder) {
     snapshot_ = JoinPath(folder, absl::StrCat("snapshots/", step_));
     HEARTH_ASSIGN_OR_RETURN(base_rates_, BaseRates(job_, plan_, &told_));
-    golden_ = GoldenOf(options_, source_.job, job_);
+    HEARTH_ASSIGN_OR_RETURN(golden_, GoldenOf(options_, source_.job, job_));
     HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshot_));
     HEARTH_RETURN_IF_ERROR(MakeRows(JoinPath(folder, "rows")));
     HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(folder, "rows")));

@@ -283,7 +283,8 @@ absl::StatusOr<std::string> Fill(const ExportSource& source, const ExportOptions
 }  // namespace
 
 absl::StatusOr<std::string> ExportBundle(const ExportOptions& options) {
-  HEARTH_ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.snapshot, options.data_dir));
+  HEARTH_ASSIGN_OR_RETURN(const ExportSource source,
+                          OpenExportSource(options.snapshot, options.data_dir, options.best));
   if (const absl::Status valid = ValidateJob(source.job); !valid.ok()) {
     return absl::FailedPreconditionError(
         absl::StrCat(JoinPath(source.folder, "MANIFEST"), ": this build refuses its job: ", valid.message(),

@@ -11,6 +11,7 @@ namespace hearth {
 
 struct ExportOptions {
   std::string snapshot;  // a snapshot's folder, or a run's (its newest)
+  bool best = false;     // of a run's snapshots not the newest, but the best
   std::string out;       // must not exist, or be an empty folder
   ExportFormats formats;
   int golden = 64;       // golden records; 0: none, and then no log is read

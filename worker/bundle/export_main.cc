@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
-#include "common/artifact/snapshot_hold.h"
 #include "common/base/command_line.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
@@ -15,14 +14,13 @@ namespace {
 int Main(int argc, char** argv) {
   ExportOptions options;
   std::string format = "all";
-  bool best = false;
   CLI::App app("Exports a snapshot as a bundle for serving: graph, weights, rows, features, golden records.",
                "hearth export");
   app.set_version_flag("--version", BuildCommit());
   app.footer(
       "With --since STEP a delta on bundles, with --apply bundles and deltas made one: --help behind them tells.");
   app.add_option("SNAPSHOT", options.snapshot, "A snapshot's folder, or a run's (its newest)")->required();
-  app.add_flag("--best", best, "The run's best snapshot by the job's snapshot.best, not its newest");
+  app.add_flag("--best", options.best, "The run's best snapshot by the job's snapshot.best, not its newest");
   app.add_option("--out", options.out, "The bundle's folder; must not exist, or be empty")->required();
   app.add_option("--format", format, "all, or some of onnx,triton,hps,npy,safetensors,int8")->capture_default_str();
   app.add_option("--golden", options.golden, "Golden records; 0: none, and no log is read")
@@ -41,11 +39,6 @@ int Main(int argc, char** argv) {
     return kExitUsage;
   }
   options.formats = *formats;
-  if (best) {
-    absl::StatusOr<std::string> folder = FindBestSnapshot(options.snapshot);
-    if (!folder.ok()) return Finish("hearth export", folder.status());
-    options.snapshot = *std::move(folder);
-  }
   const absl::StatusOr<std::string> report = ExportBundle(options);
   const int code = Finish("hearth export", report);
   if (code == kExitOk)

@@ -234,6 +234,15 @@ TEST(ValidateJob, EvaluatesAtSnapshotsAloneAndJudgesFiguresThatThereAre) {
           "export.require[0].split: \"test\" is evaluated every 15 steps, published is every 40; give it an "
           "every_steps of which export.delta_every_steps is a multiple"));
 
+  split->set_every_steps(20);
+  split->set_user("user");
+  require->clear_max();
+  job.mutable_snapshot()->mutable_best()->clear_task();
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_snapshot()->mutable_best()->set_metric(Quality::CALIBRATION);
+  EXPECT_THAT(FaultsOf(job), ElementsAre("snapshot.best.metric: is CALIBRATION of all tasks, whose errors would cancel "
+                                         "each other; name a task, or choose LOG_LOSS"));
+
   job = SmallJob();
   job.mutable_training()->set_stop_after_no_gain(3);
   job.mutable_export_()->add_require()->set_split("nosuch");

@@ -110,6 +110,21 @@ TEST(BestAfter, KnowsWhichWayEachFigureIsBetter) {
   EXPECT_EQ(best_of(Quality::CALIBRATION), 2u);
 }
 
+TEST(JudgeTheSame, IsTheFigureAndTheHeldOutRecordsAndNothingElseOfTheJob) {
+  const Job job = TestJob();
+  EXPECT_TRUE(JudgeTheSame(job, WithDefaults(job))) << "written out or not";
+  Job other = job;
+  other.mutable_split(0)->set_every_steps(20);
+  other.mutable_split(1)->mutable_log()->add_path("elsewhere.csv");
+  other.mutable_training()->set_epochs(7);
+  EXPECT_TRUE(JudgeTheSame(job, other));
+  other.mutable_split(0)->mutable_log()->set_where("day == 8");
+  EXPECT_FALSE(JudgeTheSame(job, other));
+  other = job;
+  other.mutable_snapshot()->mutable_best()->set_metric(Quality::LOG_LOSS);
+  EXPECT_FALSE(JudgeTheSame(job, other));
+}
+
 TEST(UnmetRequirements, NamesEachFigureThatIsOutOfItsBoundsOrUndefined) {
   Job job = ParseJob(R"(
     export {

@@ -178,6 +178,13 @@ TEST(AdoptionPlan, ASlotStaysWithTheTableThatHoldsItsRows) {
               AllOf(HasSubstr("slot \"user\".table: \"own\" does not hold its rows"), HasSubstr("set table: \"ids\"")));
 }
 
+TEST(AdoptionPlan, ANewSlotThatCouldNeverLearnIsRefused) {
+  Job now = With(kTable, kTasks, absl::StrCat(kSlots, R"(slot { name: "tag" table: "ids" })"));
+  EXPECT_TRUE(Plan(now).ok());
+  now.mutable_table(0)->set_init_uniform(0);
+  EXPECT_THAT(FaultOf(now), HasSubstr("init_uniform is 0: its rows and what reads them would stay zero"));
+}
+
 TEST(AdoptionPlan, ATableGrowsAndShrinksOnlyWhenAsked) {
   const auto wide = Plan(With(R"(table { name: "ids" dim: 5 } )", kTasks, kSlots));
   ASSERT_TRUE(wide.ok()) << wide.status();
