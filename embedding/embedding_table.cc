@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <string>
 #include <utility>
@@ -10,33 +11,26 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
+#include "embedding/lane_merge.h"
 #include "embedding/lifecycle.h"
-#include "embedding/row_arena.h"
-#include "embedding/row_index.h"
+#include "embedding/memory_tier.h"
 #include "embedding/row_record.h"
+#include "embedding/row_sums.h"
 #include "embedding/sparse_optimizer.h"
+#include "embedding/store_io.h"
 
 namespace hearth {
 namespace {
 
-// The memory tier's bits of RowMeta::flags. They never reach the store, a hash or a result.
-constexpr uint32_t kStoredFlags = 0xff;
-constexpr uint32_t kRowDirty = 1 << 8;    // the store has an older version or none
-constexpr uint32_t kRowInStore = 1 << 9;  // the store has a version
-constexpr int kTouchShift = 16;           // the low 16 bits of the step that last used the row
-constexpr uint32_t kTouchMask = 0xffffu << kTouchShift;
-constexpr uint16_t kProtectedSteps = 2;  // a row used by this step or the two before stays in memory
-
-constexpr size_t kReadBatchMax = 16384;  // keys of one MultiGet
+constexpr size_t kReadBatchMax = 2048;  // keys of one read; a pull's fewer, so that its reads run side by side
+constexpr size_t kPullBatchMin = 256;
 constexpr size_t kReadBatchBytes = size_t{16} << 20;
-constexpr size_t kWriteBatchMax = 4096;  // rows of one Write
-constexpr size_t kWriteBatchBytes = size_t{4} << 20;
-constexpr size_t kPendingMax = size_t{1} << 20;  // rows sorted at once
-constexpr size_t kWindowMax = 8192;              // signs of a push worked on together
+constexpr uint64_t kWriteBytesMax = uint64_t{64} << 20;  // rows of one write: one sorted file
+constexpr uint64_t kSpillSliceRowsMax = 16384;           // chosen and copied at once
+constexpr size_t kWindowMax = 8192;                      // signs of a push worked on together
 constexpr size_t kWindowBytes = size_t{1} << 20;
-constexpr uint64_t kEvictBatchMax = 4096;
-constexpr uint32_t kExactEvictionSlots = 4096;  // up to so many slots eviction looks at all of them
-constexpr uint32_t kScoreSamples = 1024;        // else it estimates a quantile of the scores
+constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
+constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
 
 uint64_t WeightStream(uint64_t seed, Sign sign) { return Mix64(Mix64(seed) ^ sign); }
 
@@ -45,73 +39,41 @@ float WeightOf(uint64_t stream, uint32_t i, double init_uniform) {
   return static_cast<float>(unit * 2 * init_uniform - init_uniform);
 }
 
-// Merges the lanes' sorted sign lists, a window at a time. The sum of a sign's gradients runs in lane order.
-class LaneMerge {
- public:
-  LaneMerge(absl::Span<const PushPart> parts, uint32_t dim) : parts_(parts), dim_(dim), next_(parts.size(), 0) {}
+// Where what a read finds is wanted.
+struct Fetch : StoreRead {
+  struct Place {
+    uint32_t slot;   // kNone: nowhere but in its pull
+    uint32_t index;  // of its sign in the pull
+  };
+  std::vector<Place> places;  // beside keys
+  bool prefetch = false;
+  bool landed = false;
+};
 
-  // At most `max` further signs; none at the end.
-  void Next(size_t max, std::vector<Sign>* signs, std::vector<uint32_t>* occurrences, std::vector<float>* gradients) {
-    signs->clear();
-    occurrences->clear();
-    gradients->resize(max * dim_);
-    Sign sign = 0;
-    while (signs->size() < max && Smallest(&sign)) {
-      occurrences->push_back(Sum(sign, gradients->data() + signs->size() * dim_));
-      signs->push_back(sign);
-    }
-  }
-
- private:
-  bool Smallest(Sign* smallest) const {
-    bool any = false;
-    for (size_t lane = 0; lane < parts_.size(); ++lane) {
-      if (next_[lane] == parts_[lane].signs.size()) continue;
-      const Sign sign = parts_[lane].signs[next_[lane]];
-      if (!any || sign < *smallest) *smallest = sign;
-      any = true;
-    }
-    return any;
-  }
-
-  uint32_t Sum(Sign sign, float* sum) {
-    uint32_t occurrences = 0;
-    bool first = true;
-    for (size_t lane = 0; lane < parts_.size(); ++lane) {
-      const size_t i = next_[lane];
-      if (i == parts_[lane].signs.size() || parts_[lane].signs[i] != sign) continue;
-      ++next_[lane];
-      occurrences = AddSaturating(occurrences, parts_[lane].occurrences[i]);
-      const float* gradient = parts_[lane].gradients.data() + i * dim_;
-      if (first) {
-        std::memcpy(sum, gradient, dim_ * sizeof(float));
-      } else {
-        for (uint32_t d = 0; d < dim_; ++d) sum[d] += gradient[d];
-      }
-      first = false;
-    }
-    return occurrences;
-  }
-
-  const absl::Span<const PushPart> parts_;
-  const uint32_t dim_;
-  std::vector<size_t> next_;  // [lanes]
+struct Spill : StoreWrite {
+  bool leave = false;   // its rows leave memory once they are written
+  bool forced = false;  // even if they are still in use
 };
 
 // Invariant: the newest version of a record is in the memory tier, or, where that has none, in the store. So which tier
-// a record is in cannot show in a result.
+// a record is in cannot show in a result. What is on its way between the two stays in memory until it is there: a row
+// that is being written stays until that write has landed, and a sign that is being read has a place that says so.
+//
+// sums_ covers each record whose newest version is not a dirty row; a row leaves them when it becomes dirty and comes
+// back when it is handed to the writer.
 class TieredTable final : public EmbeddingTable {
  public:
-  TieredTable(const TableOptions& options, KvStore* store)
+  TieredTable(const TableOptions& options, std::unique_ptr<StoreIo> own_io, StoreIo* io)
       : config_(options.config),
         number_(options.number),
         seed_(options.seed),
         shards_(options.shards),
         memory_rows_max_(options.memory_rows_max),
+        capacity_(std::min<uint64_t>(memory_rows_max_ + std::clamp(memory_rows_max_ / 4, kSlackRowsMin, kSlackRowsMax),
+                                     4'200'000'000u)),
         dim_(options.config.dim()),
         floats_(dim_ + StateFloatsOf(options.config.optimizer(), dim_)),
         row_bytes_(sizeof(RowMeta) + floats_ * sizeof(float)),
-        stride_(RoundUp16(row_bytes_)),
         count_min_(options.config.admission().count_min()),
         bloom_(options.config.admission().counter() == Admission::BLOOM && count_min_ > 1),
         expire_after_steps_(options.config.expire_after_steps()),
@@ -119,42 +81,43 @@ class TieredTable final : public EmbeddingTable {
         low_water_(memory_rows_max_ - memory_rows_max_ / 8),
         window_(BatchOf(kWindowMax, kWindowBytes, dim_ * sizeof(float))),
         read_batch_(BatchOf(kReadBatchMax, kReadBatchBytes, row_bytes_)),
-        write_batch_(BatchOf(kWriteBatchMax, kWriteBatchBytes, row_bytes_)),
         optimizer_(options.config.optimizer(), dim_),
-        store_(store),
-        index_(memory_rows_max_),
+        own_io_(std::move(own_io)),
+        io_(io),
+        tier_(number_, row_bytes_, capacity_, SeedOf(seed_, "eviction_sample")),
+        sums_(expire_after_steps_),
         filters_(bloom_ ? shards_ : 0),
-        random_(SeedOf(seed_, "eviction_sample")),
-        scaled_(dim_) {}
+        cut_sums_(expire_after_steps_),
+        scaled_(dim_),
+        record_(row_bytes_, '\0') {}
+  // Threads hold what is under way.
+  ~TieredTable() override {
+    for (const auto& fetch : reads_) io_->WaitFor(fetch->done);
+    for (const auto& spill : writes_) io_->WaitFor(spill->done);
+  }
 
   absl::Status Restore();
 
   absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                     float* rows) override;
   absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) override;
-  absl::Status Prefetch(absl::Span<const Sign> signs) override;
+  bool HasRoomFor(uint64_t signs) const override { return !cutting_ || tier_.rows() + signs + window_ <= capacity_; }
+  absl::Status Prefetch(uint64_t step, absl::Span<const Sign> signs) override;
   absl::StatusOr<bool> Maintain(uint64_t step, uint64_t rows_max) override;
-  absl::StatusOr<uint64_t> Snapshot(uint64_t step) override;
+  absl::Status BeginCut(uint64_t step) override;
+  absl::StatusOr<bool> ContinueCut(uint64_t rows_max) override;
+  TableCut EndCut() override;
   EmbeddingTableStats stats() const override;
 
- private:
-  struct PendingWrite {
-    KvKey key;
-    char* row;  // in the arena or the staging buffer
-    bool remove;
-  };
+ protected:
+  absl::Status WaitForWrites() override;
 
+ private:
   static size_t BatchOf(size_t rows_max, size_t bytes_max, uint64_t row_bytes) {
     return std::min<size_t>(rows_max, std::max<size_t>(1, bytes_max / row_bytes));
   }
-  static uint64_t RoundUp16(uint64_t bytes) { return (bytes + 15) / 16 * 16; }
-  static RowMeta* MetaOf(char* row) { return reinterpret_cast<RowMeta*>(row); }
   static float* FloatsOfRow(char* row) { return reinterpret_cast<float*>(row + sizeof(RowMeta)); }
-
-  // The one way to many rows: for each i in order work(i, slot or kNone), with the index lines of signs some way ahead
-  // and the rows of those nearer on their way into the cache. Work may insert (with room reserved) but not remove.
-  template <typename Work>
-  void ForEachSlot(absl::Span<const Sign> signs, uint64_t row_bytes, const Work& work);
+  static uint32_t NextFlight(uint32_t flags) { return flags + (1u << kInFlightShift); }
 
   // Pull.
   void CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights, const uint32_t* occurrences,
@@ -169,38 +132,54 @@ class TieredTable final : public EmbeddingTable {
                           const float* gradients);
   absl::Status PushMisses(uint64_t step, absl::Span<const Sign> signs, const uint32_t* occurrences,
                           const float* gradients);
-  void Apply(uint64_t step, Sign sign, char* row, uint32_t occurrences, const float* gradient);
-  // What the counting filter knows of a sign without a row, as a row's beginning. False: still not admitted.
-  bool CountInFilter(Sign sign, uint32_t occurrences, char* row);
+  void BeforeChange(uint32_t slot);
+  void Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient);
+  // What the counting filter knows of a sign without a row, as its count. False: still not admitted.
+  bool CountInFilter(Sign sign, uint32_t occurrences, uint32_t* count);
 
-  // The store.
-  absl::Status ReadStore(absl::Span<const Sign> signs, absl::Span<const uint32_t> which);
-  void LoadRecord(absl::string_view value, const RowMeta& meta, char* row) const;
-  void AddPending(Sign sign, char* row, bool remove) { pending_.push_back({KeyOf(sign, shards_), row, remove}); }
-  absl::Status WritePending();
+  // Places and reads.
+  uint32_t NewPlace(Sign sign, uint32_t flags);
+  void Want(Sign sign, uint32_t slot, size_t index) {
+    wanted_.push_back({KeyOf(sign, shards_), {slot, static_cast<uint32_t>(index)}});
+  }
+  // Hands what is wanted to the readers, in reads of at most `batch` keys.
+  void ReadWanted(size_t batch, bool prefetch);
+  // All of reads_ from number `first` on, and those that the signs of misses_ are on their way by.
+  void WaitForReads(uint64_t first, absl::Span<const Sign> signs);
+  absl::Status Land();  // what is done, of reads and of writes
+  absl::Status LandReads();
+  absl::Status LandRead(Fetch* fetch);
+  absl::Status LandWrites();
+
+  // Writes. The record as it is stored, its extra flags taken off.
+  absl::string_view RecordOf(uint32_t slot);
+  uint64_t HandOver(Spill* spill, uint32_t slot);  // its hash
+  void SubmitSpill();
 
   // Tiers.
-  bool Tiered() const { return maybe_in_store_ || arena_.rows() > memory_rows_max_ / 4 * 3; }
-  void Touch(RowMeta* meta) const {
-    meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(now_) << kTouchShift;
-  }
-  bool Protected(const RowMeta& meta) const {
-    return static_cast<uint16_t>(now_ - (meta.flags >> kTouchShift)) <= kProtectedSteps;
-  }
-  absl::Status ReserveRows(uint64_t rows);
-  char* Insert(Sign sign);  // REQUIRES: a slot is free and reserved
-  // Evicts until `wanted` slots are free, as far as protection allows, and reserves them. Returns how many are free.
+  uint64_t Free() const { return memory_rows_max_ - std::min(memory_rows_max_, tier_.rows()); }
+  bool Tiered() const { return maybe_in_store_ || tier_.rows() > memory_rows_max_ / 4 * 3; }
+  void Remove(uint32_t slot);
+  // Room for `wanted` rows more, as far as it can be had without waiting, and reserved.
   absl::StatusOr<uint64_t> MakeRoom(uint64_t wanted);
-  absl::StatusOr<uint64_t> Evict(uint64_t wanted, uint64_t looks_max);
-  void ChooseExactly(uint64_t wanted);
-  void ChooseBySample(uint64_t wanted, uint64_t looks_max);
-  absl::Status DropVictims();
-  absl::Status SweepExpired(uint64_t looks_max);
+  // Lets up to `wanted` rows leave, or begin to. Returns how many.
+  uint64_t Evict(uint64_t wanted, uint64_t looks_max, bool forced);
+  static uint64_t LooksFor(uint64_t wanted) { return 4096 + 32 * wanted; }
+  absl::Status KeepWithinBounds();
+  absl::Status SpillDown(uint64_t rows_max, bool bounded_looks);
+  void SweepExpired(uint64_t looks_max);
+  absl::Status FillFromStore(uint64_t rows_max);
 
-  // Snapshot.
-  absl::Status FlushMemory(uint64_t step);
-  absl::Status FlushFilters();
-  absl::Status SumRecords(uint64_t step, uint32_t shard, uint64_t* hash, uint64_t* rows);
+  // Cut.
+  void CopyForCut(uint32_t slot, bool changing);
+  void SubmitCutChunk();
+  bool OfCut(const RowMeta& meta) const {
+    return cutting_ && (meta.flags & kRowDirty) && (meta.flags & kRowDirtyEra) != era_;
+  }
+  void TrimDirtyList();
+
+  absl::Status RestoreFilters();
+  absl::Status ScanRecords(const RowSums* kept, uint64_t kept_step);
 
   // Constant after construction.
   const Table config_;
@@ -208,10 +187,10 @@ class TieredTable final : public EmbeddingTable {
   const uint64_t seed_;
   const uint32_t shards_;
   const uint64_t memory_rows_max_;
+  const uint64_t capacity_;  // rows in memory at any moment
   const uint32_t dim_;
   const uint64_t floats_;  // weights and state
   const uint64_t row_bytes_;
-  const uint64_t stride_;
   const uint32_t count_min_;
   const bool bloom_;
   const uint32_t expire_after_steps_;
@@ -219,77 +198,60 @@ class TieredTable final : public EmbeddingTable {
   const uint64_t low_water_;
   const size_t window_;
   const size_t read_batch_;
-  const size_t write_batch_;
   const SparseOptimizer optimizer_;
-  KvStore* const store_;
+  const std::unique_ptr<StoreIo> own_io_;
+  StoreIo* const io_;
 
   // The table.
-  RowArena arena_;
-  RowIndex index_;
+  MemoryTier tier_;
+  RowSums sums_;
   std::vector<std::unique_ptr<CountingBloom>> filters_;  // by logical shard, made when first counted in
   uint64_t applied_step_ = 0;
   float divisor_ = 1;            // n of the step being applied
   float rate_ = 0;               // its learning rate
-  uint64_t now_ = 0;             // the latest step that a pull or push named; protection from eviction is judged by it
   bool maybe_in_store_ = false;  // some record may be in the store alone
+  uint64_t places_ = 0;          // slots without a record: loading or absent
   EmbeddingTableStats stats_;
 
+  // Under way, oldest first.
+  std::deque<std::unique_ptr<Fetch>> reads_;
+  uint64_t first_read_ = 0;  // number of reads_.front()
+  std::deque<std::unique_ptr<Spill>> writes_;
+  std::unique_ptr<Spill> spill_;  // being filled
+  uint64_t leaving_ = 0;          // rows whose write is under way or being filled, and that leave with it
+
+  // The cut.
+  bool cutting_ = false;
+  uint32_t era_ = 0;                // kRowDirtyEra of rows that become dirty now
+  std::vector<uint32_t> dirty_;     // slots that became dirty since the last cut; some may be clean or another's again
+  std::vector<uint32_t> cut_list_;  // those of the cut
+  size_t cut_hand_ = 0;
+  bool cut_copied_ = false;
+  uint64_t cut_step_ = 0;  // of the cut, or the last one
+  RowSums cut_sums_;
+  uint64_t cut_filters_hash_ = 0;
+  std::unique_ptr<Spill> cut_chunk_;
+
   // Upkeep. None of it can change a value.
-  uint64_t nothing_to_evict_at_ = std::numeric_limits<uint64_t>::max();  // `now_` when all rows were protected
   bool spilling_ = false;  // on the way from the high to the low watermark
-  uint32_t evict_hand_ = 0;
   uint32_t expire_hand_ = 0;
   uint64_t expire_sweep_due_ = 0;  // applied step from which a new sweep begins
   bool expire_sweeping_ = false;
-  Random random_;  // of the eviction's sample
+  bool filling_ = false;  // memory, from the store
+  uint32_t fill_shard_ = 0;
+  uint64_t fill_sign_ = 0;
+  bool left_memory_ = false;  // a record has left it since it was opened
 
   // Scratch, kept for its capacity.
   std::vector<uint32_t> misses_;
   std::vector<Sign> merged_signs_;
   std::vector<uint32_t> merged_occurrences_;
   std::vector<float> merged_gradients_;
-  std::vector<KvKey> keys_;
-  std::vector<std::string> values_;
-  std::vector<bool> found_;
-  std::vector<PendingWrite> pending_;
-  std::vector<char> write_buffer_;
-  std::vector<KvWrite> writes_;
-  std::vector<char> staging_;  // rows of a push that found no place in memory
-  std::vector<uint32_t> victims_;
+  std::vector<std::pair<KvKey, Fetch::Place>> wanted_;
+  std::vector<uint32_t> chosen_;
   std::vector<float> scaled_;  // [dim]
+  std::string record_;
 };
-
-template <typename Work>
-void TieredTable::ForEachSlot(absl::Span<const Sign> signs, uint64_t row_bytes, const Work& work) {
-  constexpr size_t kAhead = 16;  // of the row, and again of the index line: about what a core keeps in flight
-  constexpr size_t kRing = 64;
-  static_assert(kRing >= 2 * kAhead + 1 && (kRing & (kRing - 1)) == 0);
-  constexpr uint64_t kLineBytes = 64, kLinesMax = 6;  // the hardware follows longer rows by itself
-  const uint64_t lines = std::min((row_bytes + kLineBytes - 1) / kLineBytes, kLinesMax);
-  if (signs.empty()) return;
-  HEARTH_CHECK(TableOf(signs.front()) == number_ && TableOf(signs.back()) == number_, "signs of another table than ",
-               number_);
-  uint64_t hashes[kRing];
-  uint32_t slots[kRing];
-  const size_t count = signs.size();
-  for (size_t i = 0; i < count + 2 * kAhead; ++i) {
-    if (i < count) {
-      HEARTH_CHECK(i == 0 || signs[i - 1] < signs[i], "signs must ascend");
-      hashes[i % kRing] = RowIndex::HashOf(signs[i]);
-      index_.Prefetch(hashes[i % kRing]);
-    }
-    if (i >= kAhead && i - kAhead < count) {
-      const size_t j = i - kAhead;
-      const uint32_t slot = index_.Find(signs[j], hashes[j % kRing]);
-      slots[j % kRing] = slot;
-      if (slot != RowIndex::kNone) {
-        const char* row = arena_.row(slot);
-        for (uint64_t line = 0; line < lines; ++line) __builtin_prefetch(row + line * kLineBytes);
-      }
-    }
-    if (i >= 2 * kAhead) work(i - 2 * kAhead, slots[(i - 2 * kAhead) % kRing]);
-  }
-}
 
 // --- Pull -----------------------------------------------------------------------------------------------------------
 
@@ -297,48 +259,92 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
                                float* rows) {
   const bool read_only = occurrences.empty();
   HEARTH_CHECK(read_only || occurrences.size() == signs.size());
-  if (!read_only) now_ = std::max(now_, step);
+  HEARTH_RETURN_IF_ERROR(Land());
+  if (!read_only) tier_.SetNow(step);
   const bool touch = !read_only && Tiered();
+  uint64_t hits = 0;
   misses_.clear();
-  ForEachSlot(signs, sizeof(RowMeta) + dim_ * sizeof(float), [&](size_t i, uint32_t slot) {
-    if (slot == RowIndex::kNone) {
+  tier_.ForEach(signs, sizeof(RowMeta) + dim_ * sizeof(float), [&](size_t i, uint32_t slot) {
+    if (slot == MemoryTier::kNone || (tier_.meta(slot)->flags & kRowLoading)) {
       misses_.push_back(static_cast<uint32_t>(i));
       return;
     }
-    char* row = arena_.row(slot);
-    if (touch) Touch(MetaOf(row));
-    CopyRecord(step, signs[i], *MetaOf(row), row + sizeof(RowMeta), read_only ? nullptr : &occurrences[i],
-               rows + i * dim_);
+    RowMeta* meta = tier_.meta(slot);
+    const uint32_t* occurrence = read_only ? nullptr : &occurrences[i];
+    if (touch) {
+      tier_.Touch(meta);
+      if (meta->flags & kRowPrefetched) {
+        meta->flags &= ~kRowPrefetched;
+        ++stats_.prefetch_hits;
+      }
+    }
+    if (meta->flags & kRowAbsent) {
+      CopyAbsent(signs[i], occurrence, rows + i * dim_);
+    } else {
+      ++hits;
+      CopyRecord(step, signs[i], *meta, tier_.row(slot) + sizeof(RowMeta), occurrence, rows + i * dim_);
+    }
   });
-  if (!read_only) stats_.memory_hits += signs.size() - misses_.size();
-  return PullMisses(step, signs, occurrences, rows);
+  if (!read_only) stats_.memory_hits += hits;
+  return misses_.empty() ? absl::OkStatus() : PullMisses(step, signs, occurrences, rows);
 }
 
 absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs,
                                      absl::Span<const uint32_t> occurrences, float* rows) {
   const bool read_only = occurrences.empty();
-  for (size_t begin = 0; begin < misses_.size(); begin += read_batch_) {
-    const auto which = absl::MakeConstSpan(misses_).subspan(begin, read_batch_);
-    HEARTH_RETURN_IF_ERROR(ReadStore(signs, which));
-    uint64_t room = 0;
-    if (!read_only) {
-      const uint64_t stored = static_cast<uint64_t>(std::count(found_.begin(), found_.end(), true));
-      stats_.memory_misses += stored;
-      HEARTH_ASSIGN_OR_RETURN(room, MakeRoom(stored));
+  const auto occurrence = [&](size_t i) { return read_only ? nullptr : &occurrences[i]; };
+  if (!maybe_in_store_) {
+    for (const uint32_t i : misses_) CopyAbsent(signs[i], occurrence(i), rows + i * dim_);
+    return absl::OkStatus();
+  }
+  uint64_t room = 0;
+  if (!read_only) {
+    HEARTH_ASSIGN_OR_RETURN(room, MakeRoom(misses_.size()));
+  }
+  size_t kept = 0;  // of misses_: those that other reads bring
+  for (const uint32_t i : misses_) {
+    // What is loading has its newest version in the store, so that a read-only pull need not wait for it.
+    uint32_t slot = read_only ? MemoryTier::kNone : tier_.Find(signs[i]);
+    if (slot != MemoryTier::kNone) {
+      misses_[kept++] = i;
+      continue;
     }
-    for (size_t j = 0; j < which.size(); ++j) {
-      const size_t i = which[j];
-      const uint32_t* occurrence = read_only ? nullptr : &occurrences[i];
-      if (!found_[j]) {
-        CopyAbsent(signs[i], occurrence, rows + i * dim_);
+    if (room > 0) {
+      slot = NewPlace(signs[i], kRowLoading);
+      --room;
+    }
+    Want(signs[i], slot, i);
+  }
+  misses_.resize(kept);
+  const uint64_t first = first_read_ + reads_.size();
+  ReadWanted(std::clamp<size_t>(wanted_.size() / 4, kPullBatchMin, read_batch_), false);
+  WaitForReads(first, signs);
+  for (uint64_t number = first; number < first_read_ + reads_.size(); ++number) {
+    const Fetch& fetch = *reads_[number - first_read_];
+    HEARTH_RETURN_IF_ERROR(fetch.status);
+    for (size_t j = 0; j < fetch.places.size(); ++j) {
+      const size_t i = fetch.places[j].index;
+      if (!fetch.values.found(j)) {
+        CopyAbsent(signs[i], occurrence(i), rows + i * dim_);
         continue;
       }
       RowMeta meta;
-      HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], values_[j], floats_, &meta));
-      CopyRecord(step, signs[i], meta, FloatsOf(values_[j]), occurrence, rows + i * dim_);
-      if (room == 0 || IsExpired(meta, expire_after_steps_, applied_step_)) continue;
-      --room;
-      LoadRecord(values_[j], meta, Insert(signs[i]));
+      HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], fetch.values[j], floats_, &meta));
+      CopyRecord(step, signs[i], meta, FloatsOf(fetch.values[j]), occurrence(i), rows + i * dim_);
+      if (!read_only) ++stats_.memory_misses;
+    }
+  }
+  HEARTH_RETURN_IF_ERROR(LandReads());
+  for (const uint32_t i : misses_) {
+    const uint32_t slot = tier_.Find(signs[i]);
+    RowMeta* meta = tier_.meta(slot);
+    tier_.Touch(meta);
+    meta->flags &= ~kRowPrefetched;  // it came too late
+    if (meta->flags & kRowAbsent) {
+      CopyAbsent(signs[i], occurrence(i), rows + i * dim_);
+    } else {
+      CopyRecord(step, signs[i], *meta, tier_.row(slot) + sizeof(RowMeta), occurrence(i), rows + i * dim_);
+      ++stats_.memory_misses;
     }
   }
   return absl::OkStatus();
@@ -389,7 +395,8 @@ absl::Status TieredTable::Push(uint64_t step, uint64_t n, absl::Span<const PushP
     ++lanes;
   }
   HEARTH_CHECK(n >= 1 || lanes == 0);
-  now_ = std::max(now_, step);
+  HEARTH_RETURN_IF_ERROR(Land());
+  tier_.SetNow(step);
   divisor_ = static_cast<float>(n);
   rate_ = optimizer_.RateAt(step);
   if (lanes == 1) {
@@ -405,87 +412,101 @@ absl::Status TieredTable::Push(uint64_t step, uint64_t n, absl::Span<const PushP
     }
   }
   applied_step_ = step;
-  return absl::OkStatus();
+  return KeepWithinBounds();
 }
 
 absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs, const uint32_t* occurrences,
                                      const float* gradients) {
-  HEARTH_RETURN_IF_ERROR(ReserveRows(signs.size()));
+  if (tier_.rows() + signs.size() > capacity_) HEARTH_RETURN_IF_ERROR(KeepWithinBounds());
+  if (tier_.rows() + signs.size() > capacity_) {
+    return absl::ResourceExhaustedError(absl::StrCat("table \"", config_.name(),
+                                                     "\": no room for a step's rows beside ", tier_.rows(),
+                                                     " in memory; raise memory_rows_max"));
+  }
+  HEARTH_RETURN_IF_ERROR(tier_.Reserve(signs.size()));
   misses_.clear();
   // A sign that the store may know is looked up there, and a filter counts its signs in ascending order: both wait.
   const bool insert_at_once = !maybe_in_store_ && !bloom_;
-  ForEachSlot(signs, row_bytes_, [&](size_t i, uint32_t slot) {
-    if (slot != RowIndex::kNone) {
-      Apply(step, signs[i], arena_.row(slot), occurrences[i], gradients + i * dim_);
-    } else if (insert_at_once && arena_.free() > 0) {
-      char* row = Insert(signs[i]);
-      *MetaOf(row) = RowMeta();
-      Apply(step, signs[i], row, occurrences[i], gradients + i * dim_);
-    } else {
+  tier_.ForEach(signs, row_bytes_, [&](size_t i, uint32_t slot) {
+    if (slot == MemoryTier::kNone) {
+      if (!insert_at_once) {
+        misses_.push_back(static_cast<uint32_t>(i));
+        return;
+      }
+      slot = NewPlace(signs[i], kRowAbsent);
+    } else if (tier_.meta(slot)->flags & (bloom_ ? kRowLoading | kRowAbsent : kRowLoading)) {
       misses_.push_back(static_cast<uint32_t>(i));
+      return;
     }
+    Apply(step, slot, occurrences[i], gradients + i * dim_);
   });
   return misses_.empty() ? absl::OkStatus() : PushMisses(step, signs, occurrences, gradients);
 }
 
 absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs, const uint32_t* occurrences,
                                      const float* gradients) {
-  HEARTH_RETURN_IF_ERROR(ReadStore(signs, misses_));
-  staging_.resize(misses_.size() * stride_);
-  size_t records = 0;
-  for (size_t j = 0; j < misses_.size(); ++j) {
-    const size_t i = misses_[j];
-    char* row = staging_.data() + records * stride_;
-    *MetaOf(row) = RowMeta();
-    if (found_[j]) {
-      RowMeta meta;
-      HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], values_[j], floats_, &meta));
-      LoadRecord(values_[j], meta, row);
-    } else if (bloom_ && !CountInFilter(signs[i], occurrences[i], row)) {
+  if (maybe_in_store_) {
+    const uint64_t first = first_read_ + reads_.size();
+    for (const uint32_t i : misses_) {
+      if (tier_.Find(signs[i]) == MemoryTier::kNone) Want(signs[i], NewPlace(signs[i], kRowLoading), i);
+    }
+    ReadWanted(std::clamp<size_t>(wanted_.size() / 4, kPullBatchMin, read_batch_), false);
+    WaitForReads(first, signs);
+    HEARTH_RETURN_IF_ERROR(LandReads());
+  }
+  for (const uint32_t i : misses_) {
+    uint32_t slot = tier_.Find(signs[i]);
+    const bool record = slot != MemoryTier::kNone && !(tier_.meta(slot)->flags & kRowAbsent);
+    uint32_t count = 0;
+    if (!record && bloom_ && !CountInFilter(signs[i], occurrences[i], &count)) {
       stats_.gradients_dropped += occurrences[i];
       continue;
     }
-    Apply(step, signs[i], row, occurrences[i], gradients + i * dim_);
-    misses_[records++] = static_cast<uint32_t>(i);
+    if (slot == MemoryTier::kNone) slot = NewPlace(signs[i], kRowAbsent);
+    if (!record) tier_.meta(slot)->count = count;
+    Apply(step, slot, occurrences[i], gradients + i * dim_);
   }
-  // None of this step's rows is evicted for others of it: what finds no room goes to the store as it is.
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t room, MakeRoom(records));
-  pending_.clear();
-  for (size_t j = 0; j < records; ++j) {
-    char* row = staging_.data() + j * stride_;
-    if (j < room) {
-      std::memcpy(Insert(signs[misses_[j]]), row, row_bytes_);
-    } else {
-      AddPending(signs[misses_[j]], row, false);
-    }
-  }
-  if (!pending_.empty()) maybe_in_store_ = true;
-  stats_.rows_spilled += pending_.size();
-  return WritePending();
+  return absl::OkStatus();
 }
 
-bool TieredTable::CountInFilter(Sign sign, uint32_t occurrences, char* row) {
+bool TieredTable::CountInFilter(Sign sign, uint32_t occurrences, uint32_t* count) {
   auto& filter = filters_[LogicalShardOf(sign, shards_)];
   if (filter == nullptr) filter = std::make_unique<CountingBloom>(config_.admission());
-  MetaOf(row)->count = filter->Estimate(sign);
+  *count = filter->Estimate(sign);
   filter->Add(sign, occurrences);
-  return AddSaturating(MetaOf(row)->count, occurrences) >= count_min_;
+  return AddSaturating(*count, occurrences) >= count_min_;
 }
 
-void TieredTable::Apply(uint64_t step, Sign sign, char* row, uint32_t occurrences, const float* gradient) {
-  RowMeta* meta = MetaOf(row);
+// Makes the row dirty: what it is now leaves the sums, and goes to a cut that has not seen it yet.
+void TieredTable::BeforeChange(uint32_t slot) {
+  RowMeta* meta = tier_.meta(slot);
+  if (meta->flags & kRowAbsent) {
+    meta->flags &= kTouchMask;
+    --places_;
+  } else if (meta->flags & kRowDirty) {
+    CopyForCut(slot, true);
+  } else if (!IsExpired(*meta, expire_after_steps_, cut_step_)) {  // else the sums have dropped it
+    sums_.Remove(*meta, RecordHash(tier_.sign(slot), RecordOf(slot)));
+  }
+  meta->flags = (meta->flags & ~kRowDirtyEra) | kRowDirty | era_;
+  dirty_.push_back(slot);
+}
+
+void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient) {
+  char* row = tier_.row(slot);
+  RowMeta* meta = tier_.meta(slot);
   float* weights = FloatsOfRow(row);
+  if (!(meta->flags & kRowDirty) || OfCut(*meta)) BeforeChange(slot);
   if (IsExpired(*meta, expire_after_steps_, step)) {  // starts anew; a fresh row's zeros may pass here too
-    if (IsAdmitted(*meta)) {
+    if (IsAdmitted(*meta) && !IsExpired(*meta, expire_after_steps_, cut_step_)) {  // else it was counted there
       ++stats_.rows_expired;
       --stats_.rows;
     }
-    *meta = RowMeta{0, 0, meta->flags & kRowInStore, 0};
+    *meta = RowMeta{0, 0, meta->flags & ~kStoredFlags, 0};
   }
   meta->count = AddSaturating(meta->count, occurrences);
   meta->last_step = static_cast<uint32_t>(step);
-  meta->flags |= kRowDirty;
-  Touch(meta);
+  tier_.Touch(meta);
   if (!IsAdmitted(*meta)) {
     if (meta->count < count_min_) {
       stats_.gradients_dropped += occurrences;
@@ -494,7 +515,7 @@ void TieredTable::Apply(uint64_t step, Sign sign, char* row, uint32_t occurrence
     meta->flags |= kRowAdmitted;
     ++stats_.rows_admitted;
     ++stats_.rows;
-    const uint64_t stream = WeightStream(seed_, sign);
+    const uint64_t stream = WeightStream(seed_, tier_.sign(slot));
     for (uint32_t d = 0; d < dim_; ++d) weights[d] = WeightOf(stream, d, config_.init_uniform());
     optimizer_.InitState(weights + dim_);
   }
@@ -506,309 +527,451 @@ void TieredTable::Apply(uint64_t step, Sign sign, char* row, uint32_t occurrence
   }
 }
 
-// --- Store ----------------------------------------------------------------------------------------------------------
+// --- Places and reads -----------------------------------------------------------------------------------------------
 
-// values_ and found_ of signs[which[j]].
-absl::Status TieredTable::ReadStore(absl::Span<const Sign> signs, absl::Span<const uint32_t> which) {
-  if (!maybe_in_store_) {
-    found_.assign(which.size(), false);
-    return absl::OkStatus();
-  }
-  keys_.clear();
-  for (const uint32_t i : which) keys_.push_back(KeyOf(signs[i], shards_));
-  return store_->MultiGet(keys_, &values_, &found_);
+uint32_t TieredTable::NewPlace(Sign sign, uint32_t flags) {
+  const uint32_t slot = tier_.Insert(sign);
+  RowMeta* meta = tier_.meta(slot);
+  *meta = RowMeta{0, 0, flags, 0};
+  tier_.Touch(meta);
+  ++places_;
+  return slot;
 }
 
-void TieredTable::LoadRecord(absl::string_view value, const RowMeta& meta, char* row) const {
-  std::memcpy(row, value.data(), value.size());
-  MetaOf(row)->flags = (meta.flags & kStoredFlags) | kRowInStore;
-  Touch(MetaOf(row));
+void TieredTable::ReadWanted(size_t batch, bool prefetch) {
+  std::sort(wanted_.begin(), wanted_.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (size_t begin = 0; begin < wanted_.size(); begin += batch) {
+    auto fetch = std::make_unique<Fetch>();
+    fetch->prefetch = prefetch;
+    const uint32_t number = static_cast<uint32_t>(first_read_ + reads_.size());
+    for (size_t i = begin; i < std::min(begin + batch, wanted_.size()); ++i) {
+      const auto& [key, place] = wanted_[i];
+      fetch->keys.push_back(key);
+      fetch->places.push_back(place);
+      if (place.slot != MemoryTier::kNone) tier_.meta(place.slot)->updates = number;
+    }
+    reads_.push_back(std::move(fetch));
+    io_->Read(reads_.back().get(), !prefetch);
+  }
+  wanted_.clear();
 }
 
-// Writes what is pending in the order of keys, and marks its rows clean.
-absl::Status TieredTable::WritePending() {
-  std::sort(pending_.begin(), pending_.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
-  for (size_t begin = 0; begin < pending_.size(); begin += write_batch_) {
-    const auto batch = absl::MakeSpan(pending_).subspan(begin, write_batch_);
-    write_buffer_.resize(batch.size() * row_bytes_);
-    writes_.clear();
-    char* value = write_buffer_.data();
-    for (const PendingWrite& write : batch) {
-      KvWrite out{write.key, {}, write.remove};
-      if (!write.remove) {
-        const uint64_t bytes = IsAdmitted(*MetaOf(write.row)) ? row_bytes_ : sizeof(RowMeta);
-        std::memcpy(value, write.row, bytes);
-        MetaOf(value)->flags &= kStoredFlags;
-        out.value = {value, bytes};
-        value += bytes;
-      }
-      writes_.push_back(out);
-    }
-    HEARTH_RETURN_IF_ERROR(store_->Write(writes_));
-    for (const PendingWrite& write : batch) {
-      if (write.row != nullptr) MetaOf(write.row)->flags = (MetaOf(write.row)->flags & ~kRowDirty) | kRowInStore;
-    }
+void TieredTable::WaitForReads(uint64_t first, absl::Span<const Sign> signs) {
+  // Numbers are kept in 32 bits; no more reads than that are ever under way.
+  const auto wait = [&](uint32_t number) {
+    const uint32_t at = number - static_cast<uint32_t>(first_read_);
+    if (at < reads_.size()) io_->WaitFor(reads_[at]->done);
+  };
+  for (uint64_t number = first; number < first_read_ + reads_.size(); ++number) wait(static_cast<uint32_t>(number));
+  for (const uint32_t i : misses_) {
+    const uint32_t slot = tier_.Find(signs[i]);
+    if (slot == MemoryTier::kNone) continue;
+    const RowMeta& meta = *tier_.meta(slot);
+    if (meta.flags & kRowLoading) wait(meta.updates);
   }
-  pending_.clear();
+}
+
+absl::Status TieredTable::Land() {
+  if (!reads_.empty()) HEARTH_RETURN_IF_ERROR(LandReads());
+  return writes_.empty() ? absl::OkStatus() : LandWrites();
+}
+
+absl::Status TieredTable::LandReads() {
+  for (const auto& fetch : reads_) {
+    if (fetch->landed || !fetch->done.load(std::memory_order_acquire)) continue;
+    HEARTH_RETURN_IF_ERROR(LandRead(fetch.get()));
+    fetch->landed = true;
+  }
+  while (!reads_.empty() && reads_.front()->landed) {
+    reads_.pop_front();
+    ++first_read_;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TieredTable::LandRead(Fetch* fetch) {
+  HEARTH_RETURN_IF_ERROR(fetch->status);
+  for (size_t i = 0; i < fetch->places.size(); ++i) {
+    const uint32_t slot = fetch->places[i].slot;
+    if (slot == MemoryTier::kNone) continue;
+    RowMeta* meta = tier_.meta(slot);
+    const uint32_t touch = meta->flags & kTouchMask;
+    RowMeta stored;
+    if (fetch->values.found(i)) {
+      HEARTH_RETURN_IF_ERROR(DecodeMeta(tier_.sign(slot), fetch->values[i], floats_, &stored));
+    }
+    if (!fetch->values.found(i) || IsExpired(stored, expire_after_steps_, applied_step_)) {
+      *meta = RowMeta{0, 0, kRowAbsent | touch, 0};
+      continue;
+    }
+    std::memcpy(tier_.row(slot), fetch->values[i].data(), fetch->values[i].size());
+    meta->flags = (stored.flags & kStoredFlags) | touch | (fetch->prefetch ? kRowPrefetched : 0);
+    --places_;
+    if (fetch->prefetch) ++stats_.rows_prefetched;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TieredTable::Prefetch(uint64_t step, absl::Span<const Sign> signs) {
+  HEARTH_RETURN_IF_ERROR(Land());
+  if (!maybe_in_store_) return absl::OkStatus();
+  misses_.clear();
+  tier_.ForEach(signs, sizeof(RowMeta), [&](size_t i, uint32_t slot) {
+    if (slot == MemoryTier::kNone) {
+      misses_.push_back(static_cast<uint32_t>(i));
+    } else {
+      tier_.Touch(tier_.meta(slot), step);
+    }
+  });
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t room, MakeRoom(misses_.size()));
+  if (misses_.size() > room) misses_.resize(room);
+  for (const uint32_t i : misses_) {
+    const uint32_t slot = NewPlace(signs[i], kRowLoading);
+    tier_.Touch(tier_.meta(slot), step);
+    Want(signs[i], slot, i);
+  }
+  ReadWanted(read_batch_, true);
+  return LandReads();
+}
+
+// --- Writes ---------------------------------------------------------------------------------------------------------
+
+absl::string_view TieredTable::RecordOf(uint32_t slot) {
+  const RowMeta& meta = *tier_.meta(slot);
+  const uint64_t bytes = IsAdmitted(meta) ? row_bytes_ : sizeof(RowMeta);
+  std::memcpy(record_.data(), tier_.row(slot), bytes);
+  reinterpret_cast<RowMeta*>(record_.data())->flags &= kStoredFlags;
+  return {record_.data(), bytes};
+}
+
+// The newest version of a dirty row goes to the writer: it is clean, and stays until it has landed.
+uint64_t TieredTable::HandOver(Spill* spill, uint32_t slot) {
+  RowMeta* meta = tier_.meta(slot);
+  const Sign sign = tier_.sign(slot);
+  const absl::string_view record = RecordOf(slot);
+  const uint64_t hash = RecordHash(sign, record);
+  sums_.Add(*meta, hash);
+  spill->Add(KeyOf(sign, shards_), slot, record);
+  meta->flags = NextFlight(meta->flags & ~(kRowDirty | kRowDirtyEra));
+  return hash;
+}
+
+void TieredTable::SubmitSpill() {
+  if (spill_ == nullptr) return;
+  writes_.push_back(std::move(spill_));
+  io_->Write(writes_.back().get());
+}
+
+absl::Status TieredTable::LandWrites() {
+  while (!writes_.empty() && writes_.front()->done.load(std::memory_order_acquire)) {
+    const Spill& spill = *writes_.front();
+    HEARTH_RETURN_IF_ERROR(spill.status);
+    for (const StoreWrite::Item& item : spill.items) {
+      if (item.slot == MemoryTier::kNone) continue;
+      RowMeta* meta = tier_.meta(item.slot);
+      meta->flags -= 1u << kInFlightShift;
+      if (!spill.leave) continue;
+      --leaving_;
+      if (meta->flags & (kRowDirty | kRowInFlight)) continue;  // it changed meanwhile
+      if (!spill.forced && tier_.InUse(*meta)) continue;
+      Remove(item.slot);
+      ++stats_.rows_spilled;
+      left_memory_ = true;
+    }
+    writes_.pop_front();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TieredTable::WaitForWrites() {
+  SubmitSpill();
+  while (!writes_.empty()) {
+    io_->WaitFor(writes_.front()->done);
+    HEARTH_RETURN_IF_ERROR(LandWrites());
+  }
   return absl::OkStatus();
 }
 
 // --- Tiers ----------------------------------------------------------------------------------------------------------
 
-absl::Status TieredTable::ReserveRows(uint64_t rows) {
-  HEARTH_RETURN_IF_ERROR(arena_.Reserve(rows));
-  return index_.Reserve(std::min(arena_.rows() + rows, memory_rows_max_));
-}
-
-char* TieredTable::Insert(Sign sign) {
-  const uint32_t slot = arena_.Take(sign);
-  index_.Insert(sign, RowIndex::HashOf(sign), slot);
-  return arena_.row(slot);
+void TieredTable::Remove(uint32_t slot) {
+  if (tier_.meta(slot)->flags & kRowAbsent) --places_;
+  tier_.Remove(slot);
 }
 
 absl::StatusOr<uint64_t> TieredTable::MakeRoom(uint64_t wanted) {
-  if (arena_.free() < wanted && nothing_to_evict_at_ != now_) {
-    const uint64_t batch = std::clamp<uint64_t>(memory_rows_max_ / 16, 1, kEvictBatchMax);
-    HEARTH_ASSIGN_OR_RETURN(const uint64_t evicted, Evict(std::max(wanted - arena_.free(), batch), arena_.slots()));
-    if (evicted == 0) nothing_to_evict_at_ = now_;
+  if (Free() < wanted) {
+    const uint64_t missing = wanted - Free();
+    Evict(missing, LooksFor(missing), false);
+    if (own_io_ != nullptr) {  // what is written is written at once
+      SubmitSpill();
+      HEARTH_RETURN_IF_ERROR(LandWrites());
+    }
   }
-  HEARTH_RETURN_IF_ERROR(ReserveRows(wanted));
-  return arena_.free();
+  const uint64_t room = std::min(wanted, Free());
+  HEARTH_RETURN_IF_ERROR(tier_.Reserve(room));
+  return room;
 }
 
-// Lets up to `wanted` rows of the lowest scores leave, and looks at about looks_max rows for it.
-absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max) {
-  victims_.clear();
-  if (arena_.slots() <= kExactEvictionSlots) {
-    ChooseExactly(wanted);
-  } else {
-    ChooseBySample(wanted, looks_max);
-  }
-  const uint64_t evicted = victims_.size();
-  HEARTH_RETURN_IF_ERROR(DropVictims());
-  return evicted;
-}
-
-void TieredTable::ChooseExactly(uint64_t wanted) {
-  std::vector<std::pair<uint64_t, uint32_t>> scores;
-  for (uint32_t slot = 0; slot < arena_.slots(); ++slot) {
-    if (arena_.sign(slot) == 0 || Protected(*MetaOf(arena_.row(slot)))) continue;
-    scores.emplace_back(ScoreOf(config_.score(), *MetaOf(arena_.row(slot))), slot);
-  }
-  const size_t count = std::min<size_t>(wanted, scores.size());
-  std::nth_element(scores.begin(), scores.begin() + count, scores.end());
-  for (size_t i = 0; i < count; ++i) victims_.push_back(scores[i].second);
-}
-
-// A hand goes round the slots and takes whose score is below a quantile, estimated from a sample: the lowest score
-// leaves, give or take the sample's error, at a cost that does not grow with the table.
-void TieredTable::ChooseBySample(uint64_t wanted, uint64_t looks_max) {
-  std::vector<uint64_t> scores;
-  for (uint32_t i = 0; i < kScoreSamples; ++i) {
-    const uint32_t slot = static_cast<uint32_t>(random_.Below(arena_.slots()));
-    if (arena_.sign(slot) == 0 || Protected(*MetaOf(arena_.row(slot)))) continue;
-    scores.push_back(ScoreOf(config_.score(), *MetaOf(arena_.row(slot))));
-  }
-  if (scores.empty()) return;
-  const double share =
-      std::clamp(2.0 * static_cast<double>(wanted) / static_cast<double>(arena_.slots()), 1.0 / 16, 1.0);
-  const size_t rank = std::min(static_cast<size_t>(share * static_cast<double>(scores.size())), scores.size() - 1);
-  std::nth_element(scores.begin(), scores.begin() + rank, scores.end());
-  const uint64_t score_max = scores[rank];
-  const uint64_t looks = std::min<uint64_t>(looks_max, arena_.slots());
-  for (uint64_t look = 0; look < looks && victims_.size() < wanted; ++look) {
-    const uint32_t slot = evict_hand_ < arena_.slots() ? evict_hand_ : 0;
-    evict_hand_ = slot + 1;
-    if (arena_.sign(slot) == 0) continue;
-    const RowMeta& meta = *MetaOf(arena_.row(slot));
-    if (!Protected(meta) && ScoreOf(config_.score(), meta) <= score_max) victims_.push_back(slot);
-  }
-}
-
-// The victims leave memory: what is dirty is written first, what is expired is deleted.
-absl::Status TieredTable::DropVictims() {
-  if (victims_.empty()) return absl::OkStatus();
-  pending_.clear();
-  uint64_t expired = 0;
-  for (const uint32_t slot : victims_) {
-    char* row = arena_.row(slot);
-    const RowMeta& meta = *MetaOf(row);
-    if (IsExpired(meta, expire_after_steps_, applied_step_)) {
-      ++expired;
-      if (IsAdmitted(meta)) {
+uint64_t TieredTable::Evict(uint64_t wanted, uint64_t looks_max, bool forced) {
+  // While a cut is under way nothing but the cut is written.
+  tier_.ChooseLeaving(
+      config_.score(), std::min(wanted, kSpillSliceRowsMax), looks_max,
+      [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(cutting_ && (meta.flags & kRowDirty)); },
+      &chosen_);
+  for (const uint32_t slot : chosen_) {
+    const RowMeta& meta = *tier_.meta(slot);
+    if (meta.flags & kRowAbsent) {
+      Remove(slot);
+    } else if (IsExpired(meta, expire_after_steps_, applied_step_)) {
+      if ((meta.flags & kRowDirty) &&
+          IsAdmitted(meta)) {  // a clean one is in the sums, which count it when they drop it
         ++stats_.rows_expired;
         --stats_.rows;
       }
-      if (meta.flags & kRowInStore) AddPending(arena_.sign(slot), nullptr, true);
-    } else if (meta.flags & kRowDirty) {
-      AddPending(arena_.sign(slot), row, false);
+      Remove(slot);
+    } else {
+      maybe_in_store_ = true;
+      if (meta.flags & kRowDirty) {
+        if (spill_ == nullptr) spill_ = std::make_unique<Spill>();
+        spill_->leave = true;
+        spill_->forced |= forced;
+        HandOver(spill_.get(), slot);
+        ++leaving_;
+      } else {
+        Remove(slot);
+        ++stats_.rows_spilled;
+        left_memory_ = true;
+      }
     }
   }
-  HEARTH_RETURN_IF_ERROR(WritePending());
-  for (const uint32_t slot : victims_) {
-    index_.Remove(arena_.sign(slot));
-    arena_.Release(slot);
-  }
-  if (expired < victims_.size()) maybe_in_store_ = true;
-  stats_.rows_spilled += victims_.size() - expired;
-  return absl::OkStatus();
+  if (spill_ != nullptr && spill_->bytes.size() >= kWriteBytesMax) SubmitSpill();
+  return chosen_.size();
 }
 
-absl::Status TieredTable::Prefetch(absl::Span<const Sign> signs) {
-  if (!maybe_in_store_) return absl::OkStatus();
-  misses_.clear();
-  ForEachSlot(signs, sizeof(RowMeta), [&](size_t i, uint32_t slot) {
-    if (slot == RowIndex::kNone) {
-      misses_.push_back(static_cast<uint32_t>(i));
-    } else {
-      Touch(MetaOf(arena_.row(slot)));
-    }
-  });
-  for (size_t begin = 0; begin < misses_.size() && nothing_to_evict_at_ != now_; begin += read_batch_) {
-    const auto which = absl::MakeConstSpan(misses_).subspan(begin, read_batch_);
-    HEARTH_RETURN_IF_ERROR(ReadStore(signs, which));
-    HEARTH_ASSIGN_OR_RETURN(uint64_t room, MakeRoom(std::count(found_.begin(), found_.end(), true)));
-    for (size_t j = 0; j < which.size() && room > 0; ++j) {
-      if (!found_[j]) continue;
-      RowMeta meta;
-      HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[which[j]], values_[j], floats_, &meta));
-      if (IsExpired(meta, expire_after_steps_, applied_step_)) continue;
-      --room;
-      ++stats_.rows_prefetched;
-      LoadRecord(values_[j], meta, Insert(signs[which[j]]));
-    }
+// After a step: some rows begin to leave where memory is nearly full. What is beyond memory_rows_max leaves even where
+// it is still in use, and half way to the capacity it is waited for.
+absl::Status TieredTable::KeepWithinBounds() {
+  HEARTH_RETURN_IF_ERROR(SpillDown(kSpillSliceRowsMax, false));
+  while (tier_.rows() - leaving_ > memory_rows_max_) {
+    const uint64_t above = tier_.rows() - leaving_ - memory_rows_max_;
+    if (Evict(above, LooksFor(above), true) == 0) break;
   }
-  return absl::OkStatus();
+  if (tier_.rows() > high_water_) SubmitSpill();
+  HEARTH_RETURN_IF_ERROR(LandWrites());
+  TrimDirtyList();
+  if (tier_.rows() <= memory_rows_max_ + (capacity_ - memory_rows_max_) / 2) return absl::OkStatus();
+  return WaitForWrites();
+}
+
+// From the high to the low watermark, at most rows_max of the way.
+absl::Status TieredTable::SpillDown(uint64_t rows_max, bool bounded_looks) {
+  if (tier_.rows() - leaving_ > high_water_) spilling_ = true;
+  if (!spilling_) return absl::OkStatus();
+  const uint64_t staying = tier_.rows() - leaving_;
+  const uint64_t wanted = staying > low_water_ ? std::min(staying - low_water_, rows_max) : 0;
+  const uint64_t evicted = Evict(wanted, bounded_looks ? rows_max : LooksFor(wanted), false);
+  spilling_ = evicted > 0 && tier_.rows() - leaving_ > low_water_;
+  if (!spilling_) SubmitSpill();
+  return LandWrites();
+}
+
+// Rows that were written and became dirty again are in it twice.
+void TieredTable::TrimDirtyList() {
+  if (dirty_.size() <= 2 * tier_.slots() + kSlackRowsMin) return;
+  std::sort(dirty_.begin(), dirty_.end());
+  dirty_.erase(std::unique(dirty_.begin(), dirty_.end()), dirty_.end());
+  const auto clean = [&](uint32_t slot) { return tier_.sign(slot) == 0 || !(tier_.meta(slot)->flags & kRowDirty); };
+  dirty_.erase(std::remove_if(dirty_.begin(), dirty_.end(), clean), dirty_.end());
 }
 
 absl::StatusOr<bool> TieredTable::Maintain(uint64_t step, uint64_t rows_max) {
+  HEARTH_RETURN_IF_ERROR(Land());
   // Only what has expired by an applied step is gone for every later pull and push.
   if (expire_after_steps_ != 0 && !expire_sweeping_ && std::min(step, applied_step_) >= expire_sweep_due_) {
     expire_sweeping_ = true;
     expire_sweep_due_ = applied_step_ + std::max<uint32_t>(1, expire_after_steps_ / 4);
   }
-  if (expire_sweeping_) HEARTH_RETURN_IF_ERROR(SweepExpired(rows_max));
-  if (arena_.rows() > high_water_) spilling_ = true;
-  if (spilling_) {
-    const uint64_t above = arena_.rows() > low_water_ ? arena_.rows() - low_water_ : 0;
-    uint64_t evicted = 0;
-    if (above > 0) {
-      HEARTH_ASSIGN_OR_RETURN(evicted, Evict(std::min(above, rows_max), rows_max));
-    }
-    spilling_ = evicted > 0 && arena_.rows() > low_water_;
-  }
-  return spilling_ || expire_sweeping_;
+  if (expire_sweeping_) SweepExpired(rows_max);
+  if (filling_) HEARTH_RETURN_IF_ERROR(FillFromStore(rows_max));
+  HEARTH_RETURN_IF_ERROR(SpillDown(rows_max, true));
+  return spilling_ || expire_sweeping_ || filling_;
 }
 
-absl::Status TieredTable::SweepExpired(uint64_t looks_max) {
-  victims_.clear();
-  for (uint64_t look = 0; look < looks_max && expire_hand_ < arena_.slots(); ++look, ++expire_hand_) {
-    if (arena_.sign(expire_hand_) == 0) continue;
-    if (IsExpired(*MetaOf(arena_.row(expire_hand_)), expire_after_steps_, applied_step_))
-      victims_.push_back(expire_hand_);
+void TieredTable::SweepExpired(uint64_t looks_max) {
+  for (uint64_t look = 0; look < looks_max && expire_hand_ < tier_.slots(); ++look, ++expire_hand_) {
+    if (tier_.sign(expire_hand_) == 0) continue;
+    const RowMeta& meta = *tier_.meta(expire_hand_);
+    if (meta.flags & (kRowLoading | kRowAbsent | kRowInFlight) || OfCut(meta)) continue;
+    if (!IsExpired(meta, expire_after_steps_, applied_step_)) continue;
+    if ((meta.flags & kRowDirty) && IsAdmitted(meta)) {
+      ++stats_.rows_expired;
+      --stats_.rows;
+    }
+    Remove(expire_hand_);
   }
-  if (expire_hand_ >= arena_.slots()) {
+  if (expire_hand_ >= tier_.slots()) {
     expire_hand_ = 0;
     expire_sweeping_ = false;
   }
-  return DropVictims();
 }
 
-// --- Snapshot -------------------------------------------------------------------------------------------------------
-
-absl::StatusOr<uint64_t> TieredTable::Snapshot(uint64_t step) {
-  HEARTH_CHECK(step >= applied_step_, "snapshot of step ", step, " after ", applied_step_);
-  applied_step_ = step;
-  HEARTH_RETURN_IF_ERROR(FlushMemory(step));
-  HEARTH_RETURN_IF_ERROR(FlushFilters());
-  // From here on the store holds every record's newest version.
-  uint64_t hash = 0, rows = 0;
-  for (uint32_t shard = 0; shard < shards_; ++shard) {
-    HEARTH_RETURN_IF_ERROR(SumRecords(step, shard, &hash, &rows));
-    if (bloom_ && filters_[shard] != nullptr) hash += filters_[shard]->Hash(number_, shard);
+// Brings rows into memory in the order of keys, for a table that was restored: as far as they fit, and no further once
+// any had to leave.
+absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
+  uint64_t looks = 0;
+  absl::Status status;
+  const auto full = [&] { return left_memory_ || tier_.rows() >= low_water_; };
+  while (fill_shard_ < shards_ && looks < rows_max && !full()) {
+    const KvRange records = RecordsOf(number_, fill_shard_);
+    bool whole = true;
+    const KvKey first = std::max(records.first, KvKey{fill_shard_, fill_sign_});
+    HEARTH_RETURN_IF_ERROR(io_->store()->Scan(first, records.last, [&](KvKey key, absl::string_view value) {
+      if (++looks > rows_max || full()) {
+        fill_sign_ = key.sign;
+        whole = false;
+        return false;
+      }
+      if (tier_.Find(key.sign) != MemoryTier::kNone) return true;  // what is there is as new, or newer
+      RowMeta meta;
+      status = DecodeMeta(key.sign, value, floats_, &meta);
+      if (status.ok() && IsExpired(meta, expire_after_steps_, applied_step_)) return true;
+      if (status.ok()) status = tier_.Reserve(1);
+      if (!status.ok()) return false;
+      const uint32_t slot = tier_.Insert(key.sign);
+      std::memcpy(tier_.row(slot), value.data(), value.size());
+      tier_.meta(slot)->flags = meta.flags & kStoredFlags;
+      return true;
+    }));
+    HEARTH_RETURN_IF_ERROR(status);
+    if (!whole) break;
+    ++fill_shard_;
+    fill_sign_ = 0;
   }
-  stats_.rows = rows;
-  return hash;
-}
-
-absl::Status TieredTable::FlushMemory(uint64_t step) {
-  victims_.clear();
-  pending_.clear();
-  for (uint32_t slot = 0; slot < arena_.slots(); ++slot) {
-    if (arena_.sign(slot) == 0) continue;
-    char* row = arena_.row(slot);
-    if (IsExpired(*MetaOf(row), expire_after_steps_, step)) {
-      victims_.push_back(slot);
-    } else if (MetaOf(row)->flags & kRowDirty) {
-      AddPending(arena_.sign(slot), row, false);
-      if (pending_.size() == kPendingMax) HEARTH_RETURN_IF_ERROR(WritePending());
-    }
-  }
-  HEARTH_RETURN_IF_ERROR(WritePending());
-  return DropVictims();
-}
-
-absl::Status TieredTable::FlushFilters() {
-  for (uint32_t shard = 0; shard < filters_.size(); ++shard) {
-    CountingBloom* filter = filters_[shard].get();
-    if (filter == nullptr) continue;
-    writes_.clear();
-    for (uint64_t chunk = 0; chunk < filter->chunks(); ++chunk) {
-      if (filter->ChunkChanged(chunk))
-        writes_.push_back({FilterChunkKey(number_, shard, chunk), filter->Chunk(chunk), false});
-    }
-    HEARTH_RETURN_IF_ERROR(store_->Write(writes_));
-    filter->MarkSaved();
-  }
+  filling_ = fill_shard_ < shards_ && !full();
+  if (!filling_ && fill_shard_ == shards_ && !left_memory_ && reads_.empty()) maybe_in_store_ = false;
   return absl::OkStatus();
 }
 
-// Adds up one logical shard as the store holds it, and deletes what has expired there.
-absl::Status TieredTable::SumRecords(uint64_t step, uint32_t shard, uint64_t* hash, uint64_t* rows) {
-  const KvRange range = RecordsOf(number_, shard);
-  pending_.clear();
-  absl::Status status;
-  HEARTH_RETURN_IF_ERROR(store_->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
-    RowMeta meta;
-    status = DecodeMeta(key.sign, value, floats_, &meta);
-    if (!status.ok()) return false;
-    if (IsExpired(meta, expire_after_steps_, step)) {
-      pending_.push_back({key, nullptr, true});
-      stats_.rows_expired += IsAdmitted(meta) ? 1 : 0;
-      if (pending_.size() == kPendingMax) status = WritePending();
-      return status.ok();
+// --- Cut ------------------------------------------------------------------------------------------------------------
+
+absl::Status TieredTable::BeginCut(uint64_t step) {
+  HEARTH_CHECK(!cutting_ && step >= applied_step_, "cut of step ", step, " after ", applied_step_);
+  HEARTH_RETURN_IF_ERROR(Land());
+  SubmitSpill();
+  applied_step_ = cut_step_ = step;
+  const uint64_t expired = sums_.DropExpired(step);
+  stats_.rows_expired += expired;
+  stats_.rows -= std::min(stats_.rows, expired);
+  cut_sums_ = sums_;
+  cut_filters_hash_ = 0;
+  cut_chunk_ = std::make_unique<Spill>();
+  for (uint32_t shard = 0; shard < filters_.size(); ++shard) {
+    CountingBloom* filter = filters_[shard].get();
+    if (filter == nullptr) continue;
+    cut_filters_hash_ += filter->Hash(number_, shard);
+    for (uint64_t chunk = 0; chunk < filter->chunks(); ++chunk) {
+      if (!filter->ChunkChanged(chunk)) continue;
+      cut_chunk_->Add(FilterChunkKey(number_, shard, chunk), MemoryTier::kNone, filter->Chunk(chunk));
     }
-    *hash += RecordHash(key.sign, value);
-    *rows += IsAdmitted(meta) ? 1 : 0;
-    return true;
-  }));
-  HEARTH_RETURN_IF_ERROR(status);
-  return WritePending();
+    filter->MarkSaved();
+    if (cut_chunk_->bytes.size() >= kWriteBytesMax) SubmitCutChunk();
+  }
+  cut_list_.swap(dirty_);
+  dirty_.clear();
+  cut_hand_ = 0;
+  era_ ^= kRowDirtyEra;
+  cutting_ = true;
+  cut_copied_ = false;
+  return absl::OkStatus();
 }
 
-// Counts what the store holds, and brings rows into memory as far as the low watermark.
+absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max) {
+  HEARTH_CHECK(cutting_, "no cut is under way");
+  HEARTH_RETURN_IF_ERROR(Land());
+  if (cut_copied_) return false;
+  constexpr size_t kAhead = 16;
+  const size_t end = cut_hand_ + std::min<uint64_t>(rows_max, cut_list_.size() - cut_hand_);
+  for (; cut_hand_ < end; ++cut_hand_) {
+    if (cut_hand_ + kAhead < cut_list_.size()) __builtin_prefetch(tier_.row(cut_list_[cut_hand_ + kAhead]));
+    const uint32_t slot = cut_list_[cut_hand_];
+    if (tier_.sign(slot) != 0 && OfCut(*tier_.meta(slot))) CopyForCut(slot, false);
+  }
+  if (cut_hand_ < cut_list_.size()) return true;
+  cut_chunk_->Add(SumsKey(number_), MemoryTier::kNone, cut_sums_.Encode(cut_step_, floats_));
+  SubmitCutChunk();
+  cut_list_ = {};
+  cut_copied_ = true;
+  HEARTH_RETURN_IF_ERROR(LandWrites());
+  return false;
+}
+
+// A row that is dirty since before the cut goes to it as it was then: it has not changed since. `changing`: it is about
+// to, so it stays dirty.
+void TieredTable::CopyForCut(uint32_t slot, bool changing) {
+  RowMeta* meta = tier_.meta(slot);
+  const Sign sign = tier_.sign(slot);
+  if (IsExpired(*meta, expire_after_steps_,
+                cut_step_)) {  // gone for good, in a way that nothing needs to be written for
+    if (IsAdmitted(*meta)) {
+      ++stats_.rows_expired;
+      --stats_.rows;
+    }
+    if (!changing) meta->flags &= ~(kRowDirty | kRowDirtyEra);
+    return;
+  }
+  if (changing) {
+    const absl::string_view record = RecordOf(slot);
+    cut_sums_.Add(*meta, RecordHash(sign, record));
+    cut_chunk_->Add(KeyOf(sign, shards_), MemoryTier::kNone, record);
+  } else {
+    cut_sums_.Add(*meta, HandOver(cut_chunk_.get(), slot));
+  }
+  if (cut_chunk_->bytes.size() >= kWriteBytesMax) SubmitCutChunk();
+}
+
+void TieredTable::SubmitCutChunk() {
+  writes_.push_back(std::move(cut_chunk_));
+  cut_chunk_ = std::make_unique<Spill>();
+  io_->Write(writes_.back().get());
+}
+
+TableCut TieredTable::EndCut() {
+  HEARTH_CHECK(cutting_ && cut_copied_, "the cut is not copied");
+  cutting_ = false;
+  cut_chunk_.reset();
+  return {cut_step_, cut_sums_.hash() + cut_filters_hash_, cut_sums_.rows()};
+}
+
+// --- Restore --------------------------------------------------------------------------------------------------------
+
 absl::Status TieredTable::Restore() {
-  HEARTH_RETURN_IF_ERROR(arena_.Open(row_bytes_, memory_rows_max_));
-  HEARTH_RETURN_IF_ERROR(index_.Reserve(0));
+  HEARTH_RETURN_IF_ERROR(tier_.Open());
+  KvValues values;
+  HEARTH_RETURN_IF_ERROR(io_->store()->MultiGet({SumsKey(number_)}, &values));
+  if (bloom_) HEARTH_RETURN_IF_ERROR(RestoreFilters());
+  if (!values.found(0)) return ScanRecords(nullptr, 0);
+  RowSums kept(expire_after_steps_);
+  uint64_t step = 0, floats = 0;
+  HEARTH_RETURN_IF_ERROR(kept.Decode(values[0], &step, &floats));
+  if (floats != floats_) {
+    return absl::DataLossError(absl::StrCat("its rows have ", floats, " weights and state, this job's have ", floats_,
+                                            "; the store is another job's"));
+  }
+  // Another rule of expiry may not bring rows back that the old one let go.
+  if (kept.expire_after_steps() != expire_after_steps_) return ScanRecords(&kept, step);
+  sums_ = kept;
+  cut_step_ = applied_step_ = step;
+  stats_.rows = sums_.rows();
+  maybe_in_store_ = filling_ = sums_.records() > 0;
+  return absl::OkStatus();
+}
+
+absl::Status TieredTable::RestoreFilters() {
   absl::Status status;
-  for (uint32_t shard = 0; shard < shards_ && status.ok(); ++shard) {
-    const KvRange records = RecordsOf(number_, shard);
-    HEARTH_RETURN_IF_ERROR(store_->Scan(records.first, records.last, [&](KvKey key, absl::string_view value) {
-      RowMeta meta;
-      status = DecodeMeta(key.sign, value, floats_, &meta);
-      if (!status.ok()) return false;
-      stats_.rows += IsAdmitted(meta) ? 1 : 0;
-      if (arena_.rows() >= low_water_) {
-        maybe_in_store_ = true;
-        return true;
-      }
-      status = ReserveRows(1);
-      if (status.ok()) LoadRecord(value, meta, Insert(key.sign));
-      return status.ok();
-    }));
+  for (uint32_t shard = 0; shard < shards_; ++shard) {
     const KvRange chunks = FilterChunksOf(number_, shard);
-    if (!bloom_ || !status.ok()) continue;
-    HEARTH_RETURN_IF_ERROR(store_->Scan(chunks.first, chunks.last, [&](KvKey key, absl::string_view value) {
+    HEARTH_RETURN_IF_ERROR(io_->store()->Scan(chunks.first, chunks.last, [&](KvKey key, absl::string_view value) {
       if (filters_[shard] == nullptr) filters_[shard] = std::make_unique<CountingBloom>(config_.admission());
       if (!filters_[shard]->LoadChunk(FilterChunkOf(key), value)) {
         status = absl::DataLossError(absl::StrCat("counting filter of table \"", config_.name(), "\", logical shard ",
@@ -817,14 +980,41 @@ absl::Status TieredTable::Restore() {
       }
       return status.ok();
     }));
+    HEARTH_RETURN_IF_ERROR(status);
   }
+  return absl::OkStatus();
+}
+
+// Sums over what the store holds, for one that no cut of this server left: of an earlier version, dealt to other
+// servers, or of another rule of expiry, by which some is deleted first.
+absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
+  absl::Status status;
+  std::vector<KvWrite> removes;
+  for (uint32_t shard = 0; shard < shards_ && status.ok(); ++shard) {
+    const KvRange records = RecordsOf(number_, shard);
+    HEARTH_RETURN_IF_ERROR(io_->store()->Scan(records.first, records.last, [&](KvKey key, absl::string_view value) {
+      RowMeta meta;
+      status = DecodeMeta(key.sign, value, floats_, &meta);
+      if (!status.ok()) return false;
+      if (kept != nullptr && IsExpired(meta, kept->expire_after_steps(), kept_step)) {
+        removes.push_back({key, {}, true});
+        return true;
+      }
+      sums_.Add(meta, RecordHash(key.sign, value));
+      return true;
+    }));
+    if (status.ok()) status = io_->store()->Write(removes);
+    removes.clear();
+  }
+  stats_.rows = sums_.rows();
+  maybe_in_store_ = filling_ = sums_.records() > 0;
   return status;
 }
 
 EmbeddingTableStats TieredTable::stats() const {
   EmbeddingTableStats stats = stats_;
-  stats.rows_in_memory = arena_.rows();
-  stats.bytes_memory = arena_.bytes() + index_.bytes();
+  stats.rows_in_memory = tier_.rows() - places_;
+  stats.bytes_memory = tier_.bytes();
   for (const auto& filter : filters_) stats.bytes_memory += filter != nullptr ? filter->bytes() : 0;
   return stats;
 }
@@ -859,9 +1049,28 @@ float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform) {
   return WeightOf(WeightStream(seed, sign), i, init_uniform);
 }
 
+absl::StatusOr<uint64_t> EmbeddingTable::Snapshot(uint64_t step) {
+  HEARTH_RETURN_IF_ERROR(BeginCut(step));
+  while (true) {
+    HEARTH_ASSIGN_OR_RETURN(const bool more, ContinueCut(std::numeric_limits<uint64_t>::max()));
+    if (!more) break;
+  }
+  HEARTH_RETURN_IF_ERROR(WaitForWrites());
+  return EndCut().hash;
+}
+
+absl::StatusOr<std::unique_ptr<EmbeddingTable>> EmbeddingTable::Open(const TableOptions& options, StoreIo* io) {
+  HEARTH_RETURN_IF_ERROR(CheckOptions(options));
+  auto table = std::make_unique<TieredTable>(options, nullptr, io);
+  HEARTH_RETURN_IF_ERROR(table->Restore());
+  return table;
+}
+
 absl::StatusOr<std::unique_ptr<EmbeddingTable>> EmbeddingTable::Open(const TableOptions& options, KvStore* store) {
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
-  auto table = std::make_unique<TieredTable>(options, store);
+  auto io = std::make_unique<StoreIo>(Env::Real(), store, 0);
+  StoreIo* const borrowed = io.get();
+  auto table = std::make_unique<TieredTable>(options, std::move(io), borrowed);
   HEARTH_RETURN_IF_ERROR(table->Restore());
   return table;
 }

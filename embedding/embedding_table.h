@@ -35,6 +35,8 @@ constexpr uint32_t kRowAdmitted = 1;
 // Floats of optimizer state behind the weights: SGD 0, ADAGRAD dim, ROWWISE_ADAGRAD 1, ADAM 2·dim.
 uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim);
 
+class StoreIo;
+
 struct TableOptions {
   Table config;                  // of the job
   TableNumber number = 1;        // position in the job + 1
@@ -51,7 +53,7 @@ struct PushPart {
 };
 
 struct EmbeddingTableStats {
-  uint64_t rows = 0;  // live admitted rows at the last Snapshot (exact there), an upper bound between
+  uint64_t rows = 0;  // live admitted rows at the last cut (exact there), an upper bound between
   uint64_t rows_in_memory = 0;
   uint64_t rows_spilled = 0;  // leavings of the memory tier for the store, so far
   uint64_t rows_expired = 0;
@@ -61,14 +63,31 @@ struct EmbeddingTableStats {
   uint64_t memory_hits = 0;        // records that training pulls read: in the memory tier,
   uint64_t memory_misses = 0;      // or from the store. Signs without a record are in neither
   uint64_t rows_prefetched = 0;    // brought into memory by Prefetch
+  uint64_t prefetch_hits = 0;      // of memory_hits: rows that Prefetch had brought in for that pull
   uint64_t bytes_memory = 0;
 };
 
-// One thread. `store` may be shared by the tables of a server (signs carry the table) and outlives them.
+// What a cut knows of a table once its rows are copied.
+struct TableCut {
+  uint64_t step = 0;
+  uint64_t hash = 0;  // sum over the live rows and the counting filters (docs/FORMATS.md "Model hash")
+  uint64_t rows = 0;  // live admitted rows
+};
+
+// One thread. `io` may be shared by the tables of a server (signs carry the table) and outlives them.
+//
+// A cut (docs/PROTOCOL.md §6): BeginCut marks the moment, ContinueCut hands the rows as they were at that moment to the
+// store's writer, a slice at a time. Pulls and pushes go on in between: a row that is to change before it was handed
+// over is copied first. What the table writes for other reasons waits until EndCut. So once ContinueCut has said that
+// nothing is left, what the writer does next sees the store with every row as of the cut: that is the moment for a
+// Checkpoint, by way of StoreIo::Then, and for EndCut.
 class EmbeddingTable {
  public:
-  // Takes up what the store holds of this table (restore = the store already has the rows). InvalidArgument on options
-  // that FaultsOf would refuse. Allocates at most what memory_rows_max rows need, in steps as it fills.
+  // Takes up what the store holds of this table (restore = the store already has the rows): without a pass over them
+  // where the last cut left its sums there. InvalidArgument on options that FaultsOf would refuse. Allocates at most
+  // what memory_rows_max rows need, in steps as it fills, and while a cut is under way a little more.
+  static absl::StatusOr<std::unique_ptr<EmbeddingTable>> Open(const TableOptions& options, StoreIo* io);
+  // With reads and writes done by the caller's thread, each before its call returns.
   static absl::StatusOr<std::unique_ptr<EmbeddingTable>> Open(const TableOptions& options, KvStore* store);
   virtual ~EmbeddingTable() = default;
 
@@ -86,20 +105,33 @@ class EmbeddingTable {
   // rows_non_finite; count and last_step move, because the sign was seen. On an error of the store the step is applied
   // in part: the caller stops and starts again from a snapshot.
   virtual absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) = 0;
+  // False: a push of so many signs may find no room while a cut is under way; end the cut first.
+  virtual bool HasRoomFor(uint64_t signs) const = 0;
 
-  // Brings rows into memory ahead of their pull: one batched read. Never evicts a row touched in the last two steps for
-  // it.
-  virtual absl::Status Prefetch(absl::Span<const Sign> signs) = 0;
+  // Begins to bring rows into memory ahead of the pull of `step`, and keeps them until then. Waits for nothing; what
+  // finds no room is left out. Never drives out a row used in the last two steps.
+  virtual absl::Status Prefetch(uint64_t step, absl::Span<const Sign> signs) = 0;
 
-  // A bounded slice of upkeep (at most about rows_max rows looked at): spill, evict, give expired space back. True when
-  // there is more to do. Never changes a value.
+  // A bounded slice of upkeep (at most about rows_max rows looked at): fill memory after a restore, spill, evict, give
+  // expired space back. True when there is more to do. Never changes a value.
   virtual absl::StatusOr<bool> Maintain(uint64_t step, uint64_t rows_max) = 0;
 
-  // Makes the store hold every row as of `step`, deletes what is expired at `step`, and sums the live rows' hashes
-  // (admission counters included; docs/FORMATS.md "Model hash"). The caller then calls KvStore::Checkpoint.
-  virtual absl::StatusOr<uint64_t> Snapshot(uint64_t step) = 0;
+  // REQUIRES: no cut is under way, and `step` is not before the last applied one.
+  virtual absl::Status BeginCut(uint64_t step) = 0;
+  // At most about rows_max rows. True while there is more to do.
+  virtual absl::StatusOr<bool> ContinueCut(uint64_t rows_max) = 0;
+  // REQUIRES: ContinueCut said false.
+  virtual TableCut EndCut() = 0;
+
+  // A cut in one go: the store holds every row as of `step`, and the caller may call KvStore::Checkpoint. Returns the
+  // cut's hash.
+  absl::StatusOr<uint64_t> Snapshot(uint64_t step);
 
   virtual EmbeddingTableStats stats() const = 0;
+
+ protected:
+  // Until all that was handed to the writer is written.
+  virtual absl::Status WaitForWrites() = 0;
 };
 
 // What every row's share of the model hash is: XXH3-64 of (table u32, sign u64, count u32, last_step u32, flags u32,

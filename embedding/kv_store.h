@@ -15,7 +15,7 @@
 namespace hearth {
 
 // Ordered by (shard, sign). Stored as 4 bytes shard then 8 bytes sign, both big-endian, so a shard moves as a range.
-// Sign 0 of a shard is free for the tables' own bookkeeping (counting filters), see embedding_table.h.
+// Signs below 2^52 are free for the tables' own bookkeeping, see row_record.h.
 struct KvKey {
   uint32_t shard = 0;
   uint64_t sign = 0;
@@ -29,15 +29,41 @@ struct KvWrite {
   bool remove = false;
 };
 
-// One thread at a time. Five virtuals, two implementations (RocksDbStore, MapStore) under one conformance suite.
+// What MultiGet found, in one piece of memory.
+class KvValues {
+ public:
+  void Reset(size_t count) {
+    bytes_.clear();
+    places_.assign(count, Place());
+  }
+  // Once for each i at most. What `operator[]` gave before is no longer valid.
+  void Set(size_t i, absl::string_view value) {
+    places_[i] = {bytes_.size(), value.size(), true};
+    bytes_.append(value.data(), value.size());
+  }
+  size_t size() const { return places_.size(); }
+  bool found(size_t i) const { return places_[i].found; }
+  absl::string_view operator[](size_t i) const { return {bytes_.data() + places_[i].begin, places_[i].bytes}; }
+
+ private:
+  struct Place {
+    size_t begin = 0;
+    size_t bytes = 0;
+    bool found = false;
+  };
+  std::string bytes_;
+  std::vector<Place> places_;
+};
+
+// Any number of threads may read (MultiGet, DiskBytes) while one does the rest. Five virtuals, two implementations
+// (RocksDbStore, MapStore) under one conformance suite.
 class KvStore {
  public:
   virtual ~KvStore() = default;
-  // values->at(i) is the value of keys[i]; found->at(i) says whether there is one. Keys in any order.
-  virtual absl::Status MultiGet(absl::Span<const KvKey> keys, std::vector<std::string>* values,
-                                std::vector<bool>* found) = 0;
+  // values[i] is the value of keys[i], as of some moment of the call. Fastest with keys that ascend.
+  virtual absl::Status MultiGet(absl::Span<const KvKey> keys, KvValues* values) = 0;
   // Applies all of a batch or, on error, an unspecified part that no Checkpoint will contain half of. ResourceExhausted
-  // when the disk is full or the cap is reached: the store stays readable.
+  // when the disk is full or the cap is reached: the store stays readable. Fastest with many keys that ascend.
   virtual absl::Status Write(absl::Span<const KvWrite> writes) = 0;
   // Visits keys in [first, last) in order as of now; `visit` returns false to stop. Writing meanwhile is allowed and
   // not seen.

@@ -2,6 +2,7 @@
 // rocksdb_store.cc.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -11,8 +12,13 @@
 namespace hearth {
 
 struct RocksDbOptions {
-  uint64_t block_cache_bytes = uint64_t{64} << 20;
+  // Above 0: RocksDB's own cache. 0: files are mapped, and the operating system's page cache is the cache.
+  uint64_t block_cache_bytes = 0;
   uint64_t write_buffer_bytes = uint64_t{64} << 20;
+  uint32_t compaction_threads = 1;
+  // A record that nobody will read again, by the time that this says so: compactions leave it out. Called by any
+  // thread.
+  std::function<bool(KvKey key, absl::string_view value)> dead;
   uint64_t disk_bytes_max = 0;       // cap on the folder; 0: none
   uint64_t disk_free_bytes_min = 0;  // stays free on the disk (Debian's RocksDB aborts on a full one); 0: no guard
   uint32_t disk_sharers = 1;         // stores on that disk: each takes at most its share of what is free beyond that

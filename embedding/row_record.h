@@ -33,6 +33,9 @@ inline KvRange FilterChunksOf(TableNumber table, uint32_t shard) {
 }
 inline uint64_t FilterChunkOf(KvKey key) { return key.sign & ((uint64_t{1} << kFilterChunkBits) - 1); }
 
+// What a server keeps of a table beside its logical shards: the sums of its rows (row_sums.h). Not moved with a shard.
+inline KvKey SumsKey(TableNumber table) { return {0xffffffffu, MakeSign(table, 0)}; }
+
 // DataLoss unless `value` is a record of `floats` weights and state, or a counter alone.
 absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t floats, RowMeta* meta);
 inline const char* FloatsOf(absl::string_view value) { return value.data() + sizeof(RowMeta); }  // unaligned

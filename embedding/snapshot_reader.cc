@@ -17,7 +17,7 @@
 namespace hearth {
 namespace {
 
-constexpr size_t kRestoreBatchBytes = size_t{1} << 20;
+constexpr size_t kRestoreBatchBytes = size_t{64} << 20;  // one sorted file
 
 std::string ServerFolder(const std::string& folder, uint32_t server) {
   return JoinPath(folder, absl::StrCat("ps-", server));
@@ -51,25 +51,22 @@ absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, Ta
   return status;
 }
 
-// The counting filters' share of the rows hash.
-absl::Status AddFilters(KvStore* store, const Manifest& manifest, const Table& config, TableNumber table,
-                        uint32_t server, uint64_t* hash) {
+// A logical shard's counting filter's share of the rows hash.
+absl::Status AddFilter(KvStore* store, const Table& config, TableNumber table, uint32_t shard, uint64_t* hash) {
   if (config.admission().counter() != Admission::BLOOM) return absl::OkStatus();
-  for (uint32_t shard = server; shard < manifest.shards(); shard += manifest.servers()) {
-    const KvRange range = FilterChunksOf(table, shard);
-    std::unique_ptr<CountingBloom> filter;
-    bool fits = true;
-    HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
-      if (filter == nullptr) filter = std::make_unique<CountingBloom>(config.admission());
-      fits = filter->LoadChunk(FilterChunkOf(key), value);
-      return fits;
-    }));
-    if (!fits) {
-      return absl::DataLossError(absl::StrCat("counting filter of table \"", config.name(), "\", logical shard ", shard,
-                                              ": does not fit the job's bloom_counters"));
-    }
-    if (filter != nullptr) *hash += filter->Hash(table, shard);
+  const KvRange range = FilterChunksOf(table, shard);
+  std::unique_ptr<CountingBloom> filter;
+  bool fits = true;
+  HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
+    if (filter == nullptr) filter = std::make_unique<CountingBloom>(config.admission());
+    fits = filter->LoadChunk(FilterChunkOf(key), value);
+    return fits;
+  }));
+  if (!fits) {
+    return absl::DataLossError(absl::StrCat("counting filter of table \"", config.name(), "\", logical shard ", shard,
+                                            ": does not fit the job's bloom_counters"));
   }
+  if (filter != nullptr) *hash += filter->Hash(table, shard);
   return absl::OkStatus();
 }
 
@@ -135,16 +132,44 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
                      });
     if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
-  for (uint32_t server = 0; server < manifest.servers(); ++server) {
-    const absl::Status status = AddFilters(stores[server].get(), manifest, config, table, server, rows_hash);
+  for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
+    const uint32_t server = shard % manifest.servers();
+    const absl::Status status = AddFilter(stores[server].get(), config, table, shard, rows_hash);
     if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
   return absl::OkStatus();
 }
 
+absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, uint64_t step, uint32_t server,
+                                        uint32_t servers) {
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<KvStore> store, OpenRocksDbStoreReadOnly(folder));
+  uint64_t hash = 0;
+  const auto add = [&](Sign sign, const RowMeta&, absl::string_view value) {
+    hash += RecordHash(sign, value);
+    return absl::OkStatus();
+  };
+  for (int t = 0; t < job.table_size(); ++t) {
+    const TableNumber table = static_cast<TableNumber>(t) + 1;
+    for (uint32_t shard = server; shard < job.training().shards(); shard += servers) {
+      HEARTH_RETURN_IF_ERROR(VisitRecords(store.get(), step, job.table(t), table, shard, add));
+      HEARTH_RETURN_IF_ERROR(AddFilter(store.get(), job.table(t), table, shard, &hash));
+    }
+  }
+  return hash;
+}
+
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
                            const std::function<bool(uint32_t shard)>& owns, KvStore* store) {
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
+  HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
+  // A store may still hold what is expired there. Who takes it over may have another rule.
+  const auto expired = [&](Sign sign, absl::string_view value) {
+    const int table = static_cast<int>(TableOf(sign)) - 1;
+    RowMeta meta;
+    if (table < 0 || table >= job.table_size() || value.size() < sizeof(meta)) return false;
+    std::memcpy(&meta, value.data(), sizeof(meta));
+    return IsExpired(meta, job.table(table).expire_after_steps(), manifest.step());
+  };
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
     std::unique_ptr<KvStore> saved;  // opened only where something of it is wanted
     std::string values;
@@ -168,6 +193,7 @@ absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
         HEARTH_ASSIGN_OR_RETURN(saved, OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
       }
       HEARTH_RETURN_IF_ERROR(saved->Scan(KvKey{shard, 0}, KvKey{shard + 1, 0}, [&](KvKey key, absl::string_view value) {
+        if (expired(key.sign, value)) return true;
         values.append(value.data(), value.size());
         batch.emplace_back(key, value.size());
         return values.size() < kRestoreBatchBytes || write();

@@ -35,6 +35,10 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
 // DataLoss where it is not the MANIFEST's.
 absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, uint64_t rows_hash);
 
+// The share of the rows hash that one of `servers` servers' store `folder` holds, summed anew from its records.
+absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, uint64_t step, uint32_t server,
+                                        uint32_t servers);
+
 // Fills `store` with the logical shards that `owns(shard)` selects from the ps-<i> folders of a snapshot.
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
                            const std::function<bool(uint32_t shard)>& owns, KvStore* store);

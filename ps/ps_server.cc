@@ -1,5 +1,7 @@
 #include "ps/ps_server.h"
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -15,7 +17,9 @@
 #include "common/job/identity.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
+#include "embedding/lifecycle.h"
 #include "embedding/rocksdb_store.h"
+#include "embedding/row_record.h"
 #include "embedding/snapshot_reader.h"
 
 namespace hearth {
@@ -23,6 +27,7 @@ namespace {
 
 constexpr char kSortedTableSuffix[] = ".sst";
 constexpr int64_t kShowUs = 1'000'000;  // between two looks at the tables for Prometheus
+constexpr Address kSaved{-1, 0};        // "from" the saver: a cut is on disk
 
 absl::Status SendToScheduler(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
@@ -74,7 +79,12 @@ PsServer::PsServer(PsServerOptions options)
   HEARTH_CHECK(index_ < static_cast<uint32_t>(options_.ranks.servers), "rank ", options_.transport->rank());
 }
 
-PsServer::~PsServer() = default;
+// The store's threads hold what they work on.
+PsServer::~PsServer() {
+  shard_.reset();
+  io_.reset();
+  saver_.reset();
+}
 
 absl::Status PsServer::Run() {
   HEARTH_RETURN_IF_ERROR(metrics_.Serve(options_.job.metrics()));
@@ -108,9 +118,13 @@ absl::Status PsServer::Start(const StartServer& start) {
   const auto reply = [this](Address to, Bytes message) {
     return options_.transport->Send(kPortServer, to, std::move(message));
   };
-  HEARTH_ASSIGN_OR_RETURN(shard_,
-                          Shard::Open(shard, store_.get(), reply, [this](uint64_t step) { return SaveCut(step); }));
-  if (start.snapshot().empty() && !start.read_only()) HEARTH_RETURN_IF_ERROR(SaveCut(start.step()));
+  shard.env = options_.env;
+  HEARTH_ASSIGN_OR_RETURN(
+      shard_, Shard::Open(shard, io_.get(), reply, [this](ServerAtCut report) { return SaveCut(std::move(report)); }));
+  if (start.snapshot().empty() && !start.read_only()) {
+    HEARTH_RETURN_IF_ERROR(shard_->Cut());
+    HEARTH_RETURN_IF_ERROR(TellOfCuts(/*wait=*/true));
+  }
   std::vector<TableStats> stats;
   shard_->FillStats(&stats);
   Control ready;
@@ -126,15 +140,8 @@ absl::Status PsServer::Start(const StartServer& start) {
 absl::Status PsServer::Restore(const StartServer& start) {
   HEARTH_RETURN_IF_ERROR(RemoveTree(live_));
   HEARTH_RETURN_IF_ERROR(MakeDirectories(live_));
-  RocksDbOptions rocksdb;
-  rocksdb.disk_bytes_max = options_.job.snapshot().disk_bytes_max();
-  rocksdb.disk_free_bytes_min = options_.job.snapshot().disk_free_bytes_min();
-  rocksdb.disk_sharers = static_cast<uint32_t>(options_.ranks.servers);
   const std::string& folder = start.snapshot();
-  if (folder.empty()) {
-    HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
-    return absl::OkStatus();
-  }
+  if (folder.empty()) return OpenStore(start.step());
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
   const ShardMap map(options_.job.training().shards(), static_cast<uint32_t>(options_.ranks.servers));
   if (manifest.step() != start.step()) {
@@ -148,10 +155,36 @@ absl::Status PsServer::Restore(const StartServer& start) {
   }
   const bool same_shards = manifest.servers() == map.servers();
   if (same_shards) HEARTH_RETURN_IF_ERROR(CloneCheckpoint(JoinPath(folder, name_), live_));
-  HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
+  HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
   if (same_shards) return absl::OkStatus();
   return RestoreShards(
       folder, manifest, [&](uint32_t shard) { return map.ServerOfShard(shard) == index_; }, store_.get());
+}
+
+absl::Status PsServer::OpenStore(uint64_t step) {
+  const Store& config = options_.job.store();
+  const uint32_t cores = UsableCores();
+  RocksDbOptions rocksdb;
+  rocksdb.disk_bytes_max = options_.job.snapshot().disk_bytes_max();
+  rocksdb.disk_free_bytes_min = options_.job.snapshot().disk_free_bytes_min();
+  rocksdb.disk_sharers = static_cast<uint32_t>(options_.ranks.servers);
+  rocksdb.block_cache_bytes = config.block_cache_bytes();
+  rocksdb.compaction_threads =
+      config.compaction_threads() > 0 ? config.compaction_threads() : std::clamp(cores / 4, 1u, 4u);
+  saved_step_ = step;
+  rocksdb.dead = [this](KvKey key, absl::string_view value) {
+    const int table = static_cast<int>(TableOf(key.sign)) - 1;
+    RowMeta meta;
+    if (table < 0 || table >= options_.job.table_size() || key.sign == SumsKey(TableOf(key.sign)).sign) return false;
+    if (value.size() < sizeof(meta)) return false;
+    std::memcpy(&meta, value.data(), sizeof(meta));
+    return IsExpired(meta, options_.job.table(table).expire_after_steps(), saved_step_);
+  };
+  HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
+  saver_ = std::make_unique<TaskPool>(options_.env, "save", 1);
+  io_ = std::make_unique<StoreIo>(options_.env, store_.get(),
+                                  config.read_threads() > 0 ? config.read_threads() : std::clamp(cores, 2u, 16u));
+  return absl::OkStatus();
 }
 
 absl::Status PsServer::Serve() {
@@ -171,6 +204,10 @@ absl::Status PsServer::Serve() {
       continue;
     }
     upkeep = true;
+    if (message->from == kSaved) {
+      HEARTH_RETURN_IF_ERROR(TellOfCuts(/*wait=*/false));
+      continue;
+    }
     MessageKind kind;
     HEARTH_ASSIGN_OR_RETURN(const std::optional<Control> control, ControlOf(*message, &kind));
     if (!control) {
@@ -187,18 +224,45 @@ absl::Status PsServer::Serve() {
   }
 }
 
-// Everything is written and on disk before the scheduler hears of it.
-absl::Status PsServer::SaveCut(uint64_t step) {
-  const int64_t begin_us = options_.env->NowUs();
-  const std::string snapshots = JoinPath(options_.dir, "snapshots");
-  const std::string snapshot = JoinPath(snapshots, absl::StrCat(step));
+// The rows are in the hands of the store's writer. Behind them it makes the copy, and another thread describes it,
+// while this one serves on: everything is on disk before the scheduler hears of it.
+absl::Status PsServer::SaveCut(ServerAtCut report) {
+  savings_.push_back(std::make_unique<Saving>());
+  Saving* const saving = savings_.back().get();
+  saving->report = std::move(report);
+  saving->begin_us = options_.env->NowUs();
+  io_->Then([this, saving](const absl::Status& written) {
+    saving->status = written.ok() ? CopyStore(*saving) : written;
+    saver_->Run([this, saving] {
+      if (saving->status.ok()) saving->status = Describe(saving);
+      saving->done = true;
+      mailbox_->Deliver({kSaved, Bytes()});
+    });
+  });
+  return absl::OkStatus();
+}
+
+absl::Status PsServer::CopyStore(const Saving& saving) {
+  const uint64_t step = saving.report.step();
+  const std::string snapshot = JoinPath(JoinPath(options_.dir, "snapshots"), absl::StrCat(step));
   const std::string folder = JoinPath(snapshot, name_);
-  Control control;
-  ServerAtCut* report = control.mutable_server_at_cut();
   HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshot));
   HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
-  HEARTH_RETURN_IF_ERROR(shard_->Snapshot(step, report));
   HEARTH_RETURN_IF_ERROR(store_->Checkpoint(folder));
+  saved_step_ = step;
+  if (!options_.job.snapshot().verify_hash()) return absl::OkStatus();
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashServerRows(folder, options_.job, step, index_,
+                                                              static_cast<uint32_t>(options_.ranks.servers)));
+  if (hash == saving.report.rows_hash()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(
+      folder, ": its rows hash to ", absl::Hex(hash, absl::kZeroPad16), ", the sums kept while training say ",
+      absl::Hex(saving.report.rows_hash(), absl::kZeroPad16), " (snapshot.verify_hash): a fault of Hearth's"));
+}
+
+absl::Status PsServer::Describe(Saving* saving) {
+  ServerAtCut* report = &saving->report;
+  const std::string snapshots = JoinPath(options_.dir, "snapshots");
+  const std::string snapshot = JoinPath(snapshots, absl::StrCat(report->step()));
   HEARTH_ASSIGN_OR_RETURN(std::vector<FileEntry> files, DescribeCheckpoint(snapshot));
   uint64_t bytes = 0;
   for (FileEntry& file : files) {
@@ -206,11 +270,32 @@ absl::Status PsServer::SaveCut(uint64_t step) {
     bytes += file.bytes();
     *report->add_file() = std::move(file);
   }
-  for (const std::string& path : {folder, snapshot, snapshots}) HEARTH_RETURN_IF_ERROR(FsyncPath(path));
+  for (const std::string& path : {JoinPath(snapshot, name_), snapshot, snapshots}) {
+    HEARTH_RETURN_IF_ERROR(FsyncPath(path));
+  }
   report->set_peak_rss_bytes(PeakRssBytes());
-  spdlog::info("event=cut step={} files={} bytes={} seconds={:.3f} rows_hash={:016x}", step, report->file_size(), bytes,
-               static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6, report->rows_hash());
-  return SendControl(control);
+  spdlog::info("event=cut step={} files={} bytes={} seconds={:.3f} stopped_ms={:.1f} rows_hash={:016x}", report->step(),
+               report->file_size(), bytes, static_cast<double>(options_.env->NowUs() - saving->begin_us) * 1e-6,
+               static_cast<double>(report->stopped_us()) * 1e-3, report->rows_hash());
+  return absl::OkStatus();
+}
+
+// The scheduler hears of cuts in their order.
+absl::Status PsServer::TellOfCuts(bool wait) {
+  while (!savings_.empty()) {
+    Saving* const saving = savings_.front().get();
+    while (wait && !saving->done) {
+      if (mailbox_->Receive(kNever)->from == kSaved) break;
+      return absl::InternalError("a message before this server was ready");
+    }
+    if (!saving->done) return absl::OkStatus();
+    HEARTH_RETURN_IF_ERROR(saving->status);
+    Control control;
+    *control.mutable_server_at_cut() = std::move(saving->report);
+    savings_.pop_front();
+    HEARTH_RETURN_IF_ERROR(SendControl(control));
+  }
+  return absl::OkStatus();
 }
 
 // Length and checksum of every file of this server in `snapshot`. A sorted table never changes and its name is never

@@ -1,7 +1,6 @@
 #include "ps/shard.h"
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <optional>
 #include <utility>
@@ -14,8 +13,7 @@
 namespace hearth {
 namespace {
 
-constexpr uint64_t kMaintainRowsMax = 4096;             // looked at in one slice, per table
-constexpr size_t kPrefetchBytesMax = size_t{64} << 20;  // hints beyond it are dropped
+constexpr uint64_t kMaintainRowsMax = 4096;  // looked at in one slice, per table
 
 struct Decoded {
   Message message;
@@ -65,7 +63,7 @@ const char* NameOf(MessageKind kind) {
 
 class ShardImpl : public Shard {
  public:
-  ShardImpl(const ShardOptions& options, KvStore* store, Reply reply, AtCut at_cut)
+  ShardImpl(const ShardOptions& options, StoreIo* io, Reply reply, SaveCut save_cut)
       : options_(options),
         staleness_(options.job.training().staleness()),
         every_steps_(options.job.snapshot().every_steps()),
@@ -74,9 +72,9 @@ class ShardImpl : public Shard {
         // tables.
         keep_replies_(staleness_ > 0 && options.rules.keep_replies),
         map_(options.job.training().shards(), options.servers),
-        store_(store),
+        io_(io),
         reply_(std::move(reply)),
-        at_cut_(std::move(at_cut)),
+        save_cut_(std::move(save_cut)),
         applied_(options.step),
         last_cut_(options.step),
         lanes_(options.lanes, Lane{options.step, options.step}),
@@ -92,7 +90,7 @@ class ShardImpl : public Shard {
       table.shards = options_.job.training().shards();
       uint64_t share = (table.config.memory_rows_max() + options_.servers - 1) / options_.servers;
       table.memory_rows_max = std::max<uint64_t>(1, share);
-      auto opened = EmbeddingTable::Open(table, store_);
+      auto opened = EmbeddingTable::Open(table, io_);
       if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("table ", table.config.name()));
       tables_.push_back(*std::move(opened));
     }
@@ -101,6 +99,34 @@ class ShardImpl : public Shard {
   }
 
   absl::Status Handle(Message message) override {
+    HEARTH_RETURN_IF_ERROR(Dispatch(std::move(message)));
+    return cutting_ ? ContinueCut(options_.cut_rows_max) : absl::OkStatus();
+  }
+
+  absl::StatusOr<bool> Idle() override {
+    if (cutting_) {
+      HEARTH_RETURN_IF_ERROR(ContinueCut(options_.cut_rows_max));
+      return true;
+    }
+    bool more = false;
+    for (auto& table : tables_) {
+      HEARTH_ASSIGN_OR_RETURN(bool table_more, table->Maintain(applied_, kMaintainRowsMax));
+      more |= table_more;
+    }
+    return more;
+  }
+
+  uint64_t applied_step() const override { return applied_; }
+
+  absl::Status Cut() override {
+    HEARTH_RETURN_IF_ERROR(BeginCut());
+    return FinishCut();
+  }
+
+  void FillStats(std::vector<TableStats>* stats) const override;
+
+ private:
+  absl::Status Dispatch(Message message) {
     Decoded decoded{std::move(message), {}};
     auto view = DecodeMessage(decoded.message.payload.span());
     if (!view.ok()) return Annotate(view.status(), absl::StrCat("message from rank ", decoded.message.from.rank));
@@ -124,46 +150,68 @@ class ShardImpl : public Shard {
     return Refuse(decoded, "a server does not take messages of this kind");
   }
 
-  absl::StatusOr<bool> Idle() override {
-    while (!prefetches_.empty()) {
-      Decoded hint = std::move(prefetches_.front());
-      prefetches_.pop_front();
-      prefetch_bytes_ -= hint.message.payload.size();
-      if (hint.view.header.step <= applied_) continue;  // its pulls are long answered
-      for (const Section& section : hint.view.sections) {
-        HEARTH_RETURN_IF_ERROR(tables_[section.table - 1]->Prefetch(section.signs));
-      }
-      return true;
-    }
-    bool more = false;
-    for (auto& table : tables_) {
-      HEARTH_ASSIGN_OR_RETURN(bool table_more, table->Maintain(applied_, kMaintainRowsMax));
-      more |= table_more;
-    }
-    return more;
-  }
+  // ---- Cuts
 
-  uint64_t applied_step() const override { return applied_; }
-
-  absl::Status Snapshot(uint64_t step, ServerAtCut* report) override {
-    uint64_t hash = 0;
-    for (size_t i = 0; i < tables_.size(); ++i) {
-      auto sum = tables_[i]->Snapshot(step);
-      if (!sum.ok()) return Annotate(sum.status(), absl::StrCat("table ", options_.job.table(i).name()));
-      hash += *sum;
-    }
-    std::vector<TableStats> stats;
-    FillStats(&stats);
-    report->set_step(step);
-    report->clear_table();
-    for (TableStats& table : stats) *report->add_table() = std::move(table);
-    report->set_rows_hash(hash);
+  // Marks the moment. What came before of another cut goes first.
+  absl::Status BeginCut() {
+    const int64_t begin_us = options_.env->NowUs();
+    HEARTH_RETURN_IF_ERROR(FinishCut());
+    for (size_t i = 0; i < tables_.size(); ++i) HEARTH_RETURN_IF_ERROR(OfTable(i, tables_[i]->BeginCut(applied_)));
+    cutting_ = true;
+    cut_table_ = 0;
+    cut_step_ = applied_;
+    cut_stopped_us_ = options_.env->NowUs() - begin_us;
     return absl::OkStatus();
   }
 
-  void FillStats(std::vector<TableStats>* stats) const override;
+  absl::Status ContinueCut(uint64_t rows_max) {
+    while (cut_table_ < tables_.size()) {
+      const auto more = tables_[cut_table_]->ContinueCut(rows_max);
+      if (!more.ok()) return OfTable(cut_table_, more.status());
+      if (*more) return absl::OkStatus();
+      ++cut_table_;
+    }
+    // All is handed over, and while no table's cut has ended none hands over anything else.
+    ServerAtCut report;
+    std::vector<TableStats> stats;
+    FillStats(&stats);
+    uint64_t hash = 0;
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      const TableCut cut = tables_[i]->EndCut();
+      hash += cut.hash;
+      stats[i].set_rows(cut.rows);
+      *report.add_table() = std::move(stats[i]);
+    }
+    report.set_step(cut_step_);
+    report.set_rows_hash(hash);
+    report.set_stopped_us(static_cast<uint64_t>(cut_stopped_us_));
+    cutting_ = false;
+    return save_cut_(std::move(report));
+  }
 
- private:
+  absl::Status FinishCut() {
+    while (cutting_) HEARTH_RETURN_IF_ERROR(ContinueCut(UINT64_MAX));
+    return absl::OkStatus();
+  }
+
+  // A step that would find no room beside a cut waits for it.
+  absl::Status MakeWayFor(const std::vector<std::vector<PushPart>>& parts) {
+    for (size_t i = 0; cutting_ && i < tables_.size(); ++i) {
+      uint64_t signs = 0;
+      for (const PushPart& part : parts[i]) signs += part.signs.size();
+      if (tables_[i]->HasRoomFor(signs)) continue;
+      const int64_t begin_us = options_.env->NowUs();
+      HEARTH_RETURN_IF_ERROR(FinishCut());
+      cut_stopped_us_ += options_.env->NowUs() - begin_us;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status OfTable(size_t table, const absl::Status& status) const {
+    return status.ok() ? status
+                       : Annotate(status, absl::StrCat("table ", options_.job.table(static_cast<int>(table)).name()));
+  }
+
   // ---- Pulls
 
   absl::Status HandlePull(Decoded pull) {
@@ -289,7 +337,7 @@ class ShardImpl : public Shard {
       HEARTH_RETURN_IF_ERROR(Apply(applied_ + 1));
       if (cut) {
         last_cut_ = applied_;
-        HEARTH_RETURN_IF_ERROR(at_cut_(applied_));
+        HEARTH_RETURN_IF_ERROR(BeginCut());
       }
       HEARTH_RETURN_IF_ERROR(AnswerWaiting());
     }
@@ -324,6 +372,7 @@ class ShardImpl : public Shard {
           parts_[section.table - 1].push_back({section.signs, section.occurrences, section.values});
         }
       }
+      HEARTH_RETURN_IF_ERROR(MakeWayFor(parts_));
       for (size_t i = 0; i < tables_.size(); ++i) HEARTH_RETURN_IF_ERROR(tables_[i]->Push(j, terms.n, parts_[i]));
     }
     for (uint32_t lane = 0; lane < lanes_.size(); ++lane) SlotOf(lane, j) = Slot();
@@ -371,10 +420,11 @@ class ShardImpl : public Shard {
 
   absl::Status HandlePrefetch(Decoded hint) {
     HEARTH_RETURN_IF_ERROR(CheckSections(hint));
-    const size_t bytes = hint.message.payload.size();
-    if (hint.view.header.step <= applied_ || prefetch_bytes_ + bytes > kPrefetchBytesMax) return absl::OkStatus();
-    prefetch_bytes_ += bytes;
-    prefetches_.push_back(std::move(hint));
+    const uint64_t step = hint.view.header.step;
+    if (step <= applied_) return absl::OkStatus();  // its pulls are long answered
+    for (const Section& section : hint.view.sections) {
+      HEARTH_RETURN_IF_ERROR(tables_[section.table - 1]->Prefetch(step, section.signs));
+    }
     return absl::OkStatus();
   }
 
@@ -489,22 +539,24 @@ class ShardImpl : public Shard {
   const uint64_t window_;
   const bool keep_replies_;
   const ShardMap map_;
-  KvStore* const store_;
+  StoreIo* const io_;
   const Reply reply_;
-  const AtCut at_cut_;
+  const SaveCut save_cut_;
 
   std::vector<std::unique_ptr<EmbeddingTable>> tables_;  // [table number - 1]
   uint64_t applied_;
   uint64_t last_cut_;           // <= applied_
   uint64_t announced_cut_ = 0;  // by the pushes of applied_; 0: none
+  bool cutting_ = false;
+  size_t cut_table_ = 0;  // those before it are copied
+  uint64_t cut_step_ = 0;
+  int64_t cut_stopped_us_ = 0;
   std::vector<Lane> lanes_;
   std::vector<Slot> slots_;                                   // [lanes, window_]: a ring of steps for each lane
   std::vector<StepTerms> terms_;                              // [window_]
   std::map<std::pair<int, int>, Decoded> read_only_waiting_;  // by sender
-  std::deque<Decoded> prefetches_;
-  size_t prefetch_bytes_ = 0;
-  std::vector<std::vector<PushPart>> parts_;  // scratch of Apply
-  std::vector<bool> seen_;                    // scratch of CheckSections
+  std::vector<std::vector<PushPart>> parts_;                  // scratch of Apply
+  std::vector<bool> seen_;                                    // scratch of CheckSections
 };
 
 void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
@@ -527,12 +579,13 @@ void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
     to.set_memory_misses(from.memory_misses);
     to.set_bytes_memory(from.bytes_memory);
     to.set_rows_prefetched(from.rows_prefetched);
+    to.set_prefetch_hits(from.prefetch_hits);
     stats->push_back(std::move(to));
     const uint64_t row_floats = config.dim() + StateFloatsOf(config.optimizer(), config.dim());
     weights.push_back(from.rows * (sizeof(RowMeta) + sizeof(float) * row_floats));
     weight_sum += static_cast<double>(weights.back());
   }
-  const double disk_bytes = static_cast<double>(store_->DiskBytes());
+  const double disk_bytes = static_cast<double>(io_->store()->DiskBytes());
   for (size_t i = 0; i < weights.size(); ++i) {
     double share = weight_sum > 0 ? static_cast<double>(weights[i]) / weight_sum : 0;
     (*stats)[i].set_bytes_disk(static_cast<uint64_t>(disk_bytes * share));
@@ -541,12 +594,12 @@ void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const ShardOptions& options, KvStore* store, Reply reply,
-                                                   AtCut at_cut) {
+absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const ShardOptions& options, StoreIo* io, Reply reply,
+                                                   SaveCut save_cut) {
   HEARTH_CHECK(options.servers >= 1 && options.server < options.servers, "server ", options.server, " of ",
                options.servers);
   if (options.lanes == 0) return absl::InvalidArgumentError("training.lanes: 0; a job has at least one lane");
-  auto shard = std::make_unique<ShardImpl>(options, store, std::move(reply), std::move(at_cut));
+  auto shard = std::make_unique<ShardImpl>(options, io, std::move(reply), std::move(save_cut));
   HEARTH_RETURN_IF_ERROR(shard->OpenTables());
   return std::unique_ptr<Shard>(std::move(shard));
 }

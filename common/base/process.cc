@@ -43,6 +43,13 @@ std::string HostName() {
   return gethostname(name, sizeof(name) - 1) == 0 && name[0] != '\0' ? name : "localhost";
 }
 
+uint32_t UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  return static_cast<uint32_t>(std::max(1, cores));
+}
+
 uint64_t PeakRssBytes() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);

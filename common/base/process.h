@@ -15,6 +15,7 @@ namespace hearth {
 
 std::string HostName();   // "localhost" where there is none
 uint64_t PeakRssBytes();  // the most memory it has held so far
+uint32_t UsableCores();   // that it may run on; at least 1
 
 // Of what waitpid tells: the exit code, or 128 + the signal that ended it, as a shell says it.
 int CodeOfWaitStatus(int wait_status);

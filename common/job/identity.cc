@@ -38,6 +38,7 @@ Job Identity(const Job& job) {
   identity.clear_name();
   identity.clear_data_dir();
   identity.clear_snapshot();
+  identity.clear_store();
   identity.clear_export_();
   identity.clear_metrics();
   identity.clear_limits();
@@ -133,6 +134,7 @@ constexpr RuleOf kRules[] = {
     {"data_dir", Rule::kFree, ""},
     {"snapshot.every_steps", Rule::kWithStaleness, ""},
     {"snapshot", Rule::kFree, ""},
+    {"store", Rule::kFree, ""},
     {"export", Rule::kFree, ""},
     {"metrics", Rule::kFree, ""},
     {"limits.record_bytes_max", Rule::kRefused, "it decides which records a cursor counts"},

@@ -163,9 +163,7 @@ void CheckPrograms(const std::string& folder, std::vector<Finding>* findings) {
 }
 
 Finding CheckCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const uint32_t cores = UsableCores();
   std::string quota;
   const std::vector<std::string> words =
       absl::StrSplit(ReadFile("/sys/fs/cgroup/cpu.max", kTextBytesMax).value_or("max"), absl::ByAnyChar(" \n"));
@@ -173,7 +171,7 @@ Finding CheckCores() {
   if (words.size() >= 2 && absl::SimpleAtoi(words[0], &share) && absl::SimpleAtoi(words[1], &period) && period > 0)
     quota = absl::StrFormat(", of which this control group may use %.1f", static_cast<double>(share) / period);
   return Fine("cores",
-              absl::StrCat(cores, quota, "; a worker a core is fastest: --np-worker ", std::max(1, cores / 2)));
+              absl::StrCat(cores, quota, "; a worker a core is fastest: --np-worker ", std::max(1u, cores / 2)));
 }
 
 Finding CheckMemory() {

@@ -87,14 +87,12 @@ TEST_P(KvStoreSuite, EqualsAMapUnderRandomWork) {
     ASSERT_TRUE(store_->Write(writes).ok());
     std::vector<KvKey> keys;
     for (uint64_t i = 0; i < random.Below(9); ++i) keys.push_back(draw_key());
-    std::vector<std::string> values;
-    std::vector<bool> found;
-    ASSERT_TRUE(store_->MultiGet(keys, &values, &found).ok());
+    KvValues values;
+    ASSERT_TRUE(store_->MultiGet(keys, &values).ok());
     ASSERT_EQ(values.size(), keys.size());
-    ASSERT_EQ(found.size(), keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto it = map.find(keys[i]);
-      ASSERT_EQ(found[i], it != map.end());
+      ASSERT_EQ(values.found(i), it != map.end());
       if (it == map.end()) continue;
       ASSERT_EQ(values[i], it->second);
     }
@@ -109,21 +107,23 @@ TEST_P(KvStoreSuite, HoldsBinaryAndEmptyValues) {
   const std::string binary("\0\xff\n\0", 4);
   Put({1, 1}, binary);
   Put({1, 2}, "");
-  std::vector<std::string> values = {"left over"};
-  std::vector<bool> found;
-  ASSERT_TRUE(store_->MultiGet({KvKey{1, 2}, KvKey{1, 3}, KvKey{1, 1}, KvKey{1, 1}}, &values, &found).ok());
-  EXPECT_EQ(found, (std::vector<bool>{true, false, true, true}));
+  KvValues values;
+  values.Reset(7);
+  values.Set(1, "left over");
+  ASSERT_TRUE(store_->MultiGet({KvKey{1, 2}, KvKey{1, 3}, KvKey{1, 1}, KvKey{1, 1}}, &values).ok());
+  EXPECT_TRUE(values.found(0));
+  EXPECT_FALSE(values.found(1));
+  EXPECT_TRUE(values.found(2) && values.found(3));
   EXPECT_EQ(values[0], "");
   EXPECT_EQ(values[2], binary);
   EXPECT_EQ(values[3], binary);
 }
 
 TEST_P(KvStoreSuite, TakesEmptyBatchesAndReads) {
-  std::vector<std::string> values;
-  std::vector<bool> found;
+  KvValues values;
   EXPECT_TRUE(store_->Write({}).ok());
-  EXPECT_TRUE(store_->MultiGet({}, &values, &found).ok());
-  EXPECT_TRUE(values.empty());
+  EXPECT_TRUE(store_->MultiGet({}, &values).ok());
+  EXPECT_EQ(values.size(), 0u);
   EXPECT_TRUE(All(store_.get(), kFirst, kLast).empty());
   EXPECT_TRUE(store_->Write({KvWrite{{5, 5}, {}, true}}).ok());  // removing what is not there
 }

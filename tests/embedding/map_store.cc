@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -31,20 +32,18 @@ class MapStore final : public KvStore {
  public:
   explicit MapStore(Map map) : map_(std::move(map)) {}
 
-  absl::Status MultiGet(absl::Span<const KvKey> keys, std::vector<std::string>* values,
-                        std::vector<bool>* found) override {
-    values->assign(keys.size(), "");
-    found->assign(keys.size(), false);
+  absl::Status MultiGet(absl::Span<const KvKey> keys, KvValues* values) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    values->Reset(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto it = map_.find(keys[i]);
-      if (it == map_.end()) continue;
-      (*values)[i] = it->second;
-      (*found)[i] = true;
+      if (it != map_.end()) values->Set(i, it->second);
     }
     return absl::OkStatus();
   }
 
   absl::Status Write(absl::Span<const KvWrite> writes) override {
+    std::lock_guard<std::mutex> lock(mutex_);
     for (const KvWrite& write : writes) {
       if (write.remove) {
         map_.erase(write.key);
@@ -57,7 +56,10 @@ class MapStore final : public KvStore {
 
   absl::Status Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) override {
     if (!(first < last)) return absl::OkStatus();
-    const Map range(map_.lower_bound(first), map_.lower_bound(last));  // `visit` may write
+    const Map range = [&] {  // `visit` may write
+      std::lock_guard<std::mutex> lock(mutex_);
+      return Map(map_.lower_bound(first), map_.lower_bound(last));
+    }();
     for (const auto& [key, value] : range) {
       if (!visit(key, value)) break;
     }
@@ -80,7 +82,8 @@ class MapStore final : public KvStore {
   uint64_t DiskBytes() override { return 0; }
 
  private:
-  Map map_;
+  std::mutex mutex_;
+  Map map_;  // guarded by mutex_
 };
 
 }  // namespace

@@ -59,13 +59,15 @@ class Cluster {
       options.servers = map_.servers();
       options.step = step;
       options.rules = rules_;
+      options.cut_rows_max = 1 + random_.Below(3);  // so that steps go on beside a cut
+      server.io = std::make_unique<StoreIo>(Env::Real(), server.store.get(), 0);
       auto shard = Shard::Open(
-          options, server.store.get(),
+          options, server.io.get(),
           [this, i](Address to, Bytes bytes) {
             wire_.push_back({i, false, to, std::move(bytes)});
             return absl::OkStatus();
           },
-          [this, i](uint64_t cut) { return AtCut(i, cut); });
+          [this, i](const ServerAtCut& report) { return SaveCut(i, report); });
       if (!shard.ok()) return Note(shard.status());
       server.shard = *std::move(shard);
     }
@@ -80,6 +82,13 @@ class Cluster {
       if (news_ != last_news) quiet = 0;
       last_news = news_;
       if (quiet > 4000) Note(absl::DeadlineExceededError("dead-lock"));
+    }
+    for (const Server& server : servers_) {  // cuts that are still being copied
+      for (bool more = fault_.empty(); more;) {
+        const auto idle = server.shard->Idle();
+        Note(idle.status());
+        more = idle.ok() && *idle;
+      }
     }
     if (fault_.empty()) CheckCuts();
     return fault_;
@@ -101,6 +110,7 @@ class Cluster {
  private:
   struct Server {
     std::unique_ptr<KvStore> store;
+    std::unique_ptr<StoreIo> io;
     std::unique_ptr<Shard> shard;
     uint64_t hash_at_cut = 0;
     SavedRows saved;
@@ -151,15 +161,14 @@ class Cluster {
     return false;
   }
 
-  absl::Status AtCut(uint32_t i, uint64_t step) {
+  absl::Status SaveCut(uint32_t i, const ServerAtCut& report) {
     Server& server = servers_[i];
+    const uint64_t step = report.step();
     if (!plan_.IsCut(step)) return absl::InternalError(absl::StrCat("saves at step ", step, ", which is no cut"));
     server.cuts.push_back(step);
-    ServerAtCut report;
-    HEARTH_RETURN_IF_ERROR(server.shard->Snapshot(step, &report));
     server.hash_at_cut = report.rows_hash();
     server.saved.clear();
-    return server.store->Scan({0, 0}, {UINT32_MAX, UINT64_MAX}, [&](KvKey key, absl::string_view value) {
+    return server.store->Scan({0, 0}, {map_.shards(), 0}, [&](KvKey key, absl::string_view value) {
       server.saved.emplace_back(key, std::string(value));
       return true;
     });

@@ -31,20 +31,18 @@ std::vector<TableRows> RowsOf(LaneBatch* batch) {
 // What one server's thread does: its Shard, until a message on kPortStop.
 struct ServerThread {
   ServerThread(const Plan& plan, Ranks ranks, int index, Transport* transport)
-      : transport(transport), store(MakeMapStore()) {
+      : transport(transport), store(MakeMapStore()), io(Env::Real(), store.get(), 0) {
     ShardOptions options;
     options.job = plan.job();
     options.lanes = plan.lanes;
     options.server = static_cast<uint32_t>(index);
     options.servers = static_cast<uint32_t>(ranks.servers);
     auto opened = Shard::Open(
-        options, store.get(),
+        options, &io,
         [transport](Address to, Bytes message) { return transport->Send(kPortServer, to, std::move(message)); },
-        [this](uint64_t step) {
-          ServerAtCut report;
-          HEARTH_RETURN_IF_ERROR(shard->Snapshot(step, &report));
+        [this](const ServerAtCut& report) {
           hash = report.rows_hash();
-          cut = step;
+          cut = report.step();
           return absl::OkStatus();
         });
     HEARTH_CHECK(opened.ok());
@@ -62,6 +60,7 @@ struct ServerThread {
 
   Transport* const transport;
   std::unique_ptr<KvStore> store;
+  StoreIo io;
   std::unique_ptr<Shard> shard;
   absl::Status status;
   uint64_t hash = 0;

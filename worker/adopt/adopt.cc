@@ -225,12 +225,11 @@ std::vector<Sign> SignsOf(const std::vector<GoldenRecord>& records) {
 absl::StatusOr<WantedRows> ReadBack(const Job& job, const std::vector<Sign>& signs, KvStore* store) {
   std::vector<KvKey> keys;
   for (const Sign sign : signs) keys.push_back(KeyOf(sign, job.training().shards()));
-  std::vector<std::string> values;
-  std::vector<bool> found;
-  HEARTH_RETURN_IF_ERROR(store->MultiGet(keys, &values, &found));
+  KvValues values;
+  HEARTH_RETURN_IF_ERROR(store->MultiGet(keys, &values));
   WantedRows rows;
   for (size_t i = 0; i < signs.size(); ++i) {
-    if (!found[i]) continue;
+    if (!values.found(i)) continue;
     RowMeta meta;
     const Table& table = job.table(static_cast<int>(TableOf(signs[i])) - 1);
     const uint64_t floats = table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())};

@@ -1,0 +1,32 @@
+#include "embedding/memory_tier.h"
+
+#include "embedding/lifecycle.h"
+
+namespace hearth {
+
+absl::Status MemoryTier::Open() {
+  HEARTH_RETURN_IF_ERROR(arena_.Open(row_bytes_, rows_max_));
+  return index_.Reserve(0);
+}
+
+absl::Status MemoryTier::Reserve(uint64_t rows) {
+  HEARTH_RETURN_IF_ERROR(arena_.Reserve(rows));
+  return index_.Reserve(std::min(arena_.rows() + rows, rows_max_));
+}
+
+uint32_t MemoryTier::Insert(Sign sign) {
+  const uint32_t slot = arena_.Take(sign);
+  index_.Insert(sign, RowIndex::HashOf(sign), slot);
+  return slot;
+}
+
+void MemoryTier::Remove(uint32_t slot) {
+  index_.Remove(arena_.sign(slot));
+  arena_.Release(slot);
+}
+
+uint64_t MemoryTier::ScoreOfRow(Table::Score score, const RowMeta& meta) {
+  return meta.flags & kRowAbsent ? 0 : ScoreOf(score, meta);
+}
+
+}  // namespace hearth
