@@ -16,6 +16,7 @@
 #include "embedding/memory_tier.h"
 #include "embedding/row_record.h"
 #include "embedding/row_sums.h"
+#include "embedding/sign_filter.h"
 #include "embedding/sparse_optimizer.h"
 #include "embedding/store_io.h"
 
@@ -77,8 +78,6 @@ class TieredTable final : public EmbeddingTable {
         count_min_(options.config.admission().count_min()),
         bloom_(options.config.admission().counter() == Admission::BLOOM && count_min_ > 1),
         expire_after_steps_(options.config.expire_after_steps()),
-        high_water_(memory_rows_max_ - memory_rows_max_ / 16),
-        low_water_(memory_rows_max_ - memory_rows_max_ / 8),
         window_(BatchOf(kWindowMax, kWindowBytes, dim_ * sizeof(float))),
         read_batch_(BatchOf(kReadBatchMax, kReadBatchBytes, row_bytes_)),
         optimizer_(options.config.optimizer(), dim_),
@@ -142,6 +141,11 @@ class TieredTable final : public EmbeddingTable {
   void Want(Sign sign, uint32_t slot, size_t index) {
     wanted_.push_back({KeyOf(sign, shards_), {slot, static_cast<uint32_t>(index)}});
   }
+  // The store may have a record of it that memory has not.
+  bool MayBeStored(Sign sign) const { return maybe_in_store_ && (!stored_whole_ || stored_.MayContain(sign)); }
+  // Of misses_, those that may be stored come in the order they had, the rest is given to `absent`.
+  template <typename Absent>
+  void TakeOutAbsent(absl::Span<const Sign> signs, const Absent& absent);
   // Hands what is wanted to the readers, in reads of at most `batch` keys.
   void ReadWanted(size_t batch, bool prefetch);
   // All of reads_ from number `first` on, and those that the signs of misses_ are on their way by.
@@ -158,13 +162,21 @@ class TieredTable final : public EmbeddingTable {
 
   // Tiers.
   uint64_t Free() const { return memory_rows_max_ - std::min(memory_rows_max_, tier_.rows()); }
+  // Rows begin to leave above the high watermark, down to the low one: what some steps will need stays free, for a
+  // write that gives room takes about as long as a step.
+  uint64_t HighWater() const {
+    return memory_rows_max_ - std::min(memory_rows_max_ / 3, std::max(memory_rows_max_ / 16, 2 * placed_a_step_));
+  }
+  uint64_t LowWater() const {
+    return memory_rows_max_ - std::min(memory_rows_max_ / 2, std::max(memory_rows_max_ / 8, 3 * placed_a_step_));
+  }
   bool Tiered() const { return maybe_in_store_ || tier_.rows() > memory_rows_max_ / 4 * 3; }
   void Remove(uint32_t slot);
   // Room for `wanted` rows more, as far as it can be had without waiting, and reserved.
   absl::StatusOr<uint64_t> MakeRoom(uint64_t wanted);
   // Lets up to `wanted` rows leave, or begin to. Returns how many.
-  uint64_t Evict(uint64_t wanted, uint64_t looks_max, bool forced);
-  static uint64_t LooksFor(uint64_t wanted) { return 4096 + 32 * wanted; }
+  absl::StatusOr<uint64_t> Evict(uint64_t wanted, uint64_t looks_max, bool forced);
+  static uint64_t LooksFor(uint64_t wanted) { return std::max<uint64_t>(65536, 32 * wanted); }
   absl::Status KeepWithinBounds();
   absl::Status SpillDown(uint64_t rows_max, bool bounded_looks);
   void SweepExpired(uint64_t looks_max);
@@ -176,7 +188,6 @@ class TieredTable final : public EmbeddingTable {
   bool OfCut(const RowMeta& meta) const {
     return cutting_ && (meta.flags & kRowDirty) && (meta.flags & kRowDirtyEra) != era_;
   }
-  void TrimDirtyList();
 
   absl::Status RestoreFilters();
   absl::Status ScanRecords(const RowSums* kept, uint64_t kept_step);
@@ -194,8 +205,6 @@ class TieredTable final : public EmbeddingTable {
   const uint32_t count_min_;
   const bool bloom_;
   const uint32_t expire_after_steps_;
-  const uint64_t high_water_;
-  const uint64_t low_water_;
   const size_t window_;
   const size_t read_batch_;
   const SparseOptimizer optimizer_;
@@ -210,7 +219,9 @@ class TieredTable final : public EmbeddingTable {
   float divisor_ = 1;            // n of the step being applied
   float rate_ = 0;               // its learning rate
   bool maybe_in_store_ = false;  // some record may be in the store alone
-  uint64_t places_ = 0;          // slots without a record: loading or absent
+  SignFilter stored_;            // signs that the store has a record of, all of them where it is whole
+  bool stored_whole_ = true;
+  uint64_t places_ = 0;  // slots without a record: loading or absent
   EmbeddingTableStats stats_;
 
   // Under way, oldest first.
@@ -224,6 +235,7 @@ class TieredTable final : public EmbeddingTable {
   bool cutting_ = false;
   uint32_t era_ = 0;                // kRowDirtyEra of rows that become dirty now
   std::vector<uint32_t> dirty_;     // slots that became dirty since the last cut; some may be clean or another's again
+  std::vector<bool> listed_;        // by slot: it is in dirty_
   std::vector<uint32_t> cut_list_;  // those of the cut
   size_t cut_hand_ = 0;
   bool cut_copied_ = false;
@@ -233,14 +245,16 @@ class TieredTable final : public EmbeddingTable {
   std::unique_ptr<Spill> cut_chunk_;
 
   // Upkeep. None of it can change a value.
-  bool spilling_ = false;  // on the way from the high to the low watermark
+  bool spilling_ = false;       // on the way from the high to the low watermark
+  uint64_t placed_ = 0;         // signs that were given a place, since the last push
+  uint64_t placed_a_step_ = 0;  // about so many, of late, where rows are in the store
   uint32_t expire_hand_ = 0;
   uint64_t expire_sweep_due_ = 0;  // applied step from which a new sweep begins
   bool expire_sweeping_ = false;
   bool filling_ = false;  // memory, from the store
   uint32_t fill_shard_ = 0;
   uint64_t fill_sign_ = 0;
-  bool left_memory_ = false;  // a record has left it since it was opened
+  bool left_memory_ = false;  // some record of the store is not in memory, for want of room
 
   // Scratch, kept for its capacity.
   std::vector<uint32_t> misses_;
@@ -293,10 +307,8 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
                                      absl::Span<const uint32_t> occurrences, float* rows) {
   const bool read_only = occurrences.empty();
   const auto occurrence = [&](size_t i) { return read_only ? nullptr : &occurrences[i]; };
-  if (!maybe_in_store_) {
-    for (const uint32_t i : misses_) CopyAbsent(signs[i], occurrence(i), rows + i * dim_);
-    return absl::OkStatus();
-  }
+  TakeOutAbsent(signs, [&](size_t i) { CopyAbsent(signs[i], occurrence(i), rows + i * dim_); });
+  if (misses_.empty()) return absl::OkStatus();
   uint64_t room = 0;
   if (!read_only) {
     HEARTH_ASSIGN_OR_RETURN(room, MakeRoom(misses_.size()));
@@ -412,6 +424,8 @@ absl::Status TieredTable::Push(uint64_t step, uint64_t n, absl::Span<const PushP
     }
   }
   applied_step_ = step;
+  placed_a_step_ = maybe_in_store_ ? std::max(placed_, placed_a_step_ - placed_a_step_ / 8) : 0;
+  placed_ = 0;
   return KeepWithinBounds();
 }
 
@@ -424,6 +438,7 @@ absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs
                                                      " in memory; raise memory_rows_max"));
   }
   HEARTH_RETURN_IF_ERROR(tier_.Reserve(signs.size()));
+  if (cutting_) HEARTH_RETURN_IF_ERROR(stored_.Reserve(signs.size()));
   misses_.clear();
   // A sign that the store may know is looked up there, and a filter counts its signs in ascending order: both wait.
   const bool insert_at_once = !maybe_in_store_ && !bloom_;
@@ -447,8 +462,12 @@ absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs
                                      const float* gradients) {
   if (maybe_in_store_) {
     const uint64_t first = first_read_ + reads_.size();
+    if (stored_whole_) {
+      for (const uint32_t i : misses_) stored_.Prefetch(signs[i]);
+    }
     for (const uint32_t i : misses_) {
-      if (tier_.Find(signs[i]) == MemoryTier::kNone) Want(signs[i], NewPlace(signs[i], kRowLoading), i);
+      if (tier_.Find(signs[i]) != MemoryTier::kNone || !MayBeStored(signs[i])) continue;
+      Want(signs[i], NewPlace(signs[i], kRowLoading), i);
     }
     ReadWanted(std::clamp<size_t>(wanted_.size() / 4, kPullBatchMin, read_batch_), false);
     WaitForReads(first, signs);
@@ -489,7 +508,9 @@ void TieredTable::BeforeChange(uint32_t slot) {
     sums_.Remove(*meta, RecordHash(tier_.sign(slot), RecordOf(slot)));
   }
   meta->flags = (meta->flags & ~kRowDirtyEra) | kRowDirty | era_;
-  dirty_.push_back(slot);
+  if (slot >= listed_.size()) listed_.resize(std::max<size_t>(slot + 1, 2 * listed_.size()));
+  if (!listed_[slot]) dirty_.push_back(slot);
+  listed_[slot] = true;
 }
 
 void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient) {
@@ -535,6 +556,7 @@ uint32_t TieredTable::NewPlace(Sign sign, uint32_t flags) {
   *meta = RowMeta{0, 0, flags, 0};
   tier_.Touch(meta);
   ++places_;
+  ++placed_;
   return slot;
 }
 
@@ -569,6 +591,21 @@ void TieredTable::WaitForReads(uint64_t first, absl::Span<const Sign> signs) {
     const RowMeta& meta = *tier_.meta(slot);
     if (meta.flags & kRowLoading) wait(meta.updates);
   }
+}
+
+template <typename Absent>
+void TieredTable::TakeOutAbsent(absl::Span<const Sign> signs, const Absent& absent) {
+  constexpr size_t kAhead = 16;
+  size_t kept = 0;
+  for (size_t j = 0; j < misses_.size(); ++j) {
+    if (j + kAhead < misses_.size() && stored_whole_) stored_.Prefetch(signs[misses_[j + kAhead]]);
+    if (MayBeStored(signs[misses_[j]])) {
+      misses_[kept++] = misses_[j];
+    } else {
+      absent(misses_[j]);
+    }
+  }
+  misses_.resize(kept);
 }
 
 absl::Status TieredTable::Land() {
@@ -623,6 +660,7 @@ absl::Status TieredTable::Prefetch(uint64_t step, absl::Span<const Sign> signs) 
       tier_.Touch(tier_.meta(slot), step);
     }
   });
+  TakeOutAbsent(signs, [](size_t) {});
   HEARTH_ASSIGN_OR_RETURN(const uint64_t room, MakeRoom(misses_.size()));
   if (misses_.size() > room) misses_.resize(room);
   for (const uint32_t i : misses_) {
@@ -652,6 +690,7 @@ uint64_t TieredTable::HandOver(Spill* spill, uint32_t slot) {
   const uint64_t hash = RecordHash(sign, record);
   sums_.Add(*meta, hash);
   spill->Add(KeyOf(sign, shards_), slot, record);
+  stored_.Add(sign);
   meta->flags = NextFlight(meta->flags & ~(kRowDirty | kRowDirtyEra));
   return hash;
 }
@@ -702,7 +741,7 @@ void TieredTable::Remove(uint32_t slot) {
 absl::StatusOr<uint64_t> TieredTable::MakeRoom(uint64_t wanted) {
   if (Free() < wanted) {
     const uint64_t missing = wanted - Free();
-    Evict(missing, LooksFor(missing), false);
+    HEARTH_RETURN_IF_ERROR(Evict(missing, LooksFor(missing), false).status());
     if (own_io_ != nullptr) {  // what is written is written at once
       SubmitSpill();
       HEARTH_RETURN_IF_ERROR(LandWrites());
@@ -713,10 +752,11 @@ absl::StatusOr<uint64_t> TieredTable::MakeRoom(uint64_t wanted) {
   return room;
 }
 
-uint64_t TieredTable::Evict(uint64_t wanted, uint64_t looks_max, bool forced) {
+absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max, bool forced) {
+  HEARTH_RETURN_IF_ERROR(stored_.Reserve(wanted));
   // While a cut is under way nothing but the cut is written.
   tier_.ChooseLeaving(
-      config_.score(), std::min(wanted, kSpillSliceRowsMax), looks_max,
+      config_.score(), wanted, looks_max,
       [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(cutting_ && (meta.flags & kRowDirty)); },
       &chosen_);
   for (const uint32_t slot : chosen_) {
@@ -752,37 +792,28 @@ uint64_t TieredTable::Evict(uint64_t wanted, uint64_t looks_max, bool forced) {
 // After a step: some rows begin to leave where memory is nearly full. What is beyond memory_rows_max leaves even where
 // it is still in use, and half way to the capacity it is waited for.
 absl::Status TieredTable::KeepWithinBounds() {
-  HEARTH_RETURN_IF_ERROR(SpillDown(kSpillSliceRowsMax, false));
+  HEARTH_RETURN_IF_ERROR(SpillDown(std::max(kSpillSliceRowsMax, 2 * placed_a_step_), false));
   while (tier_.rows() - leaving_ > memory_rows_max_) {
     const uint64_t above = tier_.rows() - leaving_ - memory_rows_max_;
-    if (Evict(above, LooksFor(above), true) == 0) break;
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t evicted, Evict(above, LooksFor(above), true));
+    if (evicted == 0) break;
   }
-  if (tier_.rows() > high_water_) SubmitSpill();
+  if (tier_.rows() > HighWater()) SubmitSpill();
   HEARTH_RETURN_IF_ERROR(LandWrites());
-  TrimDirtyList();
   if (tier_.rows() <= memory_rows_max_ + (capacity_ - memory_rows_max_) / 2) return absl::OkStatus();
   return WaitForWrites();
 }
 
 // From the high to the low watermark, at most rows_max of the way.
 absl::Status TieredTable::SpillDown(uint64_t rows_max, bool bounded_looks) {
-  if (tier_.rows() - leaving_ > high_water_) spilling_ = true;
+  if (tier_.rows() - leaving_ > HighWater()) spilling_ = true;
   if (!spilling_) return absl::OkStatus();
   const uint64_t staying = tier_.rows() - leaving_;
-  const uint64_t wanted = staying > low_water_ ? std::min(staying - low_water_, rows_max) : 0;
-  const uint64_t evicted = Evict(wanted, bounded_looks ? rows_max : LooksFor(wanted), false);
-  spilling_ = evicted > 0 && tier_.rows() - leaving_ > low_water_;
+  const uint64_t wanted = staying > LowWater() ? std::min(staying - LowWater(), rows_max) : 0;
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t evicted, Evict(wanted, bounded_looks ? rows_max : LooksFor(wanted), false));
+  spilling_ = evicted > 0 && tier_.rows() - leaving_ > LowWater();
   if (!spilling_) SubmitSpill();
   return LandWrites();
-}
-
-// Rows that were written and became dirty again are in it twice.
-void TieredTable::TrimDirtyList() {
-  if (dirty_.size() <= 2 * tier_.slots() + kSlackRowsMin) return;
-  std::sort(dirty_.begin(), dirty_.end());
-  dirty_.erase(std::unique(dirty_.begin(), dirty_.end()), dirty_.end());
-  const auto clean = [&](uint32_t slot) { return tier_.sign(slot) == 0 || !(tier_.meta(slot)->flags & kRowDirty); };
-  dirty_.erase(std::remove_if(dirty_.begin(), dirty_.end(), clean), dirty_.end());
 }
 
 absl::StatusOr<bool> TieredTable::Maintain(uint64_t step, uint64_t rows_max) {
@@ -816,23 +847,29 @@ void TieredTable::SweepExpired(uint64_t looks_max) {
   }
 }
 
-// Brings rows into memory in the order of keys, for a table that was restored: as far as they fit, and no further once
-// any had to leave.
+// Goes through the store of a table that was restored: notes which signs it has, and brings rows into memory as far as
+// they fit, and until the first has to leave.
 absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
   uint64_t looks = 0;
-  absl::Status status;
-  const auto full = [&] { return left_memory_ || tier_.rows() >= low_water_; };
-  while (fill_shard_ < shards_ && looks < rows_max && !full()) {
+  absl::Status status = stored_.Reserve(rows_max);
+  HEARTH_RETURN_IF_ERROR(status);
+  while (fill_shard_ < shards_ && looks < rows_max) {
     const KvRange records = RecordsOf(number_, fill_shard_);
     bool whole = true;
     const KvKey first = std::max(records.first, KvKey{fill_shard_, fill_sign_});
     HEARTH_RETURN_IF_ERROR(io_->store()->Scan(first, records.last, [&](KvKey key, absl::string_view value) {
-      if (++looks > rows_max || full()) {
+      if (looks == rows_max) {
         fill_sign_ = key.sign;
         whole = false;
         return false;
       }
+      ++looks;
+      stored_.Add(key.sign);
       if (tier_.Find(key.sign) != MemoryTier::kNone) return true;  // what is there is as new, or newer
+      if (left_memory_ || tier_.rows() >= LowWater()) {
+        left_memory_ = true;
+        return true;
+      }
       RowMeta meta;
       status = DecodeMeta(key.sign, value, floats_, &meta);
       if (status.ok() && IsExpired(meta, expire_after_steps_, applied_step_)) return true;
@@ -848,8 +885,10 @@ absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
     ++fill_shard_;
     fill_sign_ = 0;
   }
-  filling_ = fill_shard_ < shards_ && !full();
-  if (!filling_ && fill_shard_ == shards_ && !left_memory_ && reads_.empty()) maybe_in_store_ = false;
+  filling_ = fill_shard_ < shards_;
+  if (filling_) return absl::OkStatus();
+  stored_whole_ = true;
+  if (!left_memory_ && reads_.empty()) maybe_in_store_ = false;
   return absl::OkStatus();
 }
 
@@ -879,6 +918,7 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   }
   cut_list_.swap(dirty_);
   dirty_.clear();
+  std::fill(listed_.begin(), listed_.end(), false);
   cut_hand_ = 0;
   era_ ^= kRowDirtyEra;
   cutting_ = true;
@@ -892,6 +932,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max) {
   if (cut_copied_) return false;
   constexpr size_t kAhead = 16;
   const size_t end = cut_hand_ + std::min<uint64_t>(rows_max, cut_list_.size() - cut_hand_);
+  HEARTH_RETURN_IF_ERROR(stored_.Reserve(end - cut_hand_));
   for (; cut_hand_ < end; ++cut_hand_) {
     if (cut_hand_ + kAhead < cut_list_.size()) __builtin_prefetch(tier_.row(cut_list_[cut_hand_ + kAhead]));
     const uint32_t slot = cut_list_[cut_hand_];
@@ -924,6 +965,7 @@ void TieredTable::CopyForCut(uint32_t slot, bool changing) {
     const absl::string_view record = RecordOf(slot);
     cut_sums_.Add(*meta, RecordHash(sign, record));
     cut_chunk_->Add(KeyOf(sign, shards_), MemoryTier::kNone, record);
+    stored_.Add(sign);
   } else {
     cut_sums_.Add(*meta, HandOver(cut_chunk_.get(), slot));
   }
@@ -964,6 +1006,7 @@ absl::Status TieredTable::Restore() {
   cut_step_ = applied_step_ = step;
   stats_.rows = sums_.rows();
   maybe_in_store_ = filling_ = sums_.records() > 0;
+  stored_whole_ = !filling_;
   return absl::OkStatus();
 }
 
@@ -1008,13 +1051,14 @@ absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
   }
   stats_.rows = sums_.rows();
   maybe_in_store_ = filling_ = sums_.records() > 0;
+  stored_whole_ = !filling_;
   return status;
 }
 
 EmbeddingTableStats TieredTable::stats() const {
   EmbeddingTableStats stats = stats_;
   stats.rows_in_memory = tier_.rows() - places_;
-  stats.bytes_memory = tier_.bytes();
+  stats.bytes_memory = tier_.bytes() + stored_.bytes();
   for (const auto& filter : filters_) stats.bytes_memory += filter != nullptr ? filter->bytes() : 0;
   return stats;
 }

@@ -30,6 +30,8 @@ ServerMetrics::ServerMetrics(const Job& job, int rank) : registry_("ps", rank) {
     figures.bytes_memory = gauge("memory", "bytes", "Bytes of the memory tier");
     figures.bytes_disk = gauge("disk", "bytes", "Bytes in RocksDB, this table's share by estimate");
     figures.hit_ratio = gauge("memory_hit_ratio", "", "Records that training pulls found in memory, of all they read");
+    figures.cold_hit_ratio = gauge(
+        "cold_hit_ratio", "", "Rows that were brought into memory in time for their pull, of those not there before");
     figures.spilled = counter("spilled", "Leavings of the memory tier for RocksDB");
     figures.prefetched = counter("prefetched", "Brought into memory ahead of their pull");
     figures.hits = counter("memory_hits", "Records that training pulls found in memory");
@@ -58,6 +60,8 @@ void ServerMetrics::Show(uint64_t step, const std::vector<TableStats>& tables) {
     to.bytes_disk->Set(static_cast<double>(from.bytes_disk()));
     const double reads = static_cast<double>(from.memory_hits() + from.memory_misses());
     if (reads > 0) to.hit_ratio->Set(static_cast<double>(from.memory_hits()) / reads);
+    const double cold = static_cast<double>(from.prefetch_hits() + from.memory_misses());
+    if (cold > 0) to.cold_hit_ratio->Set(static_cast<double>(from.prefetch_hits()) / cold);
     to.spilled->RaiseTo(static_cast<double>(from.rows_spilled()));
     to.prefetched->RaiseTo(static_cast<double>(from.rows_prefetched()));
     to.hits->RaiseTo(static_cast<double>(from.memory_hits()));

@@ -32,6 +32,7 @@ class ServerMetrics {
     Gauge* bytes_memory;
     Gauge* bytes_disk;
     Gauge* hit_ratio;
+    Gauge* cold_hit_ratio;
     Counter* spilled;
     Counter* prefetched;
     Counter* hits;

@@ -65,6 +65,9 @@ Json TableJson(const TableStats& table) {
   json["rows_expired"] = table.rows_expired();
   json["memory_hit_ratio"] =
       OrNull(Ratio(table.memory_hits(), static_cast<double>(table.memory_hits() + table.memory_misses())));
+  // Of the rows that were not in memory before: in memory when their pull came.
+  json["cold_hit_ratio"] =
+      OrNull(Ratio(table.prefetch_hits(), static_cast<double>(table.prefetch_hits() + table.memory_misses())));
   json["bytes_memory"] = table.bytes_memory();
   json["bytes_disk"] = table.bytes_disk();
   return json;

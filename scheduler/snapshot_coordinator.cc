@@ -27,6 +27,7 @@ void AddTable(const TableStats& more, TableStats* sum) {
   sum->set_memory_hits(sum->memory_hits() + more.memory_hits());
   sum->set_memory_misses(sum->memory_misses() + more.memory_misses());
   sum->set_rows_prefetched(sum->rows_prefetched() + more.rows_prefetched());
+  sum->set_prefetch_hits(sum->prefetch_hits() + more.prefetch_hits());
   sum->set_bytes_memory(sum->bytes_memory() + more.bytes_memory());
   sum->set_bytes_disk(sum->bytes_disk() + more.bytes_disk());
 }

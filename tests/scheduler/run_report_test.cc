@@ -70,6 +70,7 @@ class RunReportTest : public testing::Test {
     stats->set_rows_expired(1);
     stats->set_memory_hits(3);
     stats->set_memory_misses(1);
+    stats->set_prefetch_hits(1);
     stats->set_bytes_memory(640);
     stats->set_bytes_disk(960);
     manifest.add_table()->set_name("author");
@@ -185,7 +186,7 @@ TEST_F(RunReportTest, WritesEveryFieldOfTheSchemaInItsOrder) {
   EXPECT_EQ(json["staleness_max_seen"], 1);
   EXPECT_EQ(
       json["tables"]["video"].dump(),
-      R"({"rows":10,"rows_in_memory":4,"rows_spilled":6,"rows_expired":1,"memory_hit_ratio":0.75,"bytes_memory":640,"bytes_disk":960})");
+      R"({"rows":10,"rows_in_memory":4,"rows_spilled":6,"rows_expired":1,"memory_hit_ratio":0.75,"cold_hit_ratio":0.5,"bytes_memory":640,"bytes_disk":960})");
   EXPECT_TRUE(json["tables"]["author"]["memory_hit_ratio"].is_null()) << "undefined is null, never 0";
   EXPECT_EQ(json["peak_rss_bytes"]["ps"].dump(), "[0,777]");
   EXPECT_EQ(json["peak_rss_bytes"]["worker"].dump(), "[0,5000]");
