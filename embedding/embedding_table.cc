@@ -86,6 +86,7 @@ class TieredTable final : public EmbeddingTable {
         tier_(number_, row_bytes_, capacity_, SeedOf(seed_, "eviction_sample")),
         sums_(expire_after_steps_),
         filters_(bloom_ ? shards_ : 0),
+        stored_(memory_rows_max_),
         cut_sums_(expire_after_steps_),
         scaled_(dim_),
         record_(row_bytes_, '\0') {}
@@ -158,6 +159,10 @@ class TieredTable final : public EmbeddingTable {
   // Writes. The record as it is stored, its extra flags taken off.
   absl::string_view RecordOf(uint32_t slot);
   uint64_t HandOver(Spill* spill, uint32_t slot);  // its hash
+  void AheadOfHandOver(uint32_t slot) const {      // what it will touch comes into the cache
+    tier_.Prefetch(slot);
+    stored_.Prefetch(tier_.sign(slot));
+  }
   void SubmitSpill();
 
   // Tiers.
@@ -705,7 +710,10 @@ absl::Status TieredTable::LandWrites() {
   while (!writes_.empty() && writes_.front()->done.load(std::memory_order_acquire)) {
     const Spill& spill = *writes_.front();
     HEARTH_RETURN_IF_ERROR(spill.status);
-    for (const StoreWrite::Item& item : spill.items) {
+    constexpr size_t kAhead = 16;
+    for (size_t i = 0; i < spill.items.size(); ++i) {
+      if (i + kAhead < spill.items.size()) tier_.Prefetch(spill.items[i + kAhead].slot);
+      const StoreWrite::Item& item = spill.items[i];
       if (item.slot == MemoryTier::kNone) continue;
       RowMeta* meta = tier_.meta(item.slot);
       meta->flags -= 1u << kInFlightShift;
@@ -759,7 +767,10 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
       config_.score(), wanted, looks_max,
       [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(cutting_ && (meta.flags & kRowDirty)); },
       &chosen_);
-  for (const uint32_t slot : chosen_) {
+  constexpr size_t kAhead = 16;
+  for (size_t i = 0; i < chosen_.size(); ++i) {
+    if (i + kAhead < chosen_.size()) AheadOfHandOver(chosen_[i + kAhead]);
+    const uint32_t slot = chosen_[i];
     const RowMeta& meta = *tier_.meta(slot);
     if (meta.flags & kRowAbsent) {
       Remove(slot);
@@ -793,13 +804,15 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
 // it is still in use, and half way to the capacity it is waited for.
 absl::Status TieredTable::KeepWithinBounds() {
   HEARTH_RETURN_IF_ERROR(SpillDown(std::max(kSpillSliceRowsMax, 2 * placed_a_step_), false));
+  if (tier_.rows() > HighWater()) SubmitSpill();
+  HEARTH_RETURN_IF_ERROR(LandWrites());
   while (tier_.rows() - leaving_ > memory_rows_max_) {
     const uint64_t above = tier_.rows() - leaving_ - memory_rows_max_;
     HEARTH_ASSIGN_OR_RETURN(const uint64_t evicted, Evict(above, LooksFor(above), true));
+    SubmitSpill();
+    HEARTH_RETURN_IF_ERROR(LandWrites());
     if (evicted == 0) break;
   }
-  if (tier_.rows() > HighWater()) SubmitSpill();
-  HEARTH_RETURN_IF_ERROR(LandWrites());
   if (tier_.rows() <= memory_rows_max_ + (capacity_ - memory_rows_max_) / 2) return absl::OkStatus();
   return WaitForWrites();
 }
@@ -934,7 +947,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max) {
   const size_t end = cut_hand_ + std::min<uint64_t>(rows_max, cut_list_.size() - cut_hand_);
   HEARTH_RETURN_IF_ERROR(stored_.Reserve(end - cut_hand_));
   for (; cut_hand_ < end; ++cut_hand_) {
-    if (cut_hand_ + kAhead < cut_list_.size()) __builtin_prefetch(tier_.row(cut_list_[cut_hand_ + kAhead]));
+    if (cut_hand_ + kAhead < cut_list_.size()) AheadOfHandOver(cut_list_[cut_hand_ + kAhead]);
     const uint32_t slot = cut_list_[cut_hand_];
     if (tier_.sign(slot) != 0 && OfCut(*tier_.meta(slot))) CopyForCut(slot, false);
   }

@@ -9,7 +9,8 @@
 namespace hearth {
 namespace {
 
-constexpr uint64_t kFirstSigns = uint64_t{1} << 16;
+constexpr uint64_t kFirstSignsMin = uint64_t{1} << 12;
+constexpr uint64_t kFirstSignsMax = uint64_t{1} << 20;
 constexpr uint64_t kSignsABlock = 42;  // 512 bits of 12
 
 // Odd, of about half their bits: each takes other bits of the hash to the top.
@@ -26,7 +27,8 @@ uint64_t SignFilter::BitOf(uint64_t hash, uint32_t word) { return uint64_t{1} <<
 
 absl::Status SignFilter::Reserve(uint64_t signs) {
   if (!layers_.empty() && layers_.back().free >= signs) return absl::OkStatus();
-  const uint64_t doubled = layers_.empty() ? kFirstSigns : layers_.back().blocks * kSignsABlock * 2;
+  const uint64_t doubled = layers_.empty() ? std::clamp(first_signs_, kFirstSignsMin, kFirstSignsMax)
+                                           : layers_.back().blocks * kSignsABlock * 2;
   Layer layer;
   layer.blocks = (std::max(doubled, signs) + kSignsABlock - 1) / kSignsABlock;
   layer.free = layer.blocks * kSignsABlock;

@@ -14,6 +14,8 @@ namespace hearth {
 // contained, one that was not with a probability below 1 %. One thread.
 class SignFilter {
  public:
+  // About so many signs at first.
+  explicit SignFilter(uint64_t signs) : first_signs_(signs) {}
   // Room for `signs` more Adds. ResourceExhausted.
   absl::Status Reserve(uint64_t signs);
   // REQUIRES: a Reserve covers it.
@@ -41,6 +43,7 @@ class SignFilter {
   static uint64_t HashOf(Sign sign);
   static uint64_t BitOf(uint64_t hash, uint32_t word);
 
+  uint64_t first_signs_;
   std::vector<Layer> layers_;
 };
 
