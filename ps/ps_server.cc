@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/artifact/manifest.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
@@ -154,7 +155,13 @@ absl::Status PsServer::Restore(const StartServer& start) {
                                                       "; it is fixed at the first start"));
   }
   const bool same_shards = manifest.servers() == map.servers();
-  if (same_shards) HEARTH_RETURN_IF_ERROR(CloneCheckpoint(JoinPath(folder, name_), live_));
+  if (same_shards) {
+    HEARTH_RETURN_IF_ERROR(CloneCheckpoint(JoinPath(folder, name_), live_));
+    for (const FileEntry& file : manifest.file()) {  // what is known of them need not be read at the next cut
+      absl::string_view name = file.path();
+      if (absl::ConsumePrefix(&name, name_ + "/")) saved_[std::string(name)] = {file.bytes(), file.xxh3()};
+    }
+  }
   HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
   if (same_shards) return absl::OkStatus();
   return RestoreShards(

@@ -7,6 +7,7 @@
 
 #include "embedding/rocksdb_store.h"
 #include "embedding/row_record.h"
+#include "embedding/store_io.h"
 #include "tests/embedding/map_store.h"
 #include "tests/embedding/reference_table.h"
 
@@ -53,17 +54,18 @@ RandomJob DrawJob(uint64_t seed) {
 
 class Runner {
  public:
-  Runner(const RandomJob& job, bool rocksdb)
+  Runner(const RandomJob& job, bool rocksdb, size_t read_threads = 0)
       : job_(job),
         rocksdb_(rocksdb),
+        read_threads_(read_threads),
         random_(job.options.seed + 77),
         reference_(job.options),
+        cut_reference_(job.options),
         folder_(NewTestFolder()) {
     OpenAt(JoinPath(folder_, "live"), true);
   }
   ~Runner() {
-    table_.reset();
-    store_.reset();
+    Close();
     EXPECT_TRUE(RemoveTree(folder_).ok());
   }
 
@@ -103,9 +105,53 @@ class Runner {
       ASSERT_TRUE(store.ok()) << store.status();
       store_ = std::move(*store);
     }
-    auto table = EmbeddingTable::Open(job_.options, store_.get());
+    io_ = std::make_unique<StoreIo>(Env::Real(), store_.get(), read_threads_);
+    auto table = EmbeddingTable::Open(job_.options, io_.get());
     ASSERT_TRUE(table.ok()) << table.status();
     table_ = std::move(*table);
+  }
+  void Close() {
+    table_.reset();
+    io_.reset();
+    store_.reset();
+  }
+
+  // A cut goes on over some steps; the rows of its moment are what it must come to.
+  void BeginCut() {
+    ASSERT_TRUE(table_->BeginCut(applied_).ok());
+    cutting_ = true;
+    cut_step_ = applied_;
+    cut_reference_ = reference_;
+  }
+  void ContinueCut(uint64_t rows_max) {
+    const auto more = table_->ContinueCut(rows_max);
+    ASSERT_TRUE(more.ok()) << more.status();
+    if (*more) return;
+    cutting_ = false;
+    const std::string path = JoinPath(folder_, absl::StrCat("cut-", ++checkpoints_));
+    const std::unique_ptr<Event> copied = Env::Real()->NewEvent();
+    absl::Status status;
+    io_->Then([&](const absl::Status& written) {
+      status = written.ok() ? store_->Checkpoint(path) : written;
+      copied->Notify();
+    });
+    const TableCut cut = table_->EndCut();
+    copied->WaitUntil(kNever);
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_EQ(cut.step, cut_step_);
+    ASSERT_EQ(cut.hash, cut_reference_.Hash(cut_step_));
+    ASSERT_EQ(cut.rows, cut_reference_.RowsAt(cut_step_));
+    auto store = rocksdb_ ? OpenRocksDbStore(path, RocksDbOptions()) : OpenMapStore(path);
+    ASSERT_TRUE(store.ok()) << store.status();
+    auto table = EmbeddingTable::Open(job_.options, store->get());
+    ASSERT_TRUE(table.ok()) << table.status();
+    const uint32_t dim = job_.options.config.dim();
+    for (uint64_t id = 0; id < job_.ids; ++id) {
+      std::vector<float> row(dim, -1);
+      const Sign sign = MakeSign(kTable, id);
+      ASSERT_TRUE((*table)->Pull(cut_step_, {sign}, {}, row.data()).ok());
+      ASSERT_EQ(row, cut_reference_.Pull(cut_step_, sign, 0)) << "id " << id << " of the cut of " << cut_step_;
+    }
   }
 
   std::vector<Part> DrawStep() {
@@ -118,6 +164,11 @@ class Runner {
   }
 
   void Upkeep() {
+    if (cutting_) {
+      ContinueCut(1 + random_.Below(6));
+    } else if (random_.Below(4) == 0) {
+      BeginCut();
+    }
     switch (random_.Below(8)) {
       case 0:
       case 1: {
@@ -138,16 +189,16 @@ class Runner {
   }
 
   void SnapshotAndReopen() {
+    while (cutting_ && !testing::Test::HasFatalFailure()) ContinueCut(1000);
     const auto hash = table_->Snapshot(applied_);
     ASSERT_TRUE(hash.ok()) << hash.status();
     ASSERT_EQ(*hash, reference_.Hash(applied_));
     ASSERT_EQ(table_->stats().rows, reference_.RowsAt(applied_));
-    ASSERT_LE(table_->stats().rows_in_memory, job_.options.memory_rows_max);
+    if (read_threads_ == 0) ASSERT_LE(table_->stats().rows_in_memory, job_.options.memory_rows_max);
     if (random_.Below(3) == 0) return;  // goes on with the same table
     const std::string path = JoinPath(folder_, absl::StrCat("checkpoint-", ++checkpoints_));
     ASSERT_TRUE(store_->Checkpoint(path).ok());
-    table_.reset();
-    store_.reset();
+    Close();
     OpenAt(path, false);
     ASSERT_EQ(table_->stats().rows, reference_.RowsAt(applied_));
   }
@@ -172,10 +223,15 @@ class Runner {
 
   const RandomJob job_;
   const bool rocksdb_;
+  const size_t read_threads_;
   Random random_;
   ReferenceTable reference_;
+  ReferenceTable cut_reference_;  // as of the cut
+  bool cutting_ = false;
+  uint64_t cut_step_ = 0;
   const std::string folder_;
   std::unique_ptr<KvStore> store_;
+  std::unique_ptr<StoreIo> io_;
   std::unique_ptr<EmbeddingTable> table_;
   uint64_t applied_ = 0;
   int checkpoints_ = 0;
@@ -210,6 +266,11 @@ TEST(EmbeddingTable, EqualsTheReferenceBitForBitOverAMap) {
 
 TEST(EmbeddingTable, EqualsTheReferenceBitForBitOverRocksDb) {
   for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), true).Run(10);
+}
+
+TEST(EmbeddingTable, EqualsTheReferenceWithReadsAndWritesOnOtherThreads) {
+  for (uint64_t seed = 0; seed < 96 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), false, 1 + seed % 3).Run(14);
+  for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), true, 2).Run(10);
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceWhenEvictionChoosesBySample) {

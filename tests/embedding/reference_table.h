@@ -154,9 +154,9 @@ class ReferenceTable {
     return weights;
   }
 
-  const TableOptions options_;
-  const uint32_t dim_;
-  const SparseOptimizer optimizer_;
+  TableOptions options_;
+  uint32_t dim_;
+  SparseOptimizer optimizer_;
   std::map<Sign, Row> rows_;
   std::map<uint32_t, CountingBloom> filters_;  // by logical shard
 };
