@@ -1,78 +1,52 @@
-// EmbeddingTable's memory tier beside a bare flat table, in one run: pull and push (row-wise Adagrad) of batches of
-// about 20 k distinct signs. `scripts/bench` builds and runs it. --rows=N: rows in each table (10 M).
+// EmbeddingTable's memory tier: pull and push (row-wise Adagrad) of batches of about 20 k distinct signs beside a bare
+// flat table, in one run; new rows; and the rows of the jobs' steps. `scripts/bench` builds and runs it.
+//   --rows=N: rows in each table (10 M). --steps=N: of the job whose rows hearth_steps pulls and pushes (196).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <map>
+#include <fstream>
 #include <memory>
+#include <numeric>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/row_arena.h"
+#include "tests/bench/bench_data.h"
 #include "tests/embedding/map_store.h"
 
 namespace hearth {
 namespace {
 
-constexpr uint32_t kDim = 16;
 constexpr size_t kUniqueSigns = 20000;
 constexpr size_t kBatches = 64;  // different ones, so that one does not warm the caches for its next turn
 constexpr uint64_t kRecords = 1024;
-constexpr double kZipfExponent = 1.05;
 
 uint64_t rows_in_table = 10'000'000;
-
-Sign SignOfRank(uint64_t rank) { return MakeSign(1, Mix64(rank)); }
-
-// A rank in [0, count) with probability ~ 1 / (rank + 1)^s: rejection-inversion (Hörmann and Derflinger 1996).
-class Zipf {
- public:
-  Zipf(uint64_t count, double s)
-      : s_(s), first_(H(1.5) - 1), last_(H(static_cast<double>(count) + 0.5)), count_(count) {}
-  uint64_t Draw(Random* random) const {
-    while (true) {
-      const double u = last_ + random->Uniform() * (first_ - last_);
-      const double x = std::pow(1 + u * (1 - s_), 1 / (1 - s_));
-      const uint64_t k = std::clamp<uint64_t>(static_cast<uint64_t>(x + 0.5), 1, count_);
-      if (u >= H(static_cast<double>(k) + 0.5) - std::pow(static_cast<double>(k), -s_)) return k - 1;
-    }
-  }
-
- private:
-  double H(double x) const { return (std::pow(x, 1 - s_) - 1) / (1 - s_); }
-
-  double s_, first_, last_;
-  uint64_t count_;
-};
-
-struct Batch {
-  std::vector<Sign> signs;
-  std::vector<uint32_t> occurrences;
-  std::vector<float> gradients;
-};
+uint64_t steps_of_job = 196;
 
 std::vector<Batch> MakeBatches(bool zipf) {
   const Zipf distribution(rows_in_table, kZipfExponent);
   Random random(zipf ? 1 : 2);
-  std::vector<Batch> batches(kBatches);
-  for (Batch& batch : batches) {
-    std::map<Sign, uint32_t> drawn;
-    while (drawn.size() < std::min<uint64_t>(kUniqueSigns, rows_in_table / 2)) {
-      ++drawn[SignOfRank(zipf ? distribution.Draw(&random) : random.Below(rows_in_table))];
+  std::vector<Batch> batches;
+  while (batches.size() < kBatches) {
+    std::set<Sign> distinct;
+    std::vector<Sign> drawn;
+    while (distinct.size() < std::min<uint64_t>(kUniqueSigns, rows_in_table / 2)) {
+      drawn.push_back(SignOfRank(zipf ? distribution.Draw(&random) : random.Below(rows_in_table)));
+      distinct.insert(drawn.back());
     }
-    for (const auto& [sign, occurrences] : drawn) {
-      batch.signs.push_back(sign);
-      batch.occurrences.push_back(occurrences);
-      for (uint32_t d = 0; d < kDim; ++d) batch.gradients.push_back(static_cast<float>(random.Uniform() - 0.5));
-    }
+    batches.push_back(BatchOf(std::move(drawn), &random));
   }
   return batches;
 }
@@ -149,43 +123,43 @@ BareTable* Bare() {
   return &table;
 }
 
+// Everything fits into memory: the store is never asked.
 struct Hearth {
-  std::unique_ptr<KvStore> store = MakeMapStore();  // never asked: everything fits into memory
+  std::unique_ptr<KvStore> store = MakeMapStore();
   std::unique_ptr<EmbeddingTable> table;
   uint64_t step = 0;
 
-  Hearth() {
-    TableOptions options;
-    options.config.set_name("bench");
-    options.config.set_dim(kDim);
-    options.config.mutable_optimizer()->set_kind(Optimizer::ROWWISE_ADAGRAD);
-    options.memory_rows_max = rows_in_table;
-    auto opened = EmbeddingTable::Open(options, store.get());
-    HEARTH_CHECK(opened.ok(), "", opened.status().ToString());
+  explicit Hearth(uint64_t rows) {
+    auto opened = EmbeddingTable::Open(BenchTable(rows), store.get());
+    Check(opened.status());
     table = std::move(*opened);
+  }
+  void Push(const Batch& batch, uint64_t records = kRecords) {
+    const PushPart part{batch.signs, batch.occurrences, batch.gradients};
+    Check(table->Push(++step, records, {part}));
+  }
+  void Pull(const Batch& batch, float* rows) { Check(table->Pull(step + 1, batch.signs, batch.occurrences, rows)); }
+};
+
+Hearth* Ours() {
+  static Hearth* const ours = [] {
+    auto* hearth = new Hearth(rows_in_table);
     constexpr uint64_t kFill = 1 << 18;
+    Batch batch;
     for (uint64_t begin = 0; begin < rows_in_table; begin += kFill) {
-      Batch batch;
+      batch.signs.clear();
       for (uint64_t rank = begin; rank < std::min(rows_in_table, begin + kFill); ++rank) {
         batch.signs.push_back(SignOfRank(rank));
       }
       std::sort(batch.signs.begin(), batch.signs.end());
       batch.occurrences.assign(batch.signs.size(), 1);
       batch.gradients.assign(batch.signs.size() * kDim, 0.1f);
-      Push(batch);
+      hearth->Push(batch);
     }
-    HEARTH_CHECK(table->stats().rows_in_memory == rows_in_table);
-  }
-  void Push(const Batch& batch) {
-    const PushPart part{batch.signs, batch.occurrences, batch.gradients};
-    const absl::Status status = table->Push(++step, kRecords, {part});
-    HEARTH_CHECK(status.ok(), "", status.ToString());
-  }
-};
-
-Hearth* Ours() {
-  static Hearth hearth;
-  return &hearth;
+    HEARTH_CHECK(hearth->table->stats().rows_in_memory == rows_in_table);
+    return hearth;
+  }();
+  return ours;
 }
 
 template <typename Work>
@@ -208,9 +182,7 @@ void BarePull(benchmark::State& state, bool zipf) {
 void HearthPull(benchmark::State& state, bool zipf) {
   Hearth* hearth = Ours();
   std::vector<float> rows(kUniqueSigns * kDim);
-  Run(state, zipf, [&](const Batch& batch) {
-    HEARTH_CHECK(hearth->table->Pull(hearth->step + 1, batch.signs, batch.occurrences, rows.data()).ok());
-  });
+  Run(state, zipf, [&](const Batch& batch) { hearth->Pull(batch, rows.data()); });
 }
 void BarePush(benchmark::State& state, bool zipf) {
   BareTable* table = Bare();
@@ -221,6 +193,82 @@ void HearthPush(benchmark::State& state, bool zipf) {
   Run(state, zipf, [&](const Batch& batch) { hearth->Push(batch); });
 }
 
+// Resident memory of this process.
+uint64_t RssBytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    absl::string_view text = line;
+    uint64_t kb = 0;
+    if (!absl::ConsumePrefix(&text, "VmRSS:") || !absl::ConsumeSuffix(&text, " kB")) continue;
+    HEARTH_CHECK(absl::SimpleAtoi(absl::StripAsciiWhitespace(text), &kb));
+    return kb << 10;
+  }
+  return 0;
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// New rows in batches of kUniqueSigns into an empty table, until it is full.
+void Insert(benchmark::State& state) {
+  std::vector<Batch> batches(std::max<uint64_t>(1, rows_in_table / kUniqueSigns));
+  for (uint64_t rank = 0; rank < batches.size() * kUniqueSigns; ++rank) {
+    batches[rank / kUniqueSigns].signs.push_back(SignOfRank(rank));
+  }
+  for (Batch& batch : batches) std::sort(batch.signs.begin(), batch.signs.end());
+  const std::vector<uint32_t> occurrences(kUniqueSigns, 1);
+  const std::vector<float> gradients(kUniqueSigns * kDim, 0.1f);
+  const auto rows = static_cast<double>(batches.size() * kUniqueSigns);
+  std::vector<double> seconds;
+  seconds.reserve(batches.size());
+  for (auto _ : state) {
+    Hearth hearth(static_cast<uint64_t>(rows));
+    const uint64_t rss_before = RssBytes();
+    for (const Batch& batch : batches) {
+      const int64_t begin_us = Env::Real()->NowUs();
+      Check(hearth.table->Push(++hearth.step, kRecords, {PushPart{batch.signs, occurrences, gradients}}));
+      seconds.push_back(SecondsSince(begin_us));
+    }
+    const auto rss = static_cast<double>(RssBytes() - rss_before);
+    state.counters["rss_bytes/row"] = rss / rows - kRowBytes;
+    state.counters["stats_bytes/row"] = static_cast<double>(hearth.table->stats().bytes_memory) / rows - kRowBytes;
+  }
+  state.counters["rows/s"] = rows / std::accumulate(seconds.begin(), seconds.end(), 0.0);
+  state.counters["pause_ms"] = (*std::max_element(seconds.begin(), seconds.end()) - Median(seconds)) * 1e3;
+}
+
+// The rows of the jobs' steps, from an empty table on: about half of a step's rows are new. What scripts/bench holds a
+// pull over the network against.
+void Steps(benchmark::State& state) {
+  const Zipf distribution(kIdsOfSlot, kZipfExponent);
+  std::vector<float> rows(kSlots * kBatchRecords * kDim);
+  std::vector<double> pull_us, push_us;
+  double signs = 0;
+  for (auto _ : state) {
+    Hearth hearth(steps_of_job * kSlots * kBatchRecords);
+    Random random(3);
+    for (uint64_t step = 1; step <= steps_of_job; ++step) {
+      std::vector<Sign> drawn;
+      for (uint64_t i = 0; i < kSlots * kBatchRecords; ++i) {
+        drawn.push_back(SignOfRank(i % kSlots * kIdsOfSlot + distribution.Draw(&random)));
+      }
+      const Batch batch = BatchOf(std::move(drawn), &random);
+      const int64_t begin_us = Env::Real()->NowUs();
+      hearth.Pull(batch, rows.data());
+      const int64_t pulled_us = Env::Real()->NowUs();
+      hearth.Push(batch, kBatchRecords);
+      pull_us.push_back(static_cast<double>(pulled_us - begin_us));
+      push_us.push_back(static_cast<double>(Env::Real()->NowUs() - pulled_us));
+      signs += static_cast<double>(batch.signs.size());
+    }
+  }
+  state.counters["rows"] = signs / static_cast<double>(pull_us.size());
+  state.counters["pull_us"] = Median(pull_us);
+  state.counters["push_us"] = Median(push_us);
+}
+
 }  // namespace
 }  // namespace hearth
 
@@ -228,9 +276,13 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
-    if (!absl::ConsumePrefix(&argument, "--rows=") || !absl::SimpleAtoi(argument, &hearth::rows_in_table) ||
-        hearth::rows_in_table < 1000) {
-      fprintf(stderr, "embedding_bench: %s: unknown; use --rows=N (at least 1000) or --benchmark_… flags\n", argv[i]);
+    const bool rows = absl::ConsumePrefix(&argument, "--rows=") && absl::SimpleAtoi(argument, &hearth::rows_in_table) &&
+                      hearth::rows_in_table >= 1000;
+    const bool steps = absl::ConsumePrefix(&argument, "--steps=") &&
+                       absl::SimpleAtoi(argument, &hearth::steps_of_job) && hearth::steps_of_job >= 1;
+    if (!rows && !steps) {
+      fprintf(stderr, "embedding_bench: %s: use --rows=N (at least 1000), --steps=N, or --benchmark_… flags\n",
+              argv[i]);
       return hearth::kExitUsage;
     }
   }
@@ -244,6 +296,8 @@ int main(int argc, char** argv) {
     add("bare_push", hearth::BarePush);
     add("hearth_push", hearth::HearthPush);
   }
+  benchmark::RegisterBenchmark("hearth_insert", hearth::Insert)->Unit(benchmark::kMillisecond)->Iterations(1);
+  benchmark::RegisterBenchmark("hearth_steps", hearth::Steps)->Unit(benchmark::kMillisecond)->Iterations(1);
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }
