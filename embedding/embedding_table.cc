@@ -27,8 +27,10 @@ constexpr size_t kReadBatchMax = 2048;  // keys of one read; a pull's fewer, so 
 constexpr size_t kPullBatchMin = 256;
 constexpr size_t kReadBatchBytes = size_t{16} << 20;
 constexpr uint64_t kWriteBytesMax = uint64_t{64} << 20;  // rows of one write: one sorted file
-constexpr uint64_t kSpillSliceRowsMax = 16384;           // chosen and copied at once
-constexpr size_t kWindowMax = 8192;                      // signs of a push worked on together
+constexpr size_t kWritesAheadMax = 4;                    // of a cut; each holds kWriteBytesMax until it is written
+constexpr uint64_t kCutSliceRows = 65536;
+constexpr uint64_t kSpillSliceRowsMax = 16384;  // chosen and copied at once
+constexpr size_t kWindowMax = 8192;             // signs of a push worked on together
 constexpr size_t kWindowBytes = size_t{1} << 20;
 constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
 constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
@@ -105,7 +107,8 @@ class TieredTable final : public EmbeddingTable {
   absl::Status Prefetch(uint64_t step, absl::Span<const Sign> signs) override;
   absl::StatusOr<bool> Maintain(uint64_t step, uint64_t rows_max) override;
   absl::Status BeginCut(uint64_t step) override;
-  absl::StatusOr<bool> ContinueCut(uint64_t rows_max) override;
+  absl::StatusOr<bool> ContinueCut(uint64_t rows_max, bool wait) override;
+  bool CutWaits() const override { return writes_.size() >= kWritesAheadMax; }
   TableCut EndCut() override;
   EmbeddingTableStats stats() const override;
 
@@ -939,10 +942,15 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max) {
+absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
   HEARTH_CHECK(cutting_, "no cut is under way");
   HEARTH_RETURN_IF_ERROR(Land());
   if (cut_copied_) return false;
+  while (CutWaits()) {
+    if (!wait) return true;
+    io_->WaitFor(writes_.front()->done);
+    HEARTH_RETURN_IF_ERROR(LandWrites());
+  }
   constexpr size_t kAhead = 16;
   const size_t end = cut_hand_ + std::min<uint64_t>(rows_max, cut_list_.size() - cut_hand_);
   HEARTH_RETURN_IF_ERROR(stored_.Reserve(end - cut_hand_));
@@ -1109,7 +1117,7 @@ float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform) {
 absl::StatusOr<uint64_t> EmbeddingTable::Snapshot(uint64_t step) {
   HEARTH_RETURN_IF_ERROR(BeginCut(step));
   while (true) {
-    HEARTH_ASSIGN_OR_RETURN(const bool more, ContinueCut(std::numeric_limits<uint64_t>::max()));
+    HEARTH_ASSIGN_OR_RETURN(const bool more, ContinueCut(kCutSliceRows, /*wait=*/true));
     if (!more) break;
   }
   HEARTH_RETURN_IF_ERROR(WaitForWrites());

@@ -118,8 +118,10 @@ class EmbeddingTable {
 
   // REQUIRES: no cut is under way, and `step` is not before the last applied one.
   virtual absl::Status BeginCut(uint64_t step) = 0;
-  // At most about rows_max rows. True while there is more to do.
-  virtual absl::StatusOr<bool> ContinueCut(uint64_t rows_max) = 0;
+  // At most about rows_max rows; none while the writer is far behind (CutWaits), unless `wait`. True while there is
+  // more to do.
+  virtual absl::StatusOr<bool> ContinueCut(uint64_t rows_max, bool wait = false) = 0;
+  virtual bool CutWaits() const = 0;
   // REQUIRES: ContinueCut said false.
   virtual TableCut EndCut() = 0;
 

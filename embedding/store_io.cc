@@ -26,9 +26,10 @@ std::vector<KvWrite> Ordered(StoreWrite* write) {
 
 }  // namespace
 
-StoreIo::StoreIo(Env* env, KvStore* store, size_t read_threads)
+StoreIo::StoreIo(Env* env, KvStore* store, size_t read_threads, std::function<void()> written)
     : store_(store),
       one_done_(env->NewEvent()),
+      on_written_(std::move(written)),
       readers_(env, "read", read_threads),
       writer_(env, "write", read_threads == 0 ? 0 : 1) {}
 
@@ -48,6 +49,7 @@ void StoreIo::Write(StoreWrite* write) {
     if (written_.ok()) written_ = store_->Write(Ordered(write));
     write->status = written_;
     Done(&write->done);
+    if (on_written_) on_written_();
   });
 }
 

@@ -47,8 +47,9 @@ struct StoreWrite {
 // over must stay where they are until `done`; the destructor waits for all of them.
 class StoreIo {
  public:
-  // read_threads 0: no threads. Everything is done when the call returns.
-  StoreIo(Env* env, KvStore* store, size_t read_threads);
+  // read_threads 0: no threads. Everything is done when the call returns. `written`, if any, is called by the writer's
+  // thread after each write.
+  StoreIo(Env* env, KvStore* store, size_t read_threads, std::function<void()> written = {});
   ~StoreIo();
 
   KvStore* store() const { return store_; }
@@ -66,6 +67,7 @@ class StoreIo {
 
   KvStore* const store_;
   const std::unique_ptr<Event> one_done_;
+  const std::function<void()> on_written_;
   absl::Status written_;  // the first failure. The writer's
   TaskPool readers_;
   TaskPool writer_;

@@ -29,6 +29,7 @@ namespace {
 constexpr char kSortedTableSuffix[] = ".sst";
 constexpr int64_t kShowUs = 1'000'000;  // between two looks at the tables for Prometheus
 constexpr Address kSaved{-1, 0};        // "from" the saver: a cut is on disk
+constexpr Address kWritten{-1, 1};      // "from" the store's writer: what waited for it may go on
 
 absl::Status SendToScheduler(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
@@ -189,8 +190,11 @@ absl::Status PsServer::OpenStore(uint64_t step) {
   };
   HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
   saver_ = std::make_unique<TaskPool>(options_.env, "save", 1);
-  io_ = std::make_unique<StoreIo>(options_.env, store_.get(),
-                                  config.read_threads() > 0 ? config.read_threads() : std::clamp(cores, 2u, 16u));
+  io_ =
+      std::make_unique<StoreIo>(options_.env, store_.get(),
+                                config.read_threads() > 0 ? config.read_threads() : std::clamp(cores, 2u, 16u), [this] {
+                                  mailbox_->Deliver({kWritten, Bytes()});
+                                });
   return absl::OkStatus();
 }
 
@@ -211,6 +215,7 @@ absl::Status PsServer::Serve() {
       continue;
     }
     upkeep = true;
+    if (message->from == kWritten) continue;
     if (message->from == kSaved) {
       HEARTH_RETURN_IF_ERROR(TellOfCuts(/*wait=*/false));
       continue;
@@ -292,8 +297,9 @@ absl::Status PsServer::TellOfCuts(bool wait) {
   while (!savings_.empty()) {
     Saving* const saving = savings_.front().get();
     while (wait && !saving->done) {
-      if (mailbox_->Receive(kNever)->from == kSaved) break;
-      return absl::InternalError("a message before this server was ready");
+      const Address from = mailbox_->Receive(kNever)->from;
+      if (from == kSaved || from == kWritten) continue;
+      return absl::InternalError(absl::StrCat("rank ", from.rank, " sent a message before this server was ready"));
     }
     if (!saving->done) return absl::OkStatus();
     HEARTH_RETURN_IF_ERROR(saving->status);

@@ -106,7 +106,7 @@ class ShardImpl : public Shard {
   absl::StatusOr<bool> Idle() override {
     if (cutting_) {
       HEARTH_RETURN_IF_ERROR(ContinueCut(options_.cut_rows_max));
-      return true;
+      return !cutting_ || !tables_[cut_table_]->CutWaits();
     }
     bool more = false;
     for (auto& table : tables_) {
@@ -164,9 +164,9 @@ class ShardImpl : public Shard {
     return absl::OkStatus();
   }
 
-  absl::Status ContinueCut(uint64_t rows_max) {
+  absl::Status ContinueCut(uint64_t rows_max, bool wait = false) {
     while (cut_table_ < tables_.size()) {
-      const auto more = tables_[cut_table_]->ContinueCut(rows_max);
+      const auto more = tables_[cut_table_]->ContinueCut(rows_max, wait);
       if (!more.ok()) return OfTable(cut_table_, more.status());
       if (*more) return absl::OkStatus();
       ++cut_table_;
@@ -190,7 +190,7 @@ class ShardImpl : public Shard {
   }
 
   absl::Status FinishCut() {
-    while (cutting_) HEARTH_RETURN_IF_ERROR(ContinueCut(UINT64_MAX));
+    while (cutting_) HEARTH_RETURN_IF_ERROR(ContinueCut(options_.cut_rows_max, /*wait=*/true));
     return absl::OkStatus();
   }
 

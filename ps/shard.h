@@ -65,7 +65,8 @@ class Shard {
   // applied. Internal on a malformed message, or one that the protocol does not allow now: the server stops (a peer has
   // a bug).
   virtual absl::Status Handle(Message message) = 0;
-  // A bounded slice of what can wait: of a cut that is under way, else of upkeep. True: more to do.
+  // A bounded slice of what can wait: of a cut that is under way, else of upkeep. True: more to do now. A cut may wait
+  // for the store's writer: call again when a write is done.
   virtual absl::StatusOr<bool> Idle() = 0;
   virtual uint64_t applied_step() const = 0;
 

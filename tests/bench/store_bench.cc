@@ -14,9 +14,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "common/base/env.h"
+#include "common/base/process.h"
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/rocksdb_store.h"
+#include "embedding/store_io.h"
 #include "tests/bench/bench_data.h"
 
 namespace hearth {
@@ -39,12 +41,15 @@ class StoredTable {
     auto store = OpenRocksDbStore(path + "/rocksdb", RocksDbOptions());
     Check(store.status());
     store_ = std::move(*store);
-    auto table = EmbeddingTable::Open(BenchTable(std::max<uint64_t>(1, rows_in_table / 10)), store_.get());
+    // As a server has it.
+    io_ = std::make_unique<StoreIo>(Env::Real(), store_.get(), std::clamp(UsableCores(), 2u, 16u));
+    auto table = EmbeddingTable::Open(BenchTable(std::max<uint64_t>(1, rows_in_table / 10)), io_.get());
     Check(table.status());
     table_ = std::move(*table);
   }
   ~StoredTable() {
     table_.reset();
+    io_.reset();
     store_.reset();
     std::error_code ignored;
     std::filesystem::remove_all(folder_, ignored);
@@ -75,6 +80,7 @@ class StoredTable {
  private:
   std::string folder_;
   std::unique_ptr<KvStore> store_;
+  std::unique_ptr<StoreIo> io_;
   std::unique_ptr<EmbeddingTable> table_;
   uint64_t step_ = 0;
   std::vector<uint32_t> occurrences_;
@@ -138,7 +144,7 @@ void Cold(benchmark::State& state, bool prefetch) {
       const EmbeddingTableStats before = table->stats();
       if (prefetch) {
         const int64_t begin_us = Env::Real()->NowUs();
-        Check(table->Prefetch(signs));
+        Check(table->Prefetch(stored->next_step(), signs));
         prefetch_s += SecondsSince(begin_us);
       }
       const int64_t pull_us = Env::Real()->NowUs();
