@@ -56,6 +56,11 @@ struct Fetch : StoreRead {
 struct Spill : StoreWrite {
   bool leave = false;   // its rows leave memory once they are written
   bool forced = false;  // even if they are still in use
+
+  void Clear() {
+    StoreWrite::Clear();
+    leave = forced = false;
+  }
 };
 
 // Invariant: the newest version of a record is in the memory tier, or, where that has none, in the store. So which tier
@@ -163,9 +168,10 @@ class TieredTable final : public EmbeddingTable {
   absl::string_view RecordOf(uint32_t slot);
   uint64_t HandOver(Spill* spill, uint32_t slot);  // its hash
   void AheadOfHandOver(uint32_t slot) const {      // what it will touch comes into the cache
-    tier_.Prefetch(slot);
+    tier_.PrefetchRow(slot, row_bytes_);
     stored_.Prefetch(tier_.sign(slot));
   }
+  std::unique_ptr<Spill> NewSpill();
   void SubmitSpill();
 
   // Tiers.
@@ -236,8 +242,9 @@ class TieredTable final : public EmbeddingTable {
   std::deque<std::unique_ptr<Fetch>> reads_;
   uint64_t first_read_ = 0;  // number of reads_.front()
   std::deque<std::unique_ptr<Spill>> writes_;
-  std::unique_ptr<Spill> spill_;  // being filled
-  uint64_t leaving_ = 0;          // rows whose write is under way or being filled, and that leave with it
+  std::unique_ptr<Spill> spill_;               // being filled
+  std::vector<std::unique_ptr<Spill>> spare_;  // written; their memory is kept
+  uint64_t leaving_ = 0;                       // rows whose write is under way or being filled, and that leave with it
 
   // The cut.
   bool cutting_ = false;
@@ -703,6 +710,13 @@ uint64_t TieredTable::HandOver(Spill* spill, uint32_t slot) {
   return hash;
 }
 
+std::unique_ptr<Spill> TieredTable::NewSpill() {
+  if (spare_.empty()) return std::make_unique<Spill>();
+  std::unique_ptr<Spill> spill = std::move(spare_.back());
+  spare_.pop_back();
+  return spill;
+}
+
 void TieredTable::SubmitSpill() {
   if (spill_ == nullptr) return;
   writes_.push_back(std::move(spill_));
@@ -715,7 +729,9 @@ absl::Status TieredTable::LandWrites() {
     HEARTH_RETURN_IF_ERROR(spill.status);
     constexpr size_t kAhead = 16;
     for (size_t i = 0; i < spill.items.size(); ++i) {
-      if (i + kAhead < spill.items.size()) tier_.Prefetch(spill.items[i + kAhead].slot);
+      if (i + kAhead < spill.items.size() && spill.items[i + kAhead].slot != MemoryTier::kNone) {
+        tier_.PrefetchPlace(spill.items[i + kAhead].slot);
+      }
       const StoreWrite::Item& item = spill.items[i];
       if (item.slot == MemoryTier::kNone) continue;
       RowMeta* meta = tier_.meta(item.slot);
@@ -727,6 +743,10 @@ absl::Status TieredTable::LandWrites() {
       Remove(item.slot);
       ++stats_.rows_spilled;
       left_memory_ = true;
+    }
+    if (spare_.size() < kWritesAheadMax) {
+      spare_.push_back(std::move(writes_.front()));
+      spare_.back()->Clear();
     }
     writes_.pop_front();
   }
@@ -787,7 +807,7 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
     } else {
       maybe_in_store_ = true;
       if (meta.flags & kRowDirty) {
-        if (spill_ == nullptr) spill_ = std::make_unique<Spill>();
+        if (spill_ == nullptr) spill_ = NewSpill();
         spill_->leave = true;
         spill_->forced |= forced;
         HandOver(spill_.get(), slot);
@@ -920,7 +940,7 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   stats_.rows -= std::min(stats_.rows, expired);
   cut_sums_ = sums_;
   cut_filters_hash_ = 0;
-  cut_chunk_ = std::make_unique<Spill>();
+  cut_chunk_ = NewSpill();
   for (uint32_t shard = 0; shard < filters_.size(); ++shard) {
     CountingBloom* filter = filters_[shard].get();
     if (filter == nullptr) continue;
@@ -934,6 +954,7 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   }
   cut_list_.swap(dirty_);
   dirty_.clear();
+  cut_chunk_->bytes.reserve(std::min(kWriteBytesMax, cut_list_.size() * row_bytes_) + window_ * row_bytes_);
   std::fill(listed_.begin(), listed_.end(), false);
   cut_hand_ = 0;
   era_ ^= kRowDirtyEra;
@@ -995,7 +1016,7 @@ void TieredTable::CopyForCut(uint32_t slot, bool changing) {
 
 void TieredTable::SubmitCutChunk() {
   writes_.push_back(std::move(cut_chunk_));
-  cut_chunk_ = std::make_unique<Spill>();
+  cut_chunk_ = NewSpill();
   io_->Write(writes_.back().get());
 }
 

@@ -47,9 +47,13 @@ class MemoryTier {
   char* row(uint32_t slot) const { return arena_.row(slot); }
   RowMeta* meta(uint32_t slot) const { return reinterpret_cast<RowMeta*>(arena_.row(slot)); }
   Sign sign(uint32_t slot) const { return arena_.sign(slot); }  // 0: nothing is there
-  // The row's first bytes and its place in the index are on their way into the cache. kNone: nothing.
-  void Prefetch(uint32_t slot) const {
-    if (slot == kNone) return;
+  // `bytes` of the row are on their way into the cache; with its place in the index, for who will remove it.
+  void PrefetchRow(uint32_t slot, uint64_t bytes) const {
+    for (uint64_t at = 0; at < std::min(bytes, kLinesMax * kLineBytes); at += kLineBytes) {
+      __builtin_prefetch(arena_.row(slot) + at);
+    }
+  }
+  void PrefetchPlace(uint32_t slot) const {
     __builtin_prefetch(arena_.row(slot));
     index_.Prefetch(RowIndex::HashOf(arena_.sign(slot)));
   }
@@ -88,8 +92,9 @@ class MemoryTier {
 
  private:
   static constexpr uint64_t kInUseSteps = 2;
-  static constexpr uint32_t kExactSlots = 4096;    // up to so many slots it looks at all of them
-  static constexpr uint32_t kScoreSamples = 1024;  // else it estimates a quantile of the scores
+  static constexpr uint64_t kLineBytes = 64, kLinesMax = 6;  // the hardware follows longer rows by itself
+  static constexpr uint32_t kExactSlots = 4096;              // up to so many slots it looks at all of them
+  static constexpr uint32_t kScoreSamples = 1024;            // else it estimates a quantile of the scores
 
   static uint64_t ScoreOfRow(Table::Score score, const RowMeta& meta);
 
@@ -108,7 +113,6 @@ void MemoryTier::ForEach(absl::Span<const Sign> signs, uint64_t bytes, const Wor
   constexpr size_t kAhead = 16;  // of the row, and again of the index line: about what a core keeps in flight
   constexpr size_t kRing = 64;
   static_assert(kRing >= 2 * kAhead + 1 && (kRing & (kRing - 1)) == 0);
-  constexpr uint64_t kLineBytes = 64, kLinesMax = 6;  // the hardware follows longer rows by itself
   const uint64_t lines = std::min((bytes + kLineBytes - 1) / kLineBytes, kLinesMax);
   if (signs.empty()) return;
   HEARTH_CHECK(TableOf(signs.front()) == number_ && TableOf(signs.back()) == number_, "signs of another table than ",

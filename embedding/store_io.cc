@@ -14,6 +14,7 @@ std::vector<KvWrite> Ordered(StoreWrite* write) {
   std::vector<KvWrite> ordered;
   ordered.reserve(write->items.size());
   for (const StoreWrite::Item& item : write->items) {
+    __builtin_prefetch(write->bytes.data() + item.begin);
     const absl::string_view value = absl::string_view(write->bytes).substr(item.begin, item.bytes);
     if (!ordered.empty() && ordered.back().key == item.key) {
       ordered.back().value = value;

@@ -41,6 +41,11 @@ struct StoreWrite {
     items.push_back({key, slot, static_cast<uint32_t>(value.size()), bytes.size()});
     bytes.append(value.data(), value.size());
   }
+  void Clear() {  // keeps its memory
+    items.clear();
+    bytes.clear();
+    done = false;
+  }
 };
 
 // All but the constructor and destructor belong to one thread, the serving one. Reads and writes that it has handed
