@@ -30,7 +30,7 @@ memory_rows_max: 150   # small enough that rows spill
 job {
   training { batch_size: 128 lanes: 4 shards: 8 }
   model { hidden_1: 8 hidden_2: 8 width_1: 8 width_2: 8 gate_rank_1: 2 gate_rank_2: 2 tower_hidden: 4 }
-  snapshot { every_steps: 12 keep: 3 }
+  snapshot { every_steps: 12 keep: 3 verify_hash: true }
 }
 """
 RECORDS, TEST_RECORDS = 6000, 1500

@@ -57,6 +57,7 @@ const Job& SmallJob() {
     training->set_shards(8);
     training->clear_clip_norm();
     made->mutable_snapshot()->set_every_steps(7);
+    made->mutable_snapshot()->set_verify_hash(true);
     Log* log = made->mutable_log(0);
     log->set_piece_bytes(4000);
     log->mutable_shuffle()->set_pieces(true);
@@ -131,6 +132,22 @@ INSTANTIATE_TEST_SUITE_P(AnyShape, GoldenRun,
                          testing::Values(std::make_tuple(0, 1, 1), std::make_tuple(0, 3, 2), std::make_tuple(0, 2, 4),
                                          std::make_tuple(1, 1, 1), std::make_tuple(1, 2, 2), std::make_tuple(1, 3, 3),
                                          std::make_tuple(3, 1, 4), std::make_tuple(3, 2, 1), std::make_tuple(3, 3, 2)));
+
+TEST(GoldenRun, TwoRowsInMemoryAndACutAtEveryStepGiveTheSameModel) {
+  InProcessRun run;
+  run.job = WithStaleness(0);
+  run.job.mutable_snapshot()->set_every_steps(1);  // at staleness 0 a cut changes no view
+  for (Table& table : *run.job.mutable_table()) table.set_memory_rows_max(2);
+  run.dir = Folder("two_rows");
+  run.servers = 2;
+  run.workers = 2;
+  int exit_code = -1;
+  const auto manifest = RunInProcess(run, &exit_code);
+  ASSERT_TRUE(manifest.ok()) << manifest.status();
+  EXPECT_EQ(exit_code, 0);
+  EXPECT_EQ(manifest->step(), Golden(0).steps);
+  EXPECT_EQ(manifest->model_hash(), Golden(0).model_hash);
+}
 
 TEST(GoldenRun, StalenessIsPartOfTheModel) {
   EXPECT_NE(Golden(0).model_hash, Golden(1).model_hash);
