@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <fstream>
 
@@ -239,6 +240,61 @@ TEST(RocksDbStore, KeepsACheckpointWholeWhenItsProcessIsKilled) {
   auto copy = OpenRocksDbStoreReadOnly(JoinPath(folder, "copy"));
   ASSERT_TRUE(copy.ok()) << copy.status();
   EXPECT_EQ(CountRows(copy->get()), 20000u);
+}
+
+// Rows in the order of keys, enough of them for a sorted file.
+absl::Status WriteFileOfRows(KvStore* store, uint64_t begin, absl::string_view value) {
+  constexpr uint64_t kRows = 4000;
+  std::vector<KvWrite> writes;
+  for (uint64_t i = begin; i < begin + kRows; ++i) writes.push_back({{0, MakeSign(1, i)}, value, false});
+  return store->Write(writes);
+}
+
+std::string ValueAt(KvStore* store, uint64_t id) {
+  KvValues values;
+  EXPECT_TRUE(store->MultiGet({KvKey{0, MakeSign(1, id)}}, &values).ok());
+  return values.found(0) ? std::string(values[0]) : "none";
+}
+
+TEST(RocksDbStore, ASortedFileAndAWriteBesideItAreSeenInTheirOrder) {
+  const std::string folder = NewTestFolder();
+  const std::string copy = JoinPath(folder, "copy"), old(100, 'a'), now(100, 'b');
+  auto store = OpenStore(JoinPath(folder, "db"), RocksDbOptions());
+  ASSERT_TRUE(
+      store->Write({KvWrite{{0, MakeSign(1, 5)}, old, false}, KvWrite{{0, MakeSign(1, 9000)}, old, false}}).ok());
+  ASSERT_TRUE(WriteFileOfRows(store.get(), 0, now).ok());
+  EXPECT_EQ(ValueAt(store.get(), 5), now) << "the file came later";
+  EXPECT_EQ(ValueAt(store.get(), 9000), old);
+  EXPECT_GT(store->DiskBytes(), 400000u) << "the file counts";
+  ASSERT_TRUE(store->Write({KvWrite{{0, MakeSign(1, 6)}, old, false}}).ok());
+  EXPECT_EQ(ValueAt(store.get(), 6), old) << "the write came later";
+  ASSERT_TRUE(store->Checkpoint(copy).ok());
+  ASSERT_TRUE(WriteFileOfRows(store.get(), 0, old).ok());
+  store.reset();
+  auto opened = OpenRocksDbStoreReadOnly(copy);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(ValueAt(opened->get(), 5), now);
+  EXPECT_EQ(ValueAt(opened->get(), 6), old);
+}
+
+TEST(RocksDbStore, CompactionsLeaveOutWhatIsDead) {
+  const std::string folder = NewTestFolder();
+  std::atomic<bool> all_dead = false;
+  RocksDbOptions options;
+  options.dead = [&](KvKey, absl::string_view value) { return all_dead || value[0] == 'd'; };
+  auto store = OpenStore(JoinPath(folder, "db"), options);
+  const std::string dead(100, 'd'), alive(100, 'x');
+  // Until files are merged; each comes over the one before, so that one of each pair is left at most.
+  const auto event = Env::Real()->NewEvent();
+  const int64_t deadline_us = Env::Real()->NowUs() + 60'000'000;
+  uint64_t written = 0;
+  while (ValueAt(store.get(), 0) != "none" || written == 0) {
+    ASSERT_LT(Env::Real()->NowUs(), deadline_us) << "no compaction has left anything out";
+    ASSERT_TRUE(WriteFileOfRows(store.get(), written == 0 ? 0 : 8000, written == 0 ? dead : alive).ok());
+    ++written;
+    event->WaitUntil(Env::Real()->NowUs() + 20'000);
+  }
+  EXPECT_EQ(ValueAt(store.get(), 8000), alive);
 }
 
 }  // namespace
