@@ -27,7 +27,8 @@ constexpr size_t kReadBatchMax = 2048;  // keys of one read; a pull's fewer, so 
 constexpr size_t kPullBatchMin = 256;
 constexpr size_t kReadBatchBytes = size_t{16} << 20;
 constexpr uint64_t kWriteBytesMax = uint64_t{64} << 20;  // rows of one write: one sorted file
-constexpr size_t kWritesAheadMax = 4;                    // of a cut; each holds kWriteBytesMax until it is written
+constexpr size_t kWriteRowsMax = size_t{1} << 20;
+constexpr size_t kWritesAheadMax = 4;  // of a cut; each holds kWriteBytesMax until it is written
 constexpr uint64_t kCutSliceRows = 65536;
 constexpr uint64_t kSpillSliceRowsMax = 16384;  // chosen and copied at once
 constexpr size_t kWindowMax = 8192;             // signs of a push worked on together
@@ -123,6 +124,9 @@ class TieredTable final : public EmbeddingTable {
  private:
   static size_t BatchOf(size_t rows_max, size_t bytes_max, uint64_t row_bytes) {
     return std::min<size_t>(rows_max, std::max<size_t>(1, bytes_max / row_bytes));
+  }
+  static bool IsFull(const Spill& spill) {
+    return spill.bytes.size() >= kWriteBytesMax || spill.items.size() >= kWriteRowsMax;
   }
   static float* FloatsOfRow(char* row) { return reinterpret_cast<float*>(row + sizeof(RowMeta)); }
   static uint32_t NextFlight(uint32_t flags) { return flags + (1u << kInFlightShift); }
@@ -742,7 +746,7 @@ absl::Status TieredTable::LandWrites() {
       if (!spill.forced && tier_.InUse(*meta)) continue;
       Remove(item.slot);
       ++stats_.rows_spilled;
-      left_memory_ = true;
+      left_memory_ = maybe_in_store_ = true;
     }
     if (spare_.size() < kWritesAheadMax) {
       spare_.push_back(std::move(writes_.front()));
@@ -771,7 +775,8 @@ void TieredTable::Remove(uint32_t slot) {
 
 absl::StatusOr<uint64_t> TieredTable::MakeRoom(uint64_t wanted) {
   if (Free() < wanted) {
-    const uint64_t missing = wanted - Free();
+    // What is leaving gives room before long; handing over more would not give it sooner.
+    const uint64_t missing = wanted - Free() - std::min(wanted - Free(), leaving_);
     HEARTH_RETURN_IF_ERROR(Evict(missing, LooksFor(missing), false).status());
     if (own_io_ != nullptr) {  // what is written is written at once
       SubmitSpill();
@@ -784,11 +789,13 @@ absl::StatusOr<uint64_t> TieredTable::MakeRoom(uint64_t wanted) {
 }
 
 absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max, bool forced) {
+  if (wanted == 0) return 0;
   HEARTH_RETURN_IF_ERROR(stored_.Reserve(wanted));
-  // While a cut is under way nothing but the cut is written.
+  // While a cut is under way nothing but the cut is written; and nothing more while the writer is far behind.
+  const bool clean_only = cutting_ || (writes_.size() >= kWritesAheadMax && !forced);
   tier_.ChooseLeaving(
       config_.score(), wanted, looks_max,
-      [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(cutting_ && (meta.flags & kRowDirty)); },
+      [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(clean_only && (meta.flags & kRowDirty)); },
       &chosen_);
   constexpr size_t kAhead = 16;
   for (size_t i = 0; i < chosen_.size(); ++i) {
@@ -819,7 +826,7 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
       }
     }
   }
-  if (spill_ != nullptr && spill_->bytes.size() >= kWriteBytesMax) SubmitSpill();
+  if (spill_ != nullptr && IsFull(*spill_)) SubmitSpill();
   return chosen_.size();
 }
 
@@ -836,7 +843,8 @@ absl::Status TieredTable::KeepWithinBounds() {
     HEARTH_RETURN_IF_ERROR(LandWrites());
     if (evicted == 0) break;
   }
-  if (tier_.rows() <= memory_rows_max_ + (capacity_ - memory_rows_max_) / 2) return absl::OkStatus();
+  // While a cut is under way waiting gives no room: HasRoomFor is asked then.
+  if (cutting_ || tier_.rows() <= memory_rows_max_ + (capacity_ - memory_rows_max_) / 2) return absl::OkStatus();
   return WaitForWrites();
 }
 
@@ -914,17 +922,20 @@ absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
       const uint32_t slot = tier_.Insert(key.sign);
       std::memcpy(tier_.row(slot), value.data(), value.size());
       tier_.meta(slot)->flags = meta.flags & kStoredFlags;
+      tier_.TouchUnused(tier_.meta(slot));
       return true;
     }));
     HEARTH_RETURN_IF_ERROR(status);
     if (!whole) break;
+    ++looks;  // a logical shard that is another server's costs a look, too
     ++fill_shard_;
     fill_sign_ = 0;
   }
   filling_ = fill_shard_ < shards_;
   if (filling_) return absl::OkStatus();
   stored_whole_ = true;
-  if (!left_memory_ && reads_.empty()) maybe_in_store_ = false;
+  // What is on its way out is in memory still, and will not be.
+  if (!left_memory_ && leaving_ == 0 && reads_.empty()) maybe_in_store_ = false;
   return absl::OkStatus();
 }
 
@@ -950,7 +961,12 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
       cut_chunk_->Add(FilterChunkKey(number_, shard, chunk), MemoryTier::kNone, filter->Chunk(chunk));
     }
     filter->MarkSaved();
-    if (cut_chunk_->bytes.size() >= kWriteBytesMax) SubmitCutChunk();
+    if (cut_chunk_->bytes.size() < kWriteBytesMax) continue;
+    SubmitCutChunk();
+    while (CutWaits()) {
+      io_->WaitFor(writes_.front()->done);
+      HEARTH_RETURN_IF_ERROR(LandWrites());
+    }
   }
   cut_list_.swap(dirty_);
   dirty_.clear();
@@ -1011,7 +1027,7 @@ void TieredTable::CopyForCut(uint32_t slot, bool changing) {
   } else {
     cut_sums_.Add(*meta, HandOver(cut_chunk_.get(), slot));
   }
-  if (cut_chunk_->bytes.size() >= kWriteBytesMax) SubmitCutChunk();
+  if (IsFull(*cut_chunk_)) SubmitCutChunk();
 }
 
 void TieredTable::SubmitCutChunk() {
@@ -1046,6 +1062,7 @@ absl::Status TieredTable::Restore() {
   if (kept.expire_after_steps() != expire_after_steps_) return ScanRecords(&kept, step);
   sums_ = kept;
   cut_step_ = applied_step_ = step;
+  tier_.SetNow(step);
   stats_.rows = sums_.rows();
   maybe_in_store_ = filling_ = sums_.records() > 0;
   stored_whole_ = !filling_;

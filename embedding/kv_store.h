@@ -55,8 +55,8 @@ class KvValues {
   std::vector<Place> places_;
 };
 
-// Any number of threads may read (MultiGet, DiskBytes) while one does the rest. Five virtuals, two implementations
-// (RocksDbStore, MapStore) under one conformance suite.
+// Any number of threads may read (MultiGet, Scan, DiskBytes) while one does the rest. Five virtuals, two
+// implementations (RocksDbStore, MapStore) under one conformance suite.
 class KvStore {
  public:
   virtual ~KvStore() = default;

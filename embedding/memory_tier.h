@@ -80,6 +80,10 @@ class MemoryTier {
     const uint64_t at = std::min(step, now_ + kAheadStepsMax);
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(at) << kTouchShift;
   }
+  // Not used of late.
+  void TouchUnused(RowMeta* meta) const {
+    meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(now_ - kInUseSteps - 1) << kTouchShift;
+  }
   // A step from now() − 2 to now() + kAheadStepsMax uses it.
   bool InUse(const RowMeta& meta) const {
     return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift)) <= kAheadStepsMax + kInUseSteps;

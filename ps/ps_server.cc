@@ -203,7 +203,13 @@ absl::Status PsServer::Serve() {
   int64_t show_us = options_.job.metrics().prometheus_port() == 0 ? kNever : 0;
   std::vector<TableStats> stats;
   while (true) {
-    std::optional<Message> message = mailbox_->Receive(upkeep ? 0 : show_us);
+    std::optional<Message> message;
+    if (!early_.empty()) {
+      message = std::move(early_.front());
+      early_.pop_front();
+    } else {
+      message = mailbox_->Receive(upkeep ? 0 : show_us);
+    }
     if (options_.env->NowUs() >= show_us) {
       shard_->FillStats(&stats);
       metrics_.Show(shard_->applied_step(), stats);
@@ -297,9 +303,8 @@ absl::Status PsServer::TellOfCuts(bool wait) {
   while (!savings_.empty()) {
     Saving* const saving = savings_.front().get();
     while (wait && !saving->done) {
-      const Address from = mailbox_->Receive(kNever)->from;
-      if (from == kSaved || from == kWritten) continue;
-      return absl::InternalError(absl::StrCat("rank ", from.rank, " sent a message before this server was ready"));
+      Message message = *mailbox_->Receive(kNever);
+      if (!(message.from == kSaved || message.from == kWritten)) early_.push_back(std::move(message));
     }
     if (!saving->done) return absl::OkStatus();
     HEARTH_RETURN_IF_ERROR(saving->status);

@@ -80,6 +80,7 @@ class PsServer {
   std::unique_ptr<StoreIo> io_;                  // over store_
   std::unique_ptr<Shard> shard_;                 // over io_
   std::deque<std::unique_ptr<Saving>> savings_;  // oldest first
+  std::deque<Message> early_;                    // what came while the first cut was saved
   ServerMetrics metrics_;
   std::map<std::string, Saved> saved_;  // sorted tables of the last checkpoint, by name. The saver's
 };

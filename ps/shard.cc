@@ -184,6 +184,8 @@ class ShardImpl : public Shard {
     }
     report.set_step(cut_step_);
     report.set_rows_hash(hash);
+    if (waits_since_us_ >= 0) cut_stopped_us_ += options_.env->NowUs() - waits_since_us_;
+    waits_since_us_ = -1;
     report.set_stopped_us(static_cast<uint64_t>(cut_stopped_us_));
     cutting_ = false;
     return save_cut_(std::move(report));
@@ -200,9 +202,8 @@ class ShardImpl : public Shard {
       uint64_t signs = 0;
       for (const PushPart& part : parts[i]) signs += part.signs.size();
       if (tables_[i]->HasRoomFor(signs)) continue;
-      const int64_t begin_us = options_.env->NowUs();
+      waits_since_us_ = options_.env->NowUs();
       HEARTH_RETURN_IF_ERROR(FinishCut());
-      cut_stopped_us_ += options_.env->NowUs() - begin_us;
     }
     return absl::OkStatus();
   }
@@ -551,6 +552,7 @@ class ShardImpl : public Shard {
   size_t cut_table_ = 0;  // those before it are copied
   uint64_t cut_step_ = 0;
   int64_t cut_stopped_us_ = 0;
+  int64_t waits_since_us_ = -1;  // for the cut, a step that has no room beside it
   std::vector<Lane> lanes_;
   std::vector<Slot> slots_;                                   // [lanes, window_]: a ring of steps for each lane
   std::vector<StepTerms> terms_;                              // [window_]

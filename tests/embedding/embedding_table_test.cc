@@ -1,6 +1,7 @@
 #include "embedding/embedding_table.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -555,6 +556,73 @@ TEST(EmbeddingTable, NeverAsksTheStoreForSignsThatItCannotHold) {
   }
   const Part part = RandomPart(&random, kTable, 4000, 300, 2);
   ASSERT_TRUE(table->Push(6, 1, {part.span()}).ok());
+}
+
+TEST(EmbeddingTable, RowsThatAreLeavingWhenMemoryIsFilledAreLookedUpInTheStoreAfterwards) {
+  // The writer is held up, so that rows are under way out of memory while a restored table goes through its store.
+  class HeldStore final : public KvStore {
+   public:
+    absl::Status MultiGet(absl::Span<const KvKey> keys, KvValues* values) override {
+      return map_->MultiGet(keys, values);
+    }
+    absl::Status Write(absl::Span<const KvWrite> writes) override {
+      if (held) go->WaitUntil(kNever);
+      return map_->Write(writes);
+    }
+    absl::Status Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) override {
+      return map_->Scan(first, last, visit);
+    }
+    absl::Status Checkpoint(const std::string& path) override { return map_->Checkpoint(path); }
+    uint64_t DiskBytes() override { return 0; }
+
+    std::atomic<bool> held = false;
+    const std::unique_ptr<Event> go = Env::Real()->NewEvent();
+
+   private:
+    std::unique_ptr<KvStore> map_ = MakeMapStore();
+  } store;
+  const TableOptions options = PlainOptions(1, 1000);
+  ReferenceTable reference(options);
+  const auto part = [](uint64_t begin, uint64_t end) {
+    Part made;
+    for (uint64_t id = begin; id < end; ++id) {
+      made.signs.push_back(MakeSign(kTable, id));
+      made.occurrences.push_back(1);
+      made.gradients.push_back(0.5f);
+    }
+    return made;
+  };
+  const auto push = [&](EmbeddingTable* table, uint64_t step, const Part& made) {
+    ASSERT_TRUE(table->Push(step, 1, {made.span()}).ok());
+    reference.Push(step, 1, {made});
+  };
+  {
+    auto table = OpenTable(options, &store);
+    push(table.get(), 1, part(0, 200));
+    ASSERT_TRUE(table->Snapshot(1).ok());
+  }
+  StoreIo io(Env::Real(), &store, 1);
+  auto opened = EmbeddingTable::Open(options, &io);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EmbeddingTable* const table = opened->get();
+  push(table, 2, part(0, 200));
+  store.held = true;
+  uint64_t step = 2;
+  for (uint64_t begin = 200; begin < 980; begin += 60) push(table, ++step, part(begin, begin + 60));
+  while (*table->Maintain(step, 100000)) {
+  }
+  store.held = false;
+  store.go->Notify();
+  for (int i = 0; i < 50; ++i) {  // until what was under way has landed
+    ASSERT_TRUE(table->Maintain(step, 100).ok());
+    Env::Real()->NewEvent()->WaitUntil(Env::Real()->NowUs() + 2000);
+  }
+  EXPECT_GT(table->stats().rows_spilled, 0u);
+  for (uint64_t id = 0; id < 980; ++id) {
+    ASSERT_EQ(PullOne(table, step, MakeSign(kTable, id), 1), reference.Pull(step, MakeSign(kTable, id), 0)) << id;
+  }
+  push(table, step + 1, part(0, 980));
+  EXPECT_EQ(*table->Snapshot(step + 1), reference.Hash(step + 1));
 }
 
 TEST(EmbeddingTable, RefusesARecordThatIsNotThisJobs) {
