@@ -29,6 +29,8 @@ namespace {
 constexpr char kSortedTableSuffix[] = ".sst";
 constexpr int64_t kShowUs = 1'000'000;  // between two looks at the tables for Prometheus
 constexpr Address kSaved{-1, 0};        // "from" the saver: a cut is on disk
+constexpr Address kVerified{-1, 2};     // "from" the verifier: it has come to an end
+constexpr int64_t kPauseUs = 100'000;   // it looks so often whether it is to leave
 constexpr Address kWritten{-1, 1};      // "from" the store's writer: what waited for it may go on
 
 absl::Status SendToScheduler(Transport* transport, const Ranks& ranks, Control control) {
@@ -83,6 +85,8 @@ PsServer::PsServer(PsServerOptions options)
 
 // The store's threads hold what they work on.
 PsServer::~PsServer() {
+  leaving_ = true;
+  verifier_.reset();
   shard_.reset();
   io_.reset();
   saver_.reset();
@@ -164,7 +168,10 @@ absl::Status PsServer::Restore(const StartServer& start) {
     }
   }
   HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
-  if (same_shards) return absl::OkStatus();
+  if (same_shards) {
+    if (!start.read_only()) VerifyInBackground(folder, manifest);
+    return absl::OkStatus();
+  }
   return RestoreShards(
       folder, manifest, [&](uint32_t shard) { return map.ServerOfShard(shard) == index_; }, store_.get());
 }
@@ -222,6 +229,10 @@ absl::Status PsServer::Serve() {
     }
     upkeep = true;
     if (message->from == kWritten) continue;
+    if (message->from == kVerified) {
+      HEARTH_RETURN_IF_ERROR(verified_);
+      continue;
+    }
     if (message->from == kSaved) {
       HEARTH_RETURN_IF_ERROR(TellOfCuts(/*wait=*/false));
       continue;
@@ -314,6 +325,46 @@ absl::Status PsServer::TellOfCuts(bool wait) {
     HEARTH_RETURN_IF_ERROR(SendControl(control));
   }
   return absl::OkStatus();
+}
+
+void PsServer::VerifyInBackground(const std::string& folder, const Manifest& manifest) {
+  std::vector<FileEntry> files;
+  for (const FileEntry& file : manifest.file()) {
+    if (absl::StartsWith(file.path(), name_ + "/") && HoldsRows(file.path())) files.push_back(file);
+  }
+  verifier_ = std::make_unique<TaskPool>(options_.env, "verify", 1);
+  verifier_->Run([this, folder, files = std::move(files)] {
+    const auto leaving = [this] { return leaving_.load(); };
+    const std::unique_ptr<Event> pause = options_.env->NewEvent();
+    const int64_t begin_us = options_.env->NowUs();
+    uint64_t bytes = 0;
+    for (const FileEntry& file : files) {
+      const int64_t file_us = options_.env->NowUs();
+      const std::string path = JoinPath(folder, file.path());
+      const absl::StatusOr<uint64_t> hash = HashFile(path, leaving);
+      if (leaving_) return;
+      if (absl::IsNotFound(hash.status())) continue;  // the snapshot has been removed since
+      if (!hash.ok()) {
+        verified_ = hash.status();
+      } else if (*hash != file.xxh3()) {
+        verified_ = absl::DataLossError(absl::StrCat(path, ": checksum is ", absl::Hex(*hash, absl::kZeroPad16),
+                                                     ", MANIFEST says ", absl::Hex(file.xxh3(), absl::kZeroPad16),
+                                                     "; the job goes back to the newest snapshot that is whole"));
+      }
+      if (!verified_.ok()) break;
+      bytes += file.bytes();
+      // A quarter of a disk's time, at most.
+      const int64_t until_us = options_.env->NowUs() + 3 * (options_.env->NowUs() - file_us);
+      while (!leaving_ && options_.env->NowUs() < until_us) {
+        pause->WaitUntil(std::min(until_us, options_.env->NowUs() + kPauseUs));
+      }
+    }
+    if (verified_.ok()) {
+      spdlog::info("event=rows_verified snapshot={} files={} bytes={} seconds={:.1f}", Quoted(folder), files.size(),
+                   bytes, static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
+    }
+    mailbox_->Deliver({kVerified, Bytes()});
+  });
 }
 
 // Length and checksum of every file of this server in `snapshot`. A sorted table never changes and its name is never

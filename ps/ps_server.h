@@ -67,6 +67,8 @@ class PsServer {
   absl::Status Describe(Saving* saving);         // on the saver
   absl::StatusOr<std::vector<FileEntry>> DescribeCheckpoint(const std::string& snapshot);
   absl::Status TellOfCuts(bool wait);
+  // Reads the files that this server started from, slowly, beside its work.
+  void VerifyInBackground(const std::string& folder, const Manifest& manifest);
   absl::Status SendControl(const Control& control);
 
   const PsServerOptions options_;
@@ -76,6 +78,9 @@ class PsServer {
   Mailbox* const mailbox_;
   std::atomic<uint64_t> saved_step_ = 0;  // of the newest checkpoint: what is expired there, no snapshot needs
   std::unique_ptr<KvStore> store_;
+  std::atomic<bool> leaving_ = false;            // the background looks at it
+  absl::Status verified_;                        // written before kVerified is delivered
+  std::unique_ptr<TaskPool> verifier_;           // one thread
   std::unique_ptr<TaskPool> saver_;              // one thread, that describes checkpoints while the writer goes on
   std::unique_ptr<StoreIo> io_;                  // over store_
   std::unique_ptr<Shard> shard_;                 // over io_

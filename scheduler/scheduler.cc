@@ -232,7 +232,7 @@ absl::Status Scheduler::ChooseSnapshot() {
   start_.folder = options_.evaluate_snapshot;
   HEARTH_ASSIGN_OR_RETURN(start_.manifest, ReadManifest(start_.folder));
   HEARTH_RETURN_IF_ERROR(CheckCounts(start_.manifest, start_.folder));
-  return VerifyFiles(start_.folder, start_.manifest);
+  return VerifyFiles(start_.folder, start_.manifest, FileCheck::kAllButRows);
 }
 
 absl::Status Scheduler::TakeJob(const Manifest& manifest) {
@@ -299,7 +299,7 @@ absl::Status Scheduler::TidySnapshots() {
     HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
     HEARTH_RETURN_IF_ERROR(RenamePath(folder, aside));
   }
-  return absl::OkStatus();
+  return ClearSuspect(SnapshotsFolder());
 }
 
 // Nothing where another figure, or other held-out records, are judged from here on, or where its snapshot is not there
@@ -620,6 +620,11 @@ void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
   const std::string reason = absl::StrCat(who, ": ", failed.reason());
   report_->EndLine();
   spdlog::error("event=failed role={} code={} reason={}", Quoted(who), code, Quoted(failed.reason()));
+  // Lost bytes of the rows: the next start looks at every file, and goes back where it must.
+  if (code == kExitBadData && absl::StartsWith(who, "ps") && !evaluates()) {
+    const absl::Status marked = MarkSuspect(SnapshotsFolder());
+    if (!marked.ok()) spdlog::error("event=suspicion_not_written cause={}", Quoted(marked.message()));
+  }
   const absl::Status written = report_->Write("failed", code, reason);
   if (!written.ok()) spdlog::error("event=run_json_not_written cause={}", Quoted(written.message()));
   exit_code_ = code;

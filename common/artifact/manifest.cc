@@ -9,6 +9,7 @@
 #include <cstring>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -21,6 +22,7 @@
 namespace hearth {
 namespace {
 
+constexpr char kSuspectName[] = "SUSPECT";
 constexpr uint32_t kSchema = 1;
 constexpr uint64_t kManifestBytesMax = uint64_t{1} << 30;
 constexpr uint32_t kLanesMax = 4096;      // as a job may have
@@ -72,13 +74,14 @@ absl::Status DescribeInto(const std::string& folder, const std::string& name, st
   return absl::OkStatus();
 }
 
-absl::StatusOr<Manifest> ReadAndVerify(const std::string& folder, uint64_t step, const GiveUp& give_up) {
+absl::StatusOr<Manifest> ReadAndVerify(const std::string& folder, uint64_t step, FileCheck check,
+                                       const GiveUp& give_up) {
   HEARTH_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(folder));
   if (manifest.step() != step) {
     return absl::DataLossError(absl::StrCat(folder, "/", kManifestName, ": is of step ", manifest.step()));
   }
   HEARTH_RETURN_IF_ERROR(CheckCounts(manifest, folder));
-  HEARTH_RETURN_IF_ERROR(VerifyFiles(folder, manifest, give_up));
+  HEARTH_RETURN_IF_ERROR(VerifyFiles(folder, manifest, check, give_up));
   return manifest;
 }
 
@@ -164,8 +167,11 @@ absl::Status CheckCounts(const Manifest& manifest, const std::string& folder) {
   return absl::OkStatus();
 }
 
-absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, const GiveUp& give_up) {
+bool HoldsRows(absl::string_view path) { return absl::EndsWith(path, ".sst"); }
+
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, FileCheck check, const GiveUp& give_up) {
   for (const FileEntry& file : manifest.file()) {
+    if (check == FileCheck::kAllButRows && HoldsRows(file.path())) continue;
     const std::string path = JoinPath(folder, file.path());
     HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashFile(path, give_up));
     if (hash != file.xxh3()) {
@@ -174,6 +180,17 @@ absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, co
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status MarkSuspect(const std::string& snapshots_folder) {
+  return WriteFileAtomically(JoinPath(snapshots_folder, kSuspectName),
+                             "a server met rows that are not what was written: the next start reads every file\n");
+}
+
+bool IsSuspect(const std::string& snapshots_folder) { return PathExists(JoinPath(snapshots_folder, kSuspectName)); }
+
+absl::Status ClearSuspect(const std::string& snapshots_folder) {
+  return RemoveTree(JoinPath(snapshots_folder, kSuspectName));
 }
 
 absl::Status CommitManifest(const std::string& folder, const Manifest& manifest) {
@@ -199,9 +216,10 @@ absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, 
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder, const GiveUp& give_up) {
   SnapshotChoice choice;
   HEARTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> steps, NumbersIn(snapshots_folder));
+  const FileCheck check = IsSuspect(snapshots_folder) ? FileCheck::kAll : FileCheck::kAllButRows;
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     const std::string folder = JoinPath(snapshots_folder, absl::StrCat(*step));
-    absl::StatusOr<Manifest> manifest = ReadAndVerify(folder, *step, give_up);
+    absl::StatusOr<Manifest> manifest = ReadAndVerify(folder, *step, check, give_up);
     if (manifest.ok()) {
       choice.folder = folder;
       choice.manifest = *std::move(manifest);
@@ -235,7 +253,7 @@ absl::StatusOr<SnapshotChoice> FindSnapshotOf(const std::string& snapshots_folde
   }
   SnapshotChoice choice;
   choice.folder = JoinPath(snapshots_folder, absl::StrCat(step));
-  HEARTH_ASSIGN_OR_RETURN(choice.manifest, ReadAndVerify(choice.folder, step, give_up));
+  HEARTH_ASSIGN_OR_RETURN(choice.manifest, ReadAndVerify(choice.folder, step, FileCheck::kAll, give_up));
   return choice;
 }
 

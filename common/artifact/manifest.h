@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/base/file.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
@@ -22,8 +23,19 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::strin
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 // That its counts are ones that a run can have: whoever starts from it, or allocates by it, asks first. DataLoss.
 absl::Status CheckCounts(const Manifest& manifest, const std::string& folder);
-// Every listed file's checksum too: reads the whole snapshot.
-absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, const GiveUp& give_up = {});
+// Files of rows are by far the most bytes. RocksDB checks each of their blocks when it is read, and a server that has
+// started from them reads them once more beside its work.
+enum class FileCheck { kAll, kAllButRows };
+bool HoldsRows(absl::string_view path);
+// The listed files' checksums too. kAll reads the whole snapshot.
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, FileCheck check = FileCheck::kAll,
+                         const GiveUp& give_up = {});
+
+// A server met rows that are not what was written: until somebody has looked at every file of every snapshot, none is
+// taken on trust. A file of that meaning beside the snapshots.
+absl::Status MarkSuspect(const std::string& snapshots_folder);
+bool IsSuspect(const std::string& snapshots_folder);
+absl::Status ClearSuspect(const std::string& snapshots_folder);
 // Writes folder/MANIFEST: one rename commits the snapshot.
 absl::Status CommitManifest(const std::string& folder, const Manifest& manifest);
 // Length and checksum of folder/name for each name (recursing into folders), to be listed in a MANIFEST.
@@ -34,8 +46,9 @@ struct SnapshotChoice {
   Manifest manifest;
   std::vector<std::string> passed_over;  // one line for each newer folder that does not verify, and why
 };
-// The newest valid snapshot under `snapshots_folder`: ReadManifest and every file's checksum. For the run itself; who
-// reads beside it takes HoldNewestSnapshot (snapshot_hold.h).
+// The newest valid snapshot under `snapshots_folder`: ReadManifest and VerifyFiles, of all files where the folder is
+// suspect and else of all but the rows. For the run itself; who reads beside it takes HoldNewestSnapshot
+// (snapshot_hold.h).
 absl::StatusOr<SnapshotChoice> FindNewestSnapshot(const std::string& snapshots_folder, const GiveUp& give_up = {});
 // Steps of the committed snapshots, ascending.
 absl::StatusOr<std::vector<uint64_t>> CommittedSnapshots(const std::string& snapshots_folder);

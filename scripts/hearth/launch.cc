@@ -198,7 +198,8 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
       *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
       return 128 + supervisor->stop_signal();
     }
-    if (IsFinalExit(code)) return code;
+    // Damaged rows are no end: the next start finds the newest snapshot that is whole.
+    if (IsFinalExit(code) && !IsSuspect(JoinPath(folder, "snapshots"))) return code;
     if (!came_together && IsRefusal(*end)) {
       *reason = RefusalReason(*end);
       return kExitConfig;
