@@ -517,6 +517,28 @@ def a_corrupt_snapshot_is_found_and_passed_over(bench):
     check("MANIFEST" in bench.output, f"MANIFEST is not named in\n{bench.output}")
 
 
+def damaged_rows_send_a_run_back_to_the_newest_whole_snapshot(bench):
+    bench.generate(records=LONG)
+    whole = bench.train("whole", ps=1, worker=2)
+    process = bench.start("hurt", ps=1, worker=2)
+    bench.wait_for_step("hurt", 36, process)
+    process.send_signal(signal.SIGUSR1)
+    check_equal(bench.end(process), 75, "exit code after SIGUSR1")
+    step = bench.newest_step("hurt")
+    newest = bench.root / "hurt" / "snapshots" / str(step)
+    older = {p.stat().st_ino for p in newest.parent.rglob("*.sst") if newest not in p.parents}
+    tables = [p for p in newest.rglob("*.sst") if p.stat().st_ino not in older]
+    check(tables, "the newest snapshot has no table file of its own")
+    flip(max(tables, key=lambda p: p.stat().st_size))
+    run = bench.train("hurt", ps=1, worker=2)  # starts from it, meets it, and goes back by itself
+    check("restart 1" in bench.output and "passed over" not in bench.output.split("restart 1")[0],
+          f"the run was to start from rows it had not read yet:\n{bench.output}")
+    check((newest.parent / f"{step}.corrupt").exists(), "the damaged snapshot was not set aside")
+    check(not (newest.parent / "SUSPECT").exists(), "the suspicion was not lifted")
+    check_equal(run["model_hash"], whole["model_hash"], "hash after damaged rows")
+    check_finished(run, LONG)
+
+
 def a_finished_job_stays_finished(bench):
     bench.generate()
     first = bench.train("run", ps=1, worker=2)
@@ -552,6 +574,7 @@ CASES = [
     sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
     eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
     every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
+    damaged_rows_send_a_run_back_to_the_newest_whole_snapshot,
     a_finished_job_stays_finished, a_profile_is_a_trace_of_its_steps_or_refused
 ]
 

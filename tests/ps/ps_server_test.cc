@@ -266,6 +266,35 @@ TEST_F(PsServerTest, ResumesOnAnyNumberOfServersWithTheHashOfTheRunNeverStopped)
   RunResumed(2, 2);
 }
 
+TEST_F(PsServerTest, RowsThatAreNotWhatWasWrittenAreMetBesideTheWork) {
+  const Plan plan = MakePlan();
+  const Reference reference(plan);
+  const std::string dir = NewFolder("damaged");
+  std::string snapshot;
+  {
+    Servers servers(plan.job(), dir, 1);
+    servers.Start(0, "");
+    for (int i = 0; i < 2; ++i) servers.Next();
+    snapshot = servers.Train(plan, reference, 0, 12);
+  }
+  std::string victim;
+  const std::vector<std::string> names = ListDirectory(JoinPath(snapshot, "ps-0")).value();
+  for (const std::string& name : names) {
+    if (HoldsRows(name)) victim = JoinPath(JoinPath(snapshot, "ps-0"), name);
+  }
+  ASSERT_FALSE(victim.empty());
+  std::string bytes = ReadFile(victim).value();
+  bytes[20] ^= 1;
+  ASSERT_TRUE(WriteFileAtomically(victim, bytes).ok());
+  Servers servers(plan.job(), dir, 1);
+  servers.Start(12, snapshot);
+  Control control = servers.Next();
+  if (control.has_server_ready()) control = servers.Next();
+  ASSERT_TRUE(control.has_failed()) << control.DebugString();
+  EXPECT_EQ(control.failed().exit_code(), kExitBadData) << control.DebugString();
+  servers.Stop();
+}
+
 TEST_F(PsServerTest, EvaluatesASnapshotReadOnly) {
   const Plan plan = MakePlan();
   const Reference reference(plan);

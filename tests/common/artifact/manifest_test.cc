@@ -102,6 +102,8 @@ TEST_F(ManifestTest, AFlippedBitOfAnyFileIsFoundAndNamed) {
   Commit(20);
   FlipBit(JoinPath(Folder(20), "ps-0/tables/000001.sst"), 4999);
   EXPECT_TRUE(ReadManifest(Folder(20)).ok()) << "lengths are right; only the checksum is not";
+  EXPECT_EQ(Find().folder, Folder(20)) << "rows are checked where they are read, until somebody has met a fault";
+  ASSERT_TRUE(MarkSuspect(snapshots_).ok());
   SnapshotChoice choice = Find();
   EXPECT_EQ(choice.folder, Folder(10));
   EXPECT_THAT(choice.passed_over, ElementsAre(HasSubstr("000001.sst: checksum")));
@@ -166,6 +168,7 @@ TEST_F(ManifestTest, ANewerSchemaStopsInsteadOfFallingBack) {
 // Between two chunks of a file as well as between two files: a disk may take minutes for one.
 TEST_F(ManifestTest, VerifyingIsGivenUpBetweenTwoChunks) {
   const Manifest manifest = Commit(10);
+  ASSERT_TRUE(MarkSuspect(snapshots_).ok());
   ASSERT_TRUE(WriteFileAtomically(JoinPath(Folder(10), "large"), std::string(5 << 20, 'x')).ok());
   for (const int at : {1, 2, 3, 4}) {
     int asked = 0;
@@ -180,6 +183,8 @@ TEST_F(ManifestTest, VerifyingIsGivenUpBetweenTwoChunks) {
     EXPECT_EQ(asked, at);
   }
   EXPECT_TRUE(FindNewestSnapshot(snapshots_, [] { return false; }).ok());
+  ASSERT_TRUE(ClearSuspect(snapshots_).ok());
+  EXPECT_FALSE(IsSuspect(snapshots_));
 }
 
 // docs/FORMATS.md gives these, so that another tool can check its own.
