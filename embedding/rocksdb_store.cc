@@ -31,7 +31,8 @@ constexpr size_t kBatchBytesMax = size_t{1} << 20;
 constexpr uint64_t kReadAheadBytes = uint64_t{2} << 20;
 constexpr int kBloomBitsPerKey = 10;
 constexpr int kOpenFilesMax = 4096;
-constexpr int kSortedRunsMax = 12;                   // from which on they are merged
+constexpr int kSortedRunsMax = 12;  // from which on they are merged
+constexpr uint64_t kReadOnlyCacheBytes = uint64_t{64} << 20;
 constexpr size_t kFileBytesMin = size_t{256} << 10;  // a write of more ascending rows is a sorted file of its own
 
 // shard then sign, both big-endian: the order of bytes is the order of keys.
@@ -145,6 +146,13 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   result.max_bgerror_resume_count = 0;        // an error stays one until the process starts again
   result.info_log = std::make_shared<WarningLogger>();
   return result;
+}
+
+// Whoever reads a checkpoint goes through it once, beside others: not by mapping it, which would count as his memory.
+RocksDbOptions ReadOnlyOptions() {
+  RocksDbOptions options;
+  options.block_cache_bytes = kReadOnlyCacheBytes;
+  return options;
 }
 
 class RocksDbStore final : public KvStore {
@@ -417,13 +425,13 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& pat
 }
 
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStoreReadOnly(const std::string& path) {
-  auto store = std::make_unique<RocksDbStore>(path, RocksDbOptions(), true);
+  auto store = std::make_unique<RocksDbStore>(path, ReadOnlyOptions(), true);
   HEARTH_RETURN_IF_ERROR(store->Open());
   return store;
 }
 
 absl::Status VerifyRocksDbStore(const std::string& path) {
-  RocksDbStore store(path, RocksDbOptions(), true);
+  RocksDbStore store(path, ReadOnlyOptions(), true);
   HEARTH_RETURN_IF_ERROR(store.Open());
   return store.VerifyBlocks();
 }
