@@ -177,7 +177,7 @@ class RocksDbStore final : public KvStore {
   absl::Status CheckSpace(uint64_t bytes);
   absl::Status LetWritesOvertakeCompactions();
   absl::Status WriteBatch(rocksdb::WriteBatch* batch);
-  absl::Status WriteFile(absl::Span<const KvWrite> writes);
+  absl::Status WriteFile(absl::Span<const KvWrite> writes, uint64_t bytes);
 
   const std::string path_;
   const RocksDbOptions options_;
@@ -247,18 +247,19 @@ absl::Status RocksDbStore::MultiGet(absl::Span<const KvKey> keys, KvValues* valu
   return absl::OkStatus();
 }
 
-bool IsFile(absl::Span<const KvWrite> writes) {
+// Bytes of keys and values that ascend, with nothing to remove; 0 where they do not.
+size_t SortedBytes(absl::Span<const KvWrite> writes) {
   size_t bytes = 0;
   for (size_t i = 0; i < writes.size(); ++i) {
-    if (writes[i].remove || (i > 0 && !(writes[i - 1].key < writes[i].key))) return false;
+    if (writes[i].remove || (i > 0 && !(writes[i - 1].key < writes[i].key))) return 0;
     bytes += kKeyBytes + writes[i].value.size();
   }
-  return bytes >= kFileBytesMin;
+  return bytes;
 }
 
 absl::Status RocksDbStore::Write(absl::Span<const KvWrite> writes) {
   if (read_only_) return absl::FailedPreconditionError(absl::StrCat(path_, ": is open for reading alone"));
-  if (IsFile(writes)) return WriteFile(writes);
+  if (const size_t bytes = SortedBytes(writes); bytes >= kFileBytesMin) return WriteFile(writes, bytes);
   rocksdb::WriteBatch batch;
   char key[kKeyBytes];
   for (const KvWrite& write : writes) {
@@ -273,9 +274,7 @@ absl::Status RocksDbStore::Write(absl::Span<const KvWrite> writes) {
 }
 
 // Past the write buffer: ten times as fast, and the readers' filters are made on the way.
-absl::Status RocksDbStore::WriteFile(absl::Span<const KvWrite> writes) {
-  uint64_t bytes = 0;
-  for (const KvWrite& write : writes) bytes += kKeyBytes + write.value.size();
+absl::Status RocksDbStore::WriteFile(absl::Span<const KvWrite> writes, uint64_t bytes) {
   HEARTH_RETURN_IF_ERROR(CheckSpace(bytes + bytes / 8));
   const std::string file = JoinPath(path_, absl::StrCat("writing-", ++files_written_, ".sst"));
   const auto made = [&]() -> rocksdb::Status {
