@@ -167,6 +167,10 @@ class TieredTable final : public EmbeddingTable {
   absl::Status LandReads();
   absl::Status LandRead(Fetch* fetch);
   absl::Status LandWrites();
+  absl::Status LandOldestWrite() {  // waits for it
+    io_->WaitFor(writes_.front()->done);
+    return LandWrites();
+  }
 
   // Writes. The record as it is stored, its extra flags taken off.
   absl::string_view RecordOf(uint32_t slot);
@@ -198,6 +202,15 @@ class TieredTable final : public EmbeddingTable {
   absl::Status KeepWithinBounds();
   absl::Status SpillDown(uint64_t rows_max, bool bounded_looks);
   void SweepExpired(uint64_t looks_max);
+  void CountExpired(const RowMeta& meta) {  // of a row that the sums do not have; those they drop are counted there
+    if (!IsAdmitted(meta)) return;
+    ++stats_.rows_expired;
+    --stats_.rows;
+  }
+  void RemoveExpired(uint32_t slot) {
+    if (tier_.meta(slot)->flags & kRowDirty) CountExpired(*tier_.meta(slot));
+    Remove(slot);
+  }
   absl::Status FillFromStore(uint64_t rows_max);
 
   // Cut.
@@ -538,10 +551,7 @@ void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, cons
   float* weights = FloatsOfRow(row);
   if (!(meta->flags & kRowDirty) || OfCut(*meta)) BeforeChange(slot);
   if (IsExpired(*meta, expire_after_steps_, step)) {  // starts anew; a fresh row's zeros may pass here too
-    if (IsAdmitted(*meta) && !IsExpired(*meta, expire_after_steps_, cut_step_)) {  // else it was counted there
-      ++stats_.rows_expired;
-      --stats_.rows;
-    }
+    if (!IsExpired(*meta, expire_after_steps_, cut_step_)) CountExpired(*meta);  // else it was counted there
     *meta = RowMeta{0, 0, meta->flags & ~kStoredFlags, 0};
   }
   meta->count = AddSaturating(meta->count, occurrences);
@@ -759,10 +769,7 @@ absl::Status TieredTable::LandWrites() {
 
 absl::Status TieredTable::WaitForWrites() {
   SubmitSpill();
-  while (!writes_.empty()) {
-    io_->WaitFor(writes_.front()->done);
-    HEARTH_RETURN_IF_ERROR(LandWrites());
-  }
+  while (!writes_.empty()) HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   return absl::OkStatus();
 }
 
@@ -805,12 +812,7 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
     if (meta.flags & kRowAbsent) {
       Remove(slot);
     } else if (IsExpired(meta, expire_after_steps_, applied_step_)) {
-      if ((meta.flags & kRowDirty) &&
-          IsAdmitted(meta)) {  // a clean one is in the sums, which count it when they drop it
-        ++stats_.rows_expired;
-        --stats_.rows;
-      }
-      Remove(slot);
+      RemoveExpired(slot);
     } else {
       maybe_in_store_ = true;
       if (meta.flags & kRowDirty) {
@@ -879,11 +881,7 @@ void TieredTable::SweepExpired(uint64_t looks_max) {
     const RowMeta& meta = *tier_.meta(expire_hand_);
     if (meta.flags & (kRowLoading | kRowAbsent | kRowInFlight) || OfCut(meta)) continue;
     if (!IsExpired(meta, expire_after_steps_, applied_step_)) continue;
-    if ((meta.flags & kRowDirty) && IsAdmitted(meta)) {
-      ++stats_.rows_expired;
-      --stats_.rows;
-    }
-    Remove(expire_hand_);
+    RemoveExpired(expire_hand_);
   }
   if (expire_hand_ >= tier_.slots()) {
     expire_hand_ = 0;
@@ -963,10 +961,7 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
     filter->MarkSaved();
     if (cut_chunk_->bytes.size() < kWriteBytesMax) continue;
     SubmitCutChunk();
-    while (CutWaits()) {
-      io_->WaitFor(writes_.front()->done);
-      HEARTH_RETURN_IF_ERROR(LandWrites());
-    }
+    while (CutWaits()) HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   }
   cut_list_.swap(dirty_);
   dirty_.clear();
@@ -985,8 +980,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
   if (cut_copied_) return false;
   while (CutWaits()) {
     if (!wait) return true;
-    io_->WaitFor(writes_.front()->done);
-    HEARTH_RETURN_IF_ERROR(LandWrites());
+    HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   }
   constexpr size_t kAhead = 16;
   const size_t end = cut_hand_ + std::min<uint64_t>(rows_max, cut_list_.size() - cut_hand_);
@@ -1010,12 +1004,8 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
 void TieredTable::CopyForCut(uint32_t slot, bool changing) {
   RowMeta* meta = tier_.meta(slot);
   const Sign sign = tier_.sign(slot);
-  if (IsExpired(*meta, expire_after_steps_,
-                cut_step_)) {  // gone for good, in a way that nothing needs to be written for
-    if (IsAdmitted(*meta)) {
-      ++stats_.rows_expired;
-      --stats_.rows;
-    }
+  if (IsExpired(*meta, expire_after_steps_, cut_step_)) {  // gone for good: nothing needs to be written for that
+    CountExpired(*meta);
     if (!changing) meta->flags &= ~(kRowDirty | kRowDirtyEra);
     return;
   }

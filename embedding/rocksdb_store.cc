@@ -31,7 +31,8 @@ constexpr size_t kBatchBytesMax = size_t{1} << 20;
 constexpr uint64_t kReadAheadBytes = uint64_t{2} << 20;
 constexpr int kBloomBitsPerKey = 10;
 constexpr int kOpenFilesMax = 4096;
-constexpr int kSortedRunsMax = 12;                   // from which on they are merged
+constexpr int kSortedRunsMax = 12;  // from which on they are merged
+constexpr uint64_t kReadOnlyCacheBytes = uint64_t{64} << 20;
 constexpr size_t kFileBytesMin = size_t{256} << 10;  // a write of more ascending rows is a sorted file of its own
 
 // shard then sign, both big-endian: the order of bytes is the order of keys.
@@ -147,6 +148,13 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   return result;
 }
 
+// Whoever reads a checkpoint goes through it once, beside others: not by mapping it, which would count as his memory.
+RocksDbOptions ReadOnlyOptions() {
+  RocksDbOptions options;
+  options.block_cache_bytes = kReadOnlyCacheBytes;
+  return options;
+}
+
 class RocksDbStore final : public KvStore {
  public:
   RocksDbStore(std::string path, RocksDbOptions options, bool read_only)
@@ -169,7 +177,7 @@ class RocksDbStore final : public KvStore {
   absl::Status CheckSpace(uint64_t bytes);
   absl::Status LetWritesOvertakeCompactions();
   absl::Status WriteBatch(rocksdb::WriteBatch* batch);
-  absl::Status WriteFile(absl::Span<const KvWrite> writes);
+  absl::Status WriteFile(absl::Span<const KvWrite> writes, uint64_t bytes);
 
   const std::string path_;
   const RocksDbOptions options_;
@@ -239,18 +247,19 @@ absl::Status RocksDbStore::MultiGet(absl::Span<const KvKey> keys, KvValues* valu
   return absl::OkStatus();
 }
 
-bool IsFile(absl::Span<const KvWrite> writes) {
+// Bytes of keys and values that ascend, with nothing to remove; 0 where they do not.
+size_t SortedBytes(absl::Span<const KvWrite> writes) {
   size_t bytes = 0;
   for (size_t i = 0; i < writes.size(); ++i) {
-    if (writes[i].remove || (i > 0 && !(writes[i - 1].key < writes[i].key))) return false;
+    if (writes[i].remove || (i > 0 && !(writes[i - 1].key < writes[i].key))) return 0;
     bytes += kKeyBytes + writes[i].value.size();
   }
-  return bytes >= kFileBytesMin;
+  return bytes;
 }
 
 absl::Status RocksDbStore::Write(absl::Span<const KvWrite> writes) {
   if (read_only_) return absl::FailedPreconditionError(absl::StrCat(path_, ": is open for reading alone"));
-  if (IsFile(writes)) return WriteFile(writes);
+  if (const size_t bytes = SortedBytes(writes); bytes >= kFileBytesMin) return WriteFile(writes, bytes);
   rocksdb::WriteBatch batch;
   char key[kKeyBytes];
   for (const KvWrite& write : writes) {
@@ -265,9 +274,7 @@ absl::Status RocksDbStore::Write(absl::Span<const KvWrite> writes) {
 }
 
 // Past the write buffer: ten times as fast, and the readers' filters are made on the way.
-absl::Status RocksDbStore::WriteFile(absl::Span<const KvWrite> writes) {
-  uint64_t bytes = 0;
-  for (const KvWrite& write : writes) bytes += kKeyBytes + write.value.size();
+absl::Status RocksDbStore::WriteFile(absl::Span<const KvWrite> writes, uint64_t bytes) {
   HEARTH_RETURN_IF_ERROR(CheckSpace(bytes + bytes / 8));
   const std::string file = JoinPath(path_, absl::StrCat("writing-", ++files_written_, ".sst"));
   const auto made = [&]() -> rocksdb::Status {
@@ -417,13 +424,13 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& pat
 }
 
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStoreReadOnly(const std::string& path) {
-  auto store = std::make_unique<RocksDbStore>(path, RocksDbOptions(), true);
+  auto store = std::make_unique<RocksDbStore>(path, ReadOnlyOptions(), true);
   HEARTH_RETURN_IF_ERROR(store->Open());
   return store;
 }
 
 absl::Status VerifyRocksDbStore(const std::string& path) {
-  RocksDbStore store(path, RocksDbOptions(), true);
+  RocksDbStore store(path, ReadOnlyOptions(), true);
   HEARTH_RETURN_IF_ERROR(store.Open());
   return store.VerifyBlocks();
 }

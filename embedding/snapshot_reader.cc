@@ -158,18 +158,19 @@ absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& jo
   return hash;
 }
 
+bool IsExpiredRecord(const Job& job, KvKey key, absl::string_view value, uint64_t step) {
+  const TableNumber table = TableOf(key.sign);
+  RowMeta meta;
+  if (table < 1 || table > static_cast<TableNumber>(job.table_size()) || key == SumsKey(table)) return false;
+  if (value.size() < sizeof(meta)) return false;
+  std::memcpy(&meta, value.data(), sizeof(meta));
+  return IsExpired(meta, job.table(static_cast<int>(table) - 1).expire_after_steps(), step);
+}
+
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
                            const std::function<bool(uint32_t shard)>& owns, KvStore* store) {
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
   HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
-  // A store may still hold what is expired there. Who takes it over may have another rule.
-  const auto expired = [&](Sign sign, absl::string_view value) {
-    const int table = static_cast<int>(TableOf(sign)) - 1;
-    RowMeta meta;
-    if (table < 0 || table >= job.table_size() || value.size() < sizeof(meta)) return false;
-    std::memcpy(&meta, value.data(), sizeof(meta));
-    return IsExpired(meta, job.table(table).expire_after_steps(), manifest.step());
-  };
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
     std::unique_ptr<KvStore> saved;  // opened only where something of it is wanted
     std::string values;
@@ -193,7 +194,8 @@ absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
         HEARTH_ASSIGN_OR_RETURN(saved, OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
       }
       HEARTH_RETURN_IF_ERROR(saved->Scan(KvKey{shard, 0}, KvKey{shard + 1, 0}, [&](KvKey key, absl::string_view value) {
-        if (expired(key.sign, value)) return true;
+        // What is expired there may still be stored. Who takes it over may have another rule.
+        if (IsExpiredRecord(job, key, value, manifest.step())) return true;
         values.append(value.data(), value.size());
         batch.emplace_back(key, value.size());
         return values.size() < kRestoreBatchBytes || write();

@@ -8,11 +8,13 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/artifact/manifest.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/embedding_table.h"
+#include "embedding/kv_store.h"
 
 namespace hearth {
 
@@ -38,6 +40,9 @@ absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, 
 // The share of the rows hash that one of `servers` servers' store `folder` holds, summed anew from its records.
 absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, uint64_t step, uint32_t server,
                                         uint32_t servers);
+
+// Of what a store of this job holds: a record that is expired at `step`. Bookkeeping is none.
+bool IsExpiredRecord(const Job& job, KvKey key, absl::string_view value, uint64_t step);
 
 // Fills `store` with the logical shards that `owns(shard)` selects from the ps-<i> folders of a snapshot.
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,

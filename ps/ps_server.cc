@@ -1,7 +1,6 @@
 #include "ps/ps_server.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -18,9 +17,7 @@
 #include "common/job/identity.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
-#include "embedding/lifecycle.h"
 #include "embedding/rocksdb_store.h"
-#include "embedding/row_record.h"
 #include "embedding/snapshot_reader.h"
 
 namespace hearth {
@@ -188,12 +185,7 @@ absl::Status PsServer::OpenStore(uint64_t step) {
       config.compaction_threads() > 0 ? config.compaction_threads() : std::clamp(cores / 4, 1u, 4u);
   saved_step_ = step;
   rocksdb.dead = [this](KvKey key, absl::string_view value) {
-    const int table = static_cast<int>(TableOf(key.sign)) - 1;
-    RowMeta meta;
-    if (table < 0 || table >= options_.job.table_size() || key.sign == SumsKey(TableOf(key.sign)).sign) return false;
-    if (value.size() < sizeof(meta)) return false;
-    std::memcpy(&meta, value.data(), sizeof(meta));
-    return IsExpired(meta, options_.job.table(table).expire_after_steps(), saved_step_);
+    return IsExpiredRecord(options_.job, key, value, saved_step_);
   };
   HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
   saver_ = std::make_unique<TaskPool>(options_.env, "save", 1);

@@ -15,7 +15,7 @@
 namespace hearth {
 namespace {
 
-constexpr size_t kBatchBytes = size_t{1} << 20;
+constexpr size_t kBatchBytes = size_t{64} << 20;  // one sorted file, as where shards are dealt anew
 
 // Records on their way into the store.
 class Writer {

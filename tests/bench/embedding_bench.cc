@@ -130,7 +130,7 @@ struct Hearth {
   uint64_t step = 0;
 
   explicit Hearth(uint64_t rows) {
-    auto opened = EmbeddingTable::Open(BenchTable(rows), store.get());
+    auto opened = EmbeddingTable::Open(BenchTable(rows + rows / 8), store.get());
     Check(opened.status());
     table = std::move(*opened);
   }
