@@ -1,7 +1,10 @@
 // hearth-ps: one parameter server of a job. Started by `hearth train` and `hearth eval` under mpirun; its index follows
 // from its rank.
+#include <xxhash.h>
+
 #include <CLI/CLI.hpp>
 #include <csignal>
+#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +30,13 @@ struct Arguments {
   std::string dir;
 };
 
+// Under --live: runs do not meet there.
+std::string LiveOf(const Arguments& arguments) {
+  const std::string run = std::filesystem::weakly_canonical(arguments.dir).string();
+  return JoinPath(arguments.live, absl::StrCat(std::filesystem::path(run).filename().string(), "-",
+                                               absl::Hex(XXH3_64bits(run.data(), run.size()), absl::kZeroPad16)));
+}
+
 absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   Transport* transport = mpi->transport();
   const int rank = transport->rank();
@@ -49,15 +59,25 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   options.transport = transport;
   options.ranks = arguments.ranks;
   options.dir = arguments.dir;
-  options.live_dir = arguments.live;
+  if (!arguments.live.empty()) {
+    options.live_dir = LiveOf(arguments);
+    HEARTH_RETURN_IF_ERROR(MakeDirectories(arguments.live));
+    HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(options.live_dir));
+  }
   HEARTH_ASSIGN_OR_RETURN(options.job, LoadJob(JoinPath(arguments.dir, "job.txtpb"), {}));
   HEARTH_RETURN_IF_ERROR(ValidateJob(options.job));
   if (options.job.training().lanes() == 0) {
     return absl::FailedPreconditionError(
         "training.lanes: not set in the effective job; start the job with `hearth train`");
   }
-  PsServer server(std::move(options));
-  return server.Run();
+  const std::string live = options.live_dir;
+  HEARTH_RETURN_IF_ERROR(PsServer(std::move(options)).Run());
+  if (live.empty()) return absl::OkStatus();
+  // A disk of the host's own is nobody's to tidy up.
+  HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(live, who)));
+  std::error_code others_are_there;
+  std::filesystem::remove(live, others_are_there);
+  return absl::OkStatus();
 }
 
 // One clear line, a word to the scheduler, and time for it to end the job in good order.
@@ -81,7 +101,7 @@ int Main(int argc, char** argv) {
       ->required()
       ->check(CLI::Range(1, kRanksMax));
   app.add_option("--worker", arguments.ranks.workers, "number of workers")->required()->check(CLI::Range(1, kRanksMax));
-  app.add_option("--live", arguments.live, "parent folder of the working store; default: DIR/live");
+  app.add_option("--live", arguments.live, "where a folder of this run gets the working store; default: DIR/live");
   app.add_option("DIR", arguments.dir, "the run's folder")->required();
   try {
     app.parse(argc, argv);

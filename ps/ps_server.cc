@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <optional>
-#include <system_error>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -23,12 +23,11 @@
 namespace hearth {
 namespace {
 
-constexpr char kSortedTableSuffix[] = ".sst";
 constexpr int64_t kShowUs = 1'000'000;  // between two looks at the tables for Prometheus
 constexpr Address kSaved{-1, 0};        // "from" the saver: a cut is on disk
+constexpr Address kWritten{-1, 1};      // "from" the store's writer: what waited for it may go on
 constexpr Address kVerified{-1, 2};     // "from" the verifier: it has come to an end
 constexpr int64_t kPauseUs = 100'000;   // it looks so often whether it is to leave
-constexpr Address kWritten{-1, 1};      // "from" the store's writer: what waited for it may go on
 
 absl::Status SendToScheduler(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
@@ -55,15 +54,8 @@ absl::Status CloneCheckpoint(const std::string& from, const std::string& to) {
   for (const std::string& name : names) {
     const std::string source = JoinPath(from, name);
     const std::string target = JoinPath(to, name);
-    std::error_code error;
-    if (absl::EndsWith(name, kSortedTableSuffix)) {
-      std::filesystem::create_hard_link(source, target, error);
-      if (!error) continue;  // another file system, else
-    }
-    std::filesystem::copy_file(source, target, error);
-    if (!error) continue;
-    const std::string text = absl::StrCat(source, ": cannot copy to ", target, ": ", error.message());
-    return error == std::errc::no_space_on_device ? absl::ResourceExhaustedError(text) : absl::UnavailableError(text);
+    if (HoldsRows(name) && LinkFile(source, target).ok()) continue;
+    HEARTH_RETURN_IF_ERROR(CopyFile(source, target));
   }
   return absl::OkStatus();
 }
@@ -74,7 +66,9 @@ PsServer::PsServer(PsServerOptions options)
     : options_(std::move(options)),
       index_(static_cast<uint32_t>(options_.transport->rank() - options_.ranks.server(0))),
       name_(absl::StrCat("ps-", index_)),
+      snapshots_(JoinPath(options_.dir, "snapshots")),
       live_(JoinPath(options_.live_dir.empty() ? JoinPath(options_.dir, "live") : options_.live_dir, name_)),
+      cuts_(live_ + "-cuts"),
       mailbox_(options_.transport->Open(kPortServer)),
       metrics_(options_.job, options_.transport->rank()) {
   HEARTH_CHECK(index_ < static_cast<uint32_t>(options_.ranks.servers), "rank ", options_.transport->rank());
@@ -141,8 +135,9 @@ absl::Status PsServer::Start(const StartServer& start) {
 
 // A fresh live store with this server's logical shards of the snapshot.
 absl::Status PsServer::Restore(const StartServer& start) {
-  HEARTH_RETURN_IF_ERROR(RemoveTree(live_));
-  HEARTH_RETURN_IF_ERROR(MakeDirectories(live_));
+  for (const std::string& path : {live_, cuts_}) HEARTH_RETURN_IF_ERROR(RemoveTree(path));
+  for (const std::string& path : {live_, snapshots_}) HEARTH_RETURN_IF_ERROR(MakeDirectories(path));
+  links_ = CanLinkFiles(live_, snapshots_);
   const std::string& folder = start.snapshot();
   if (folder.empty()) return OpenStore(start.step());
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
@@ -158,11 +153,9 @@ absl::Status PsServer::Restore(const StartServer& start) {
   }
   const bool same_shards = manifest.servers() == map.servers();
   if (same_shards) {
-    HEARTH_RETURN_IF_ERROR(CloneCheckpoint(JoinPath(folder, name_), live_));
-    for (const FileEntry& file : manifest.file()) {  // what is known of them need not be read at the next cut
-      absl::string_view name = file.path();
-      if (absl::ConsumePrefix(&name, name_ + "/")) saved_[std::string(name)] = {file.bytes(), file.xxh3()};
-    }
+    saved_in_ = JoinPath(folder, name_);
+    HEARTH_RETURN_IF_ERROR(CloneCheckpoint(saved_in_, live_));
+    Remember(std::vector<FileEntry>(manifest.file().begin(), manifest.file().end()));
   }
   HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
   if (same_shards) {
@@ -253,7 +246,7 @@ absl::Status PsServer::SaveCut(ServerAtCut report) {
   saving->report = std::move(report);
   saving->begin_us = options_.env->NowUs();
   io_->Then([this, saving](const absl::Status& written) {
-    saving->status = written.ok() ? CopyStore(*saving) : written;
+    saving->status = written.ok() ? CopyStore(saving->report.step()) : written;
     saver_->Run([this, saving] {
       if (saving->status.ok()) saving->status = Describe(saving);
       saving->done = true;
@@ -263,42 +256,57 @@ absl::Status PsServer::SaveCut(ServerAtCut report) {
   return absl::OkStatus();
 }
 
-absl::Status PsServer::CopyStore(const Saving& saving) {
-  const uint64_t step = saving.report.step();
-  const std::string snapshot = JoinPath(JoinPath(options_.dir, "snapshots"), absl::StrCat(step));
-  const std::string folder = JoinPath(snapshot, name_);
-  HEARTH_RETURN_IF_ERROR(MakeDirectories(snapshot));
+absl::Status PsServer::CopyStore(uint64_t step) {
+  const std::string folder = links_ ? SavedFolder(step) : JoinPath(cuts_, absl::StrCat(step));
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(std::filesystem::path(folder).parent_path()));
   HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
   HEARTH_RETURN_IF_ERROR(store_->Checkpoint(folder));
   saved_step_ = step;
-  if (!options_.job.snapshot().verify_hash()) return absl::OkStatus();
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashServerRows(folder, options_.job, step, index_,
-                                                              static_cast<uint32_t>(options_.ranks.servers)));
-  if (hash == saving.report.rows_hash()) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(
-      folder, ": its rows hash to ", absl::Hex(hash, absl::kZeroPad16), ", the sums kept while training say ",
-      absl::Hex(saving.report.rows_hash(), absl::kZeroPad16), " (snapshot.verify_hash): a fault of Hearth's"));
+  return absl::OkStatus();
 }
 
 absl::Status PsServer::Describe(Saving* saving) {
   ServerAtCut* report = &saving->report;
-  const std::string snapshots = JoinPath(options_.dir, "snapshots");
-  const std::string snapshot = JoinPath(snapshots, absl::StrCat(report->step()));
+  const uint64_t step = report->step();
+  const std::string snapshot = JoinPath(snapshots_, absl::StrCat(step));
+  if (!links_) HEARTH_RETURN_IF_ERROR(BringCheckpoint(JoinPath(cuts_, absl::StrCat(step)), SavedFolder(step)));
+  if (options_.job.snapshot().verify_hash()) HEARTH_RETURN_IF_ERROR(CheckHash(*report));
   HEARTH_ASSIGN_OR_RETURN(std::vector<FileEntry> files, DescribeCheckpoint(snapshot));
   uint64_t bytes = 0;
   for (FileEntry& file : files) {
-    HEARTH_RETURN_IF_ERROR(FsyncPath(JoinPath(snapshot, file.path())));
     bytes += file.bytes();
     *report->add_file() = std::move(file);
   }
-  for (const std::string& path : {JoinPath(snapshot, name_), snapshot, snapshots}) {
-    HEARTH_RETURN_IF_ERROR(FsyncPath(path));
-  }
+  HEARTH_RETURN_IF_ERROR(FsyncPath(snapshots_));
   report->set_peak_rss_bytes(PeakRssBytes());
   spdlog::info("event=cut step={} files={} bytes={} seconds={:.3f} stopped_ms={:.1f} rows_hash={:016x}", report->step(),
                report->file_size(), bytes, static_cast<double>(options_.env->NowUs() - saving->begin_us) * 1e-6,
                static_cast<double>(report->stopped_us()) * 1e-3, report->rows_hash());
   return absl::OkStatus();
+}
+
+absl::Status PsServer::CheckHash(const ServerAtCut& report) {
+  const std::string folder = SavedFolder(report.step());
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashServerRows(folder, options_.job, report.step(), index_,
+                                                              static_cast<uint32_t>(options_.ranks.servers)));
+  if (hash == report.rows_hash()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(
+      folder, ": its rows hash to ", absl::Hex(hash, absl::kZeroPad16), ", the sums kept while training say ",
+      absl::Hex(report.rows_hash(), absl::kZeroPad16), " (snapshot.verify_hash): a fault of Hearth's"));
+}
+
+// From a disk of the server's own. What the last snapshot has as well is a name more of the file there: only what is
+// new is copied.
+absl::Status PsServer::BringCheckpoint(const std::string& from, const std::string& to) {
+  HEARTH_RETURN_IF_ERROR(RemoveTree(to));
+  HEARTH_RETURN_IF_ERROR(MakeDirectories(to));
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(from));
+  for (const std::string& name : names) {
+    if (saved_.count(name) > 0 && LinkFile(JoinPath(saved_in_, name), JoinPath(to, name)).ok()) continue;
+    saved_.erase(name);
+    HEARTH_RETURN_IF_ERROR(CopyFile(JoinPath(from, name), JoinPath(to, name)));
+  }
+  return RemoveTree(from);
 }
 
 // The scheduler hears of cuts in their order.
@@ -333,9 +341,12 @@ void PsServer::VerifyInBackground(const std::string& folder, const Manifest& man
     for (const FileEntry& file : files) {
       const int64_t file_us = options_.env->NowUs();
       const std::string path = JoinPath(folder, file.path());
-      const absl::StatusOr<uint64_t> hash = HashFile(path, leaving);
+      absl::StatusOr<uint64_t> hash = HashFile(path, leaving);
+      if (absl::IsNotFound(hash.status())) {  // the snapshot has been removed since; the store may have the file still
+        hash = HashFile(JoinPath(live_, std::filesystem::path(path).filename().string()), leaving);
+      }
       if (leaving_) return;
-      if (absl::IsNotFound(hash.status())) continue;  // the snapshot has been removed since
+      if (absl::IsNotFound(hash.status())) continue;
       if (!hash.ok()) {
         verified_ = hash.status();
       } else if (*hash != file.xxh3()) {
@@ -360,34 +371,36 @@ void PsServer::VerifyInBackground(const std::string& folder, const Manifest& man
 }
 
 // Length and checksum of every file of this server in `snapshot`. A sorted table never changes and its name is never
-// used again in a live store, so what the last checkpoint held is not read a second time.
+// used again in a live store, so what the last checkpoint held is neither read nor synced a second time.
 absl::StatusOr<std::vector<FileEntry>> PsServer::DescribeCheckpoint(const std::string& snapshot) {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(JoinPath(snapshot, name_)));
+  const std::string folder = JoinPath(snapshot, name_);
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
   std::vector<FileEntry> files;
-  std::map<std::string, Saved> saved;
+  std::vector<std::string> others;
   for (const std::string& name : names) {
-    const std::string path = JoinPath(name_, name);
-    const bool sorted_table = absl::EndsWith(name, kSortedTableSuffix);
     const auto known = saved_.find(name);
-    if (sorted_table && known != saved_.end()) {
-      HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(JoinPath(snapshot, path)));
-      if (bytes == known->second.bytes) {
-        FileEntry& file = files.emplace_back();
-        file.set_path(path);
-        file.set_bytes(bytes);
-        file.set_xxh3(known->second.xxh3);
-        saved.insert(*known);
+    if (known != saved_.end()) {
+      HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(JoinPath(folder, name)));
+      if (bytes == known->second.bytes()) {
+        files.push_back(known->second);
         continue;
       }
     }
-    HEARTH_ASSIGN_OR_RETURN(const std::vector<FileEntry> described, DescribeFiles(snapshot, {path}));
-    for (const FileEntry& file : described) {
-      if (sorted_table) saved[name] = {file.bytes(), file.xxh3()};
-      files.push_back(file);
-    }
+    others.push_back(JoinPath(name_, name));
   }
-  saved_ = std::move(saved);
+  HEARTH_ASSIGN_OR_RETURN(std::vector<FileEntry> described, DescribeFiles(snapshot, others));
+  std::move(described.begin(), described.end(), std::back_inserter(files));
+  Remember(files);
+  saved_in_ = folder;
   return files;
+}
+
+void PsServer::Remember(absl::Span<const FileEntry> files) {
+  saved_.clear();
+  for (const FileEntry& file : files) {
+    absl::string_view name = file.path();
+    if (absl::ConsumePrefix(&name, name_ + "/") && HoldsRows(name)) saved_.emplace(name, file);
+  }
 }
 
 absl::Status PsServer::SendControl(const Control& control) {

@@ -13,7 +13,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "common/base/env.h"
+#include "common/base/file.h"
 #include "common/base/task_pool.h"
 #include "common/net/transport.h"
 #include "common/proto/control.pb.h"
@@ -32,8 +35,9 @@ struct PsServerOptions {
   Job job;                         // effective, training.lanes filled in
   Ranks ranks;
   std::string dir;  // the run's folder
-  std::string
-      live_dir;  // parent of ps-<i>; empty: dir/live. Best on the file system of dir: checkpoints are hard links
+  // Parent of the working stores ps-<i>; empty: dir/live. On the file system of `dir` a snapshot is a set of hard
+  // links; from another one, such as a disk of the host's own, what is new since the last snapshot is copied.
+  std::string live_dir;
 };
 
 // One thread, and those of its store.
@@ -46,10 +50,6 @@ class PsServer {
   absl::Status Run();
 
  private:
-  struct Saved {  // a file that never changes once written
-    uint64_t bytes = 0;
-    uint64_t xxh3 = 0;
-  };
   // A cut on its way to the disk, and to the scheduler.
   struct Saving {
     ServerAtCut report;
@@ -63,9 +63,14 @@ class PsServer {
   absl::Status Restore(const StartServer& start);
   absl::Status OpenStore(uint64_t step);
   absl::Status SaveCut(ServerAtCut report);
-  absl::Status CopyStore(const Saving& saving);  // on the store's writer
-  absl::Status Describe(Saving* saving);         // on the saver
+  std::string SavedFolder(uint64_t step) const { return JoinPath(snapshots_, absl::StrCat(step, "/", name_)); }
+  absl::Status CopyStore(uint64_t step);  // on the store's writer
+  // On the saver:
+  absl::Status Describe(Saving* saving);
+  absl::Status BringCheckpoint(const std::string& from, const std::string& to);
+  absl::Status CheckHash(const ServerAtCut& report);
   absl::StatusOr<std::vector<FileEntry>> DescribeCheckpoint(const std::string& snapshot);
+  void Remember(absl::Span<const FileEntry> files);
   absl::Status TellOfCuts(bool wait);
   // Reads the files that this server started from, slowly, beside its work.
   void VerifyInBackground(const std::string& folder, const Manifest& manifest);
@@ -74,7 +79,9 @@ class PsServer {
   const PsServerOptions options_;
   const uint32_t index_;    // among the servers
   const std::string name_;  // ps-<index>
+  const std::string snapshots_;
   const std::string live_;  // folder of the store
+  const std::string cuts_;  // of checkpoints on their way to snapshots_, where those are on another file system
   Mailbox* const mailbox_;
   std::atomic<uint64_t> saved_step_ = 0;  // of the newest checkpoint: what is expired there, no snapshot needs
   std::unique_ptr<KvStore> store_;
@@ -87,7 +94,10 @@ class PsServer {
   std::deque<std::unique_ptr<Saving>> savings_;  // oldest first
   std::deque<Message> early_;                    // what came while the first cut was saved
   ServerMetrics metrics_;
-  std::map<std::string, Saved> saved_;  // sorted tables of the last checkpoint, by name. The saver's
+  bool links_ = false;  // a file of live_ may have a name in snapshots_, too
+  // The saver's: the files of rows of the last snapshot, by name. They never change. And where they are.
+  std::map<std::string, FileEntry> saved_;
+  std::string saved_in_;
 };
 
 // Tells the scheduler that this process fails with `status`. Fit for a process whose server has already returned.

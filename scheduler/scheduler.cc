@@ -616,13 +616,14 @@ absl::Status Scheduler::HandleStepReport(uint32_t worker, const StepReport& repo
 }
 
 void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
-  const int code = failed.exit_code() != 0 ? failed.exit_code() : static_cast<int>(kExitInternal);
+  int code = failed.exit_code() != 0 ? failed.exit_code() : static_cast<int>(kExitInternal);
   const std::string reason = absl::StrCat(who, ": ", failed.reason());
   report_->EndLine();
   spdlog::error("event=failed role={} code={} reason={}", Quoted(who), code, Quoted(failed.reason()));
-  // Lost bytes of the rows: the next start looks at every file, and goes back where it must.
+  // Rows that are not what was written are no end: the next start looks at every file, and goes back where it must.
   if (code == kExitBadData && absl::StartsWith(who, "ps") && !evaluates()) {
     const absl::Status marked = MarkSuspect(SnapshotsFolder());
+    if (marked.ok()) code = kExitInternal;
     if (!marked.ok()) spdlog::error("event=suspicion_not_written cause={}", Quoted(marked.message()));
   }
   const absl::Status written = report_->Write("failed", code, reason);

@@ -62,8 +62,9 @@ absl::Status DescribeInto(const std::string& folder, const std::string& name, st
     HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> children, ListDirectory(path));
     for (const std::string& child : children)
       HEARTH_RETURN_IF_ERROR(DescribeInto(folder, JoinPath(name, child), entries));
-    return absl::OkStatus();
+    return FsyncPath(path);
   }
+  HEARTH_RETURN_IF_ERROR(FsyncPath(path));
   FileEntry entry;
   entry.set_path(name);
   HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(path));
@@ -194,22 +195,22 @@ absl::Status ClearSuspect(const std::string& snapshots_folder) {
 }
 
 absl::Status CommitManifest(const std::string& folder, const Manifest& manifest) {
-  // What the MANIFEST promises is on the disk before it is: each file, and each folder's entry for it.
-  std::set<std::string> folders = {folder, JoinPath(folder, "..")};
-  for (const FileEntry& file : manifest.file()) {
-    HEARTH_CHECK(IsInside(file.path()), "listed path ", file.path());
-    HEARTH_RETURN_IF_ERROR(FsyncPath(JoinPath(folder, file.path())));
-    for (size_t slash = file.path().find('/'); slash != std::string::npos; slash = file.path().find('/', slash + 1)) {
-      folders.insert(JoinPath(folder, file.path().substr(0, slash)));
-    }
-  }
-  for (const std::string& path : folders) HEARTH_RETURN_IF_ERROR(FsyncPath(path));
+  for (const FileEntry& file : manifest.file()) HEARTH_CHECK(IsInside(file.path()), "listed path ", file.path());
+  for (const std::string& path : {folder, JoinPath(folder, "..")}) HEARTH_RETURN_IF_ERROR(FsyncPath(path));
   return WriteFileAtomically(JoinPath(folder, kManifestName), SerializeManifest(manifest));
 }
 
 absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, const std::vector<std::string>& names) {
   std::vector<FileEntry> entries;
-  for (const std::string& name : names) HEARTH_RETURN_IF_ERROR(DescribeInto(folder, name, &entries));
+  std::set<std::string> folders;
+  for (const std::string& name : names) {
+    HEARTH_RETURN_IF_ERROR(DescribeInto(folder, name, &entries));
+    for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
+      folders.insert(JoinPath(folder, name.substr(0, slash)));
+    }
+  }
+  folders.insert(folder);
+  for (const std::string& path : folders) HEARTH_RETURN_IF_ERROR(FsyncPath(path));
   return entries;
 }
 

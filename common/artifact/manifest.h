@@ -36,9 +36,11 @@ absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, Fi
 absl::Status MarkSuspect(const std::string& snapshots_folder);
 bool IsSuspect(const std::string& snapshots_folder);
 absl::Status ClearSuspect(const std::string& snapshots_folder);
-// Writes folder/MANIFEST: one rename commits the snapshot.
+// Writes folder/MANIFEST: one rename commits the snapshot. REQUIRES: the files it lists are on the disk, as they are
+// once DescribeFiles has returned, on whatever host.
 absl::Status CommitManifest(const std::string& folder, const Manifest& manifest);
-// Length and checksum of folder/name for each name (recursing into folders), to be listed in a MANIFEST.
+// Length and checksum of folder/name for each name (recursing into folders), to be listed in a MANIFEST, once they and
+// their folders up to `folder` are on the disk: who wrote a file syncs it, before it is promised to anybody.
 absl::StatusOr<std::vector<FileEntry>> DescribeFiles(const std::string& folder, const std::vector<std::string>& names);
 
 struct SnapshotChoice {

@@ -215,6 +215,16 @@ absl::Status MakeDirectories(const std::string& path) {
   return absl::OkStatus();
 }
 
+absl::Status MakePrivateDirectory(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) == 0) return absl::OkStatus();
+  if (errno != EEXIST) return ErrorOf(errno, "cannot make the folder", path);
+  struct stat info;
+  if (lstat(path.c_str(), &info) != 0) return ErrorOf(errno, "cannot look at it", path);
+  if (S_ISDIR(info.st_mode) && info.st_uid == geteuid() && (info.st_mode & 022) == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(path, ": is not a folder that this user alone may write to; remove it, or give another place"));
+}
+
 absl::Status RemoveTree(const std::string& path) {
   std::error_code error;
   std::filesystem::remove_all(path, error);
@@ -225,6 +235,28 @@ absl::Status RemoveTree(const std::string& path) {
 absl::Status RenamePath(const std::string& from, const std::string& to) {
   if (rename(from.c_str(), to.c_str()) != 0) return ErrorOf(errno, absl::StrCat("cannot rename to ", to), from);
   return FsyncPath(FolderOf(to));
+}
+
+absl::Status LinkFile(const std::string& from, const std::string& to) {
+  if (link(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
+  return ErrorOf(errno, absl::StrCat("cannot link to ", to), from);
+}
+
+absl::Status CopyFile(const std::string& from, const std::string& to) {
+  std::error_code error;
+  std::filesystem::copy_file(from, to, error);
+  if (error) return ErrorOf(error.value(), absl::StrCat("cannot copy to ", to), from);
+  return absl::OkStatus();
+}
+
+bool CanLinkFiles(const std::string& from_folder, const std::string& to_folder) {
+  const std::string from = JoinPath(from_folder, absl::StrCat(".link-", getpid()));
+  const std::string to = JoinPath(to_folder, absl::StrCat(".link-", getpid()));
+  const absl::StatusOr<OwnedFile> made = OpenForWriting(from, Writing::kReplace);
+  const bool can = made.ok() && LinkFile(from, to).ok();
+  if (can) RemoveTree(to).IgnoreError();
+  RemoveTree(from).IgnoreError();
+  return can;
 }
 
 absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) {

@@ -34,10 +34,18 @@ absl::StatusOr<OwnedFile> OpenForWriting(const std::string& path, Writing writin
 // The descriptor alone, close-on-exec; the caller closes it.
 absl::StatusOr<int> OpenDescriptorForWriting(const std::string& path, Writing writing);
 
-absl::Status FsyncPath(const std::string& path);                                  // a file or a folder
-absl::Status MakeDirectories(const std::string& path);                            // like mkdir -p
-absl::Status RemoveTree(const std::string& path);                                 // like rm -rf; fine if absent
-absl::Status RenamePath(const std::string& from, const std::string& to);          // and fsyncs the folder of `to`
+absl::Status FsyncPath(const std::string& path);        // a file or a folder
+absl::Status MakeDirectories(const std::string& path);  // like mkdir -p
+// A folder of ours in a place that others may write to: made for this user alone, or of before and as private.
+// FailedPrecondition where something else has that name.
+absl::Status MakePrivateDirectory(const std::string& path);
+absl::Status RemoveTree(const std::string& path);                         // like rm -rf; fine if absent
+absl::Status RenamePath(const std::string& from, const std::string& to);  // and fsyncs the folder of `to`
+// `to` is a new name: of the file `from` itself, or of a copy of it, which is not on the disk before FsyncPath.
+absl::Status LinkFile(const std::string& from, const std::string& to);  // an error on another file system
+absl::Status CopyFile(const std::string& from, const std::string& to);
+// Whether a file of the one folder may have a name in the other. Tries it.
+bool CanLinkFiles(const std::string& from_folder, const std::string& to_folder);
 absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path);  // names, sorted
 // A failed system call as a status, from its errno: NotFound (it does not exist), ResourceExhausted (the disk is full,
 // or a quota or a file's length is reached), else Unavailable. "path: what: strerror".

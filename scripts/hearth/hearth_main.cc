@@ -87,6 +87,14 @@ void AddRanks(CLI::App* command, int* servers, int* workers) {
       ->capture_default_str();
 }
 
+void AddLive(CLI::App* command, std::string* live) {
+  command
+      ->add_option(
+          "--live", *live,
+          "Folder of each server's host, such as a disk of its own, for the rows it works on; default: in --out")
+      ->type_name("FOLDER");
+}
+
 void AddOverrides(CLI::App* command, std::vector<std::string>* overrides) {
   command->add_option("--set", *overrides, "Override a field of the job, e.g. training.staleness=2")
       ->type_name("PATH=VALUE")
@@ -101,6 +109,7 @@ void AddSubmit(CLI::App* app, int* code) {
   command->add_option("JOB", submit.job, "The job file, job.txtpb")->required();
   command->add_option("--out", submit.out, "The run's folder, on a file system of all nodes")->required();
   command->add_option("--time", submit.time, "Time limit of one start, as Slurm writes it")->required();
+  AddLive(command, &submit.live);
   command->add_option("--nodes", submit.nodes, "Nodes")->check(CLI::Range(1, kRanksMax))->capture_default_str();
   AddOverrides(command, &submit.overrides);
   AddRanks(command, &submit.servers, &submit.workers);
@@ -173,6 +182,7 @@ void AddTrain(CLI::App* app, int* code) {
   AddOverrides(command, &train.overrides);
   AddRanks(command, &train.servers, &train.workers);
   command->add_option("--hostfile", train.hostfile, "Hosts for mpirun");
+  AddLive(command, &train.live);
   command
       ->add_option("--max-restarts", train.restarts_max,
                    "Restarts after a rank died; each new snapshot begins the count anew")

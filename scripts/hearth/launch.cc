@@ -38,7 +38,8 @@ constexpr int kBackOffMost = 30;  // times the first one
 
 // Of one start: each has a token of its own.
 absl::StatusOr<Command> MpirunCommand(const Programs& programs, const RoleCounts& counts, const std::string& hostfile,
-                                      const std::vector<std::string>& scheduler_flags, const Job& job,
+                                      const std::vector<std::string>& scheduler_flags,
+                                      const std::vector<std::string>& server_flags, const Job& job,
                                       const std::string& folder) {
   Command command;
   command.environment = RankEnvironment(job);
@@ -58,7 +59,7 @@ absl::StatusOr<Command> MpirunCommand(const Programs& programs, const RoleCounts
     // The token always: without a hostfile, too, mpirun may have the hosts of an allocation.
     if (!hostfile.empty() || name == kJobTokenVariable) exported.insert(exported.end(), {"-x", name});
   }
-  command.argv = MpirunArguments(programs, counts, hostfile, scheduler_flags, folder);
+  command.argv = MpirunArguments(programs, counts, hostfile, scheduler_flags, server_flags, folder);
   // Options of the whole job stand before the first context's -np.
   const auto first = std::find(command.argv.begin(), command.argv.end(), "-np");
   command.argv.insert(first, exported.begin(), exported.end());
@@ -176,8 +177,10 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
     const RoleCounts counts = {options.servers, options.workers};
     std::vector<std::string> flags = {"--restarts", absl::StrCat(restarts)};
     if (options.again) flags.push_back("--again");
+    std::vector<std::string> server_flags;
+    if (!options.live.empty()) server_flags = {"--live", std::filesystem::absolute(options.live).lexically_normal()};
     const absl::StatusOr<Command> command =
-        MpirunCommand(options.programs, counts, options.hostfile, flags, job, folder);
+        MpirunCommand(options.programs, counts, options.hostfile, flags, server_flags, job, folder);
     if (!command.ok()) {
       *reason = std::string(command.status().message());
       return ExitCodeOf(command.status());
@@ -198,8 +201,7 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
       *reason = absl::StrCat("stopped by signal ", supervisor->stop_signal());
       return 128 + supervisor->stop_signal();
     }
-    // Damaged rows are no end: the next start finds the newest snapshot that is whole.
-    if (IsFinalExit(code) && !IsSuspect(JoinPath(folder, "snapshots"))) return code;
+    if (IsFinalExit(code)) return code;
     if (!came_together && IsRefusal(*end)) {
       *reason = RefusalReason(*end);
       return kExitConfig;
@@ -323,7 +325,7 @@ bool IsFinalExit(int code) {
 
 std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCounts& counts,
                                          const std::string& hostfile, const std::vector<std::string>& scheduler_flags,
-                                         const std::string& folder) {
+                                         const std::vector<std::string>& server_flags, const std::string& folder) {
   std::vector<std::string> argv = {programs.mpirun, "--oversubscribe", "--bind-to", "none"};
   if (!hostfile.empty()) argv.insert(argv.end(), {"--hostfile", hostfile});
   const std::vector<std::string> sizes = {"--ps", absl::StrCat(counts.servers), "--worker",
@@ -336,7 +338,7 @@ std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCou
     argv.push_back(folder);
   };
   add_role("hearth-scheduler", 1, scheduler_flags);
-  add_role("hearth-ps", counts.servers, {});
+  add_role("hearth-ps", counts.servers, server_flags);
   add_role("hearth-worker", counts.workers, {});
   return argv;
 }
@@ -449,7 +451,7 @@ int Evaluate(const EvalOptions& options) {
 
   const RoleCounts counts = {options.servers, options.workers};
   const absl::StatusOr<Command> command =
-      MpirunCommand(options.programs, counts, "", {"--evaluate", snapshot->folder}, *job, path);
+      MpirunCommand(options.programs, counts, "", {"--evaluate", snapshot->folder}, {}, *job, path);
   if (!command.ok()) return Complain(command.status());
   const absl::StatusOr<Supervisor::End> end = supervisor.Run(*command);
   if (!end.ok()) return Complain(absl::FailedPreconditionError(end.status().message()));

@@ -27,6 +27,7 @@ struct TrainOptions {
   int servers = 1;
   int workers = 1;
   std::string hostfile;
+  std::string live;      // folder of each server's host for its working rows; empty: in the run's
   int restarts_max = 3;  // one behind the other without a new snapshot
   bool fresh = false;
   bool again = false;             // files that the run knows may be trained once more under other names
@@ -68,7 +69,7 @@ struct RoleCounts {
 };
 std::vector<std::string> MpirunArguments(const Programs& programs, const RoleCounts& counts,
                                          const std::string& hostfile, const std::vector<std::string>& scheduler_flags,
-                                         const std::string& folder);
+                                         const std::vector<std::string>& server_flags, const std::string& folder);
 
 // Whether a job that ended so would end so again.
 bool IsFinalExit(int code);

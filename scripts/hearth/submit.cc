@@ -182,6 +182,9 @@ absl::StatusOr<std::string> BatchScript(const SubmitOptions& options, const std:
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   HEARTH_RETURN_IF_ERROR(CheckName("--out", folder));
   HEARTH_RETURN_IF_ERROR(CheckName("programs in", options.programs));
+  const std::string live =
+      options.live.empty() ? "" : std::filesystem::absolute(options.live).lexically_normal().string();
+  if (!live.empty()) HEARTH_RETURN_IF_ERROR(CheckName("--live", live));
   std::string parameters;
   std::string name = absl::StrCat("hearth-", std::filesystem::path(folder).filename().string());
   for (const std::string& option :
@@ -198,6 +201,7 @@ absl::StatusOr<std::string> BatchScript(const SubmitOptions& options, const std:
                                                         {"HEARTH_OUT", folder},
                                                         {"HEARTH_PS", absl::StrCat(options.servers)},
                                                         {"HEARTH_WORKER", absl::StrCat(options.workers)},
+                                                        {"HEARTH_LIVE", live},
                                                         {"HEARTH_MAX_REQUEUES", absl::StrCat(options.requeues_max)}}) {
     absl::StrAppend(&parameters, "export ", variable, "=", value, "\n");
   }
@@ -231,7 +235,7 @@ absl::StatusOr<BatchNext> BatchEnd(const std::string& folder, const std::string&
   BatchNext next;
   next.code = CodeOfStart(folder, outcome);
   const bool saved = next.code == kExitSaved;
-  if (next.code != kExitSaved && IsFinalExit(next.code)) {
+  if (!saved && IsFinalExit(next.code)) {
     next.reason = DescribeEnd(next.code);
     if (next.code == kExitOk || ReadRunState(folder).status == "failed") return next;
     HEARTH_RETURN_IF_ERROR(TellRunJson(folder, "failed", next.code, next.reason));

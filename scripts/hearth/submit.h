@@ -24,6 +24,7 @@ struct SubmitOptions {
   int servers = 1;
   int workers = 1;
   int nodes = 1;
+  std::string live;                 // folder of each server's node for its working rows; empty: in the run's
   std::string time;                 // as Slurm writes it: minutes, h:m:s, d-h …
   std::string partition;            // empty: the cluster's default
   int signal_lead_s = 90;           // SIGUSR1 so long before the time limit

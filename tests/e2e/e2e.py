@@ -539,6 +539,28 @@ def damaged_rows_send_a_run_back_to_the_newest_whole_snapshot(bench):
     check_finished(run, LONG)
 
 
+def rows_live_on_a_disk_of_their_own(bench):
+    """/dev/shm is one: nothing there can be linked into a snapshot."""
+    shm = pathlib.Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == bench.root.stat().st_dev:
+        print("  skipped: /dev/shm is no file system of its own here", flush=True)
+        return
+    bench.generate(records=LONG)
+    whole = bench.train("whole", ps=2, worker=2)
+    with tempfile.TemporaryDirectory(dir=shm) as live:
+        process = bench.start("apart", "--live", live, ps=2, worker=2)
+        bench.wait_for_step("apart", 36, process)
+        check_equal(len(list(pathlib.Path(live).glob("apart-*/ps-*/CURRENT"))), 2, "working stores under --live")
+        check(not list((bench.root / "apart" / "live").glob("ps-*")), "a server works in the run's folder")
+        os.kill(bench.pids("hearth-ps", "apart")[0], signal.SIGKILL)
+        check_equal(bench.end(process), 0, "exit code after a killed server")
+        check_equal(list(pathlib.Path(live).iterdir()), [], "what is left under --live at the end")
+    run = bench.run_json("apart")
+    check_equal(run["model_hash"], whole["model_hash"], "hash with rows on a disk of their own")
+    check_finished(run, LONG)
+    bench.run("verify", bench.root / "apart")
+
+
 def a_finished_job_stays_finished(bench):
     bench.generate()
     first = bench.train("run", ps=1, worker=2)

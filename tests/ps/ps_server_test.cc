@@ -6,7 +6,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "common/artifact/manifest.h"
 #include "common/base/file.h"
 #include "common/base/logging.h"
@@ -37,17 +40,19 @@ std::string NewFolder(const std::string& name) {
 // P servers on threads, from Hello to Goodbye.
 class Servers {
  public:
-  Servers(const Job& job, const std::string& dir, int servers) : job_(job), dir_(dir), hub_(Env::Real(), 2 + servers) {
+  Servers(const Job& job, const std::string& dir, int servers, const std::string& live = "")
+      : job_(job), dir_(dir), hub_(Env::Real(), 2 + servers) {
     ranks_.servers = servers;
     statuses_.resize(servers);
     for (int i = 0; i < servers; ++i) {
-      threads_.push_back(Env::Real()->StartThread("ps", [this, i] {
+      threads_.push_back(Env::Real()->StartThread("ps", [this, i, live] {
         PsServerOptions options;
         options.env = Env::Real();
         options.transport = hub_.transport(ranks_.server(i));
         options.job = job_;
         options.ranks = ranks_;
         options.dir = dir_;
+        options.live_dir = live;
         PsServer server(std::move(options));
         statuses_[i] = server.Run();
         if (!statuses_[i].ok()) HEARTH_CHECK(SendFailed(hub_.transport(ranks_.server(i)), ranks_, statuses_[i]).ok());
@@ -235,21 +240,21 @@ TEST_F(PsServerTest, AFreshStartSavesStepZeroBeforeItIsReady) {
 }
 
 // A run to the cut at 6 on `before` servers, and from there to the end on `after`.
-void RunResumed(int before, int after) {
+void RunResumed(int before, int after, const std::string& live = "") {
   SCOPED_TRACE(absl::StrCat(before, " servers, then ", after));
   const Plan plan = MakePlan();
   const Reference reference(plan);
   const std::string dir = NewFolder("resumed");
   std::string snapshot;
   {
-    Servers servers(plan.job(), dir, before);
+    Servers servers(plan.job(), dir, before, live);
     servers.Start(0, "");
     for (int i = 0; i < 2 * before; ++i) servers.Next();  // cut 0, ready
     snapshot = servers.Train(plan, reference, 0, 6);
   }
   ASSERT_TRUE(VerifySnapshot(snapshot).ok()) << VerifySnapshot(snapshot);
   EXPECT_EQ(ReadManifest(snapshot)->rows_hash(), reference.Hash(6));
-  Servers servers(plan.job(), dir, after);
+  Servers servers(plan.job(), dir, after, live);
   servers.Start(6, snapshot);
   uint64_t rows = 0;
   for (const Control& control : servers.Gather(&Control::has_server_ready)) rows += control.server_ready().rows();
@@ -264,6 +269,39 @@ TEST_F(PsServerTest, ResumesOnAnyNumberOfServersWithTheHashOfTheRunNeverStopped)
   RunResumed(2, 3);
   RunResumed(3, 1);
   RunResumed(2, 2);
+}
+
+// Memory as a host's own disk: no file there has a name in the run's folder.
+TEST_F(PsServerTest, WorksOnAnotherFileSystemAndCopiesToItsSnapshotsWhatIsNew) {
+  const std::string live = absl::StrCat("/dev/shm/hearth_ps_server_test_", getpid());
+  if (!MakeDirectories(live).ok() || CanLinkFiles(live, testing::TempDir())) {
+    GTEST_SKIP() << "/dev/shm is no file system of its own here";
+  }
+  RunResumed(2, 2, live);
+  RunResumed(2, 3, live);
+  const std::vector<std::string> working = ListDirectory(live).value();
+  for (const std::string& name : working) {
+    if (!absl::EndsWith(name, "-cuts")) continue;
+    EXPECT_EQ(ListDirectory(JoinPath(live, name)).value().size(), 0u) << name << ": a cut that stayed on its way";
+  }
+  // What a snapshot has in common with the one before it is the same file.
+  const Plan plan = MakePlan();
+  const Reference reference(plan);
+  const std::string dir = NewFolder("apart");
+  {
+    Servers servers(plan.job(), dir, 1, live);
+    servers.Start(0, "");
+    for (int i = 0; i < 2; ++i) servers.Next();
+    servers.Train(plan, reference, 0, 12);
+  }
+  int shared = 0;
+  const std::string last = JoinPath(dir, "snapshots/12/ps-0");
+  const std::vector<std::string> files = ListDirectory(last).value();
+  for (const std::string& name : files) {
+    if (HoldsRows(name) && std::filesystem::hard_link_count(JoinPath(last, name)) > 1) ++shared;
+  }
+  EXPECT_GT(shared, 0);
+  ASSERT_TRUE(RemoveTree(live).ok());
 }
 
 TEST_F(PsServerTest, RowsThatAreNotWhatWasWrittenAreMetBesideTheWork) {

@@ -107,11 +107,11 @@ class LaunchTest : public testing::Test {
 };
 
 TEST_F(LaunchTest, StartsTheRolesWithTheirCountsAndTheFolderLast) {
-  EXPECT_THAT(MpirunArguments({"/bin-dir"}, {2, 3}, "", {"--restarts", "1"}, "/run"),
+  EXPECT_THAT(MpirunArguments({"/bin-dir"}, {2, 3}, "", {"--restarts", "1"}, {"--live", "/disk"}, "/run"),
               ElementsAre("mpirun", "--oversubscribe", "--bind-to", "none", "-np", "1", "/bin-dir/hearth-scheduler",
                           "--ps", "2", "--worker", "3", "--restarts", "1", "/run", ":", "-np", "2",
-                          "/bin-dir/hearth-ps", "--ps", "2", "--worker", "3", "/run", ":", "-np", "3",
-                          "/bin-dir/hearth-worker", "--ps", "2", "--worker", "3", "/run"));
+                          "/bin-dir/hearth-ps", "--ps", "2", "--worker", "3", "--live", "/disk", "/run", ":", "-np",
+                          "3", "/bin-dir/hearth-worker", "--ps", "2", "--worker", "3", "/run"));
 }
 
 TEST_F(LaunchTest, WritesTheEffectiveJobAndHandsTheRanksTheirEnvironment) {

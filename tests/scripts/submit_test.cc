@@ -66,12 +66,14 @@ TEST_F(SubmitTest, TheScriptHoldsItsParametersAndNoneOfTheTemplates) {
   options.nodes = 3;
   options.time = "8:00:00";
   options.partition = "long";
+  options.live = "/local/rows";
   options.sbatch = {"--account=ranking"};
   const std::string script = *BatchScript(options, "/runs/a", 2, {{"OMP_NUM_THREADS", "2"}});
-  for (const char* line : {"#SBATCH --nodes=3\n", "#SBATCH --ntasks=7\n", "#SBATCH --cpus-per-task=2\n",
-                           "#SBATCH --time=8:00:00\n", "#SBATCH --signal=B:USR1@90\n", "#SBATCH --partition=long\n",
-                           "#SBATCH --account=ranking\n", "export HEARTH_OUT=/runs/a\n", "export HEARTH_PS=2\n",
-                           "export HEARTH_WORKER=4\n", "export OMP_NUM_THREADS=2\n"}) {
+  for (const char* line :
+       {"#SBATCH --nodes=3\n", "#SBATCH --ntasks=7\n", "#SBATCH --cpus-per-task=2\n", "#SBATCH --time=8:00:00\n",
+        "#SBATCH --signal=B:USR1@90\n", "#SBATCH --partition=long\n", "#SBATCH --account=ranking\n",
+        "export HEARTH_OUT=/runs/a\n", "export HEARTH_PS=2\n", "export HEARTH_WORKER=4\n",
+        "export HEARTH_LIVE=/local/rows\n", "export OMP_NUM_THREADS=2\n"}) {
     EXPECT_THAT(script, HasSubstr(line));
   }
   EXPECT_EQ(script.rfind("#!/bin/bash\n", 0), 0u);

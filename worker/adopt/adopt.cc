@@ -392,10 +392,7 @@ class Maker {
       state->mutable_ledger();
     }
     HEARTH_ASSIGN_OR_RETURN(std::vector<FileEntry> files, DescribeFiles(snapshot_, {"ps-0", kDenseFile}));
-    for (FileEntry& file : files) {
-      HEARTH_RETURN_IF_ERROR(FsyncPath(JoinPath(snapshot_, file.path())));
-      *manifest_.add_file() = std::move(file);
-    }
+    for (FileEntry& file : files) *manifest_.add_file() = std::move(file);
     for (int table = 0; table < job_.table_size(); ++table) {
       TableStats* const stats = manifest_.add_table();
       stats->set_name(job_.table(table).name());

@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "common/base/status.h"
 
@@ -87,6 +88,40 @@ TEST_F(FileTest, FoldersAreMadeListedAndRemovedWhole) {
   ASSERT_TRUE(RemoveTree(Path("B")).ok());
   EXPECT_FALSE(PathExists(Path("B")));
   EXPECT_GT(DiskFreeBytes(folder_).value(), 0u);
+}
+
+TEST_F(FileTest, AFileGetsASecondNameOrIsCopied) {
+  ASSERT_TRUE(WriteFileAtomically(Path("x"), "rows").ok());
+  ASSERT_TRUE(LinkFile(Path("x"), Path("linked")).ok());
+  ASSERT_TRUE(CopyFile(Path("x"), Path("copied")).ok());
+  EXPECT_TRUE(std::filesystem::equivalent(Path("x"), Path("linked")));
+  EXPECT_FALSE(std::filesystem::equivalent(Path("x"), Path("copied")));
+  EXPECT_EQ(ReadFile(Path("copied")).value(), "rows");
+  EXPECT_FALSE(LinkFile(Path("x"), Path("copied")).ok()) << "nothing is written over";
+  EXPECT_THAT(std::string(CopyFile(Path("x"), Path("copied")).message()),
+              AllOf(HasSubstr(Path("x")), HasSubstr(Path("copied"))));
+  EXPECT_TRUE(absl::IsNotFound(CopyFile(Path("y"), Path("z"))));
+}
+
+TEST_F(FileTest, WhetherFoldersShareFilesIsTriedAndLeavesNothing) {
+  ASSERT_TRUE(MakeDirectories(Path("a")).ok());
+  EXPECT_TRUE(CanLinkFiles(folder_, Path("a")));
+  EXPECT_FALSE(CanLinkFiles(folder_, "/proc"));
+  EXPECT_FALSE(CanLinkFiles(folder_, Path("nowhere")));
+  EXPECT_THAT(ListDirectory(folder_).value(), ElementsAre("a"));
+  EXPECT_THAT(ListDirectory(Path("a")).value(), ElementsAre());
+}
+
+TEST_F(FileTest, APrivateFolderIsThisUsersAlone) {
+  ASSERT_TRUE(MakePrivateDirectory(Path("mine")).ok());
+  EXPECT_EQ(std::filesystem::status(Path("mine")).permissions(), std::filesystem::perms::owner_all);
+  EXPECT_TRUE(MakePrivateDirectory(Path("mine")).ok()) << "of before";
+  std::filesystem::permissions(Path("mine"), std::filesystem::perms::all);
+  const absl::Status status = MakePrivateDirectory(Path("mine"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(Path("mine")));
+  std::filesystem::create_directory_symlink(folder_, Path("planted"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(MakePrivateDirectory(Path("planted"))));
 }
 
 TEST(JoinPath, KeepsAbsoluteNames) {
