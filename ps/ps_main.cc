@@ -71,10 +71,11 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
         "training.lanes: not set in the effective job; start the job with `hearth train`");
   }
   const std::string live = options.live_dir;
-  HEARTH_RETURN_IF_ERROR(PsServer(std::move(options)).Run());
+  PsServer server(std::move(options));
+  HEARTH_RETURN_IF_ERROR(server.Run());
   if (live.empty()) return absl::OkStatus();
-  // A disk of the host's own is nobody's to tidy up.
-  HEARTH_RETURN_IF_ERROR(RemoveTree(JoinPath(live, who)));
+  // Nobody else tidies up a disk of the host's own.
+  HEARTH_RETURN_IF_ERROR(server.RemoveWorkingStore());
   std::error_code others_are_there;
   std::filesystem::remove(live, others_are_there);
   return absl::OkStatus();

@@ -75,12 +75,21 @@ PsServer::PsServer(PsServerOptions options)
 }
 
 // The store's threads hold what they work on.
-PsServer::~PsServer() {
+PsServer::~PsServer() { EndThreads(); }
+
+void PsServer::EndThreads() {
   leaving_ = true;
   verifier_.reset();
   shard_.reset();
   io_.reset();
   saver_.reset();
+}
+
+absl::Status PsServer::RemoveWorkingStore() {
+  EndThreads();
+  store_.reset();
+  for (const std::string& path : {live_, cuts_}) HEARTH_RETURN_IF_ERROR(RemoveTree(path));
+  return absl::OkStatus();
 }
 
 absl::Status PsServer::Run() {

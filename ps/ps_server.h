@@ -48,6 +48,8 @@ class PsServer {
   // Returns OK after Goodbye. An error is for the caller to report (SendFailed) and to end the process with; nothing
   // that was committed is touched by it.
   absl::Status Run();
+  // After Run: nothing of this server is left in live_dir.
+  absl::Status RemoveWorkingStore();
 
  private:
   // A cut on its way to the disk, and to the scheduler.
@@ -58,6 +60,7 @@ class PsServer {
     std::atomic<bool> done = false;
   };
 
+  void EndThreads();
   absl::Status Start(const StartServer& start);
   absl::Status Serve();
   absl::Status Restore(const StartServer& start);

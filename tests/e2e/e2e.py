@@ -596,7 +596,7 @@ CASES = [
     sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
     eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
     every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
-    damaged_rows_send_a_run_back_to_the_newest_whole_snapshot,
+    damaged_rows_send_a_run_back_to_the_newest_whole_snapshot, rows_live_on_a_disk_of_their_own,
     a_finished_job_stays_finished, a_profile_is_a_trace_of_its_steps_or_refused
 ]
 
