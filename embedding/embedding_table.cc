@@ -175,9 +175,12 @@ class TieredTable final : public EmbeddingTable {
   // Writes. The record as it is stored, its extra flags taken off.
   absl::string_view RecordOf(uint32_t slot);
   uint64_t HandOver(Spill* spill, uint32_t slot);  // its hash
-  void AheadOfHandOver(uint32_t slot) const {      // what it will touch comes into the cache
-    tier_.PrefetchRow(slot, row_bytes_);
-    stored_.Prefetch(tier_.sign(slot));
+  // What handing over slots[i] and those behind it will touch comes into the cache: rows, then what their signs lead
+  // to.
+  void AheadOfHandOver(const std::vector<uint32_t>& slots, size_t i) const {
+    constexpr size_t kAhead = 16;
+    if (i + 2 * kAhead < slots.size()) tier_.PrefetchRow(slots[i + 2 * kAhead], row_bytes_);
+    if (i + kAhead < slots.size()) stored_.Prefetch(tier_.sign(slots[i + kAhead]));
   }
   std::unique_ptr<Spill> NewSpill();
   void SubmitSpill();
@@ -192,7 +195,8 @@ class TieredTable final : public EmbeddingTable {
   uint64_t LowWater() const {
     return memory_rows_max_ - std::min(memory_rows_max_ / 2, std::max(memory_rows_max_ / 8, 3 * placed_a_step_));
   }
-  bool Tiered() const { return maybe_in_store_ || tier_.rows() > memory_rows_max_ / 4 * 3; }
+  // Rows leave, or will before long: it matters which are in use.
+  bool Tiered() const { return maybe_in_store_ || tier_.rows() + memory_rows_max_ / 32 > HighWater(); }
   void Remove(uint32_t slot);
   // Room for `wanted` rows more, as far as it can be had without waiting, and reserved.
   absl::StatusOr<uint64_t> MakeRoom(uint64_t wanted);
@@ -265,11 +269,9 @@ class TieredTable final : public EmbeddingTable {
 
   // The cut.
   bool cutting_ = false;
-  uint32_t era_ = 0;                // kRowDirtyEra of rows that become dirty now
-  std::vector<uint32_t> dirty_;     // slots that became dirty since the last cut; some may be clean or another's again
-  std::vector<bool> listed_;        // by slot: it is in dirty_
-  std::vector<uint32_t> cut_list_;  // those of the cut
-  size_t cut_hand_ = 0;
+  uint32_t era_ = 0;   // kRowDirtyEra of rows that become dirty now
+  SlotSet dirty_;      // became dirty since the last cut; some may be clean or another's again
+  SlotSet cut_slots_;  // those of the cut, as far as it has not come to them
   bool cut_copied_ = false;
   uint64_t cut_step_ = 0;  // of the cut, or the last one
   RowSums cut_sums_;
@@ -318,7 +320,7 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
     RowMeta* meta = tier_.meta(slot);
     const uint32_t* occurrence = read_only ? nullptr : &occurrences[i];
     if (touch) {
-      tier_.Touch(meta);
+      if (!tier_.TouchedOfLate(*meta)) tier_.Touch(meta);
       if (meta->flags & kRowPrefetched) {
         meta->flags &= ~kRowPrefetched;
         ++stats_.prefetch_hits;
@@ -470,6 +472,7 @@ absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs
                                                      " in memory; raise memory_rows_max"));
   }
   HEARTH_RETURN_IF_ERROR(tier_.Reserve(signs.size()));
+  HEARTH_RETURN_IF_ERROR(dirty_.Reserve(tier_.slots() + signs.size()));
   if (cutting_) HEARTH_RETURN_IF_ERROR(stored_.Reserve(signs.size()));
   misses_.clear();
   // A sign that the store may know is looked up there, and a filter counts its signs in ascending order: both wait.
@@ -540,9 +543,7 @@ void TieredTable::BeforeChange(uint32_t slot) {
     sums_.Remove(*meta, RecordHash(tier_.sign(slot), RecordOf(slot)));
   }
   meta->flags = (meta->flags & ~kRowDirtyEra) | kRowDirty | era_;
-  if (slot >= listed_.size()) listed_.resize(std::max<size_t>(slot + 1, 2 * listed_.size()));
-  if (!listed_[slot]) dirty_.push_back(slot);
-  listed_[slot] = true;
+  dirty_.Add(slot);
 }
 
 void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient) {
@@ -743,9 +744,11 @@ absl::Status TieredTable::LandWrites() {
     HEARTH_RETURN_IF_ERROR(spill.status);
     constexpr size_t kAhead = 16;
     for (size_t i = 0; i < spill.items.size(); ++i) {
-      if (i + kAhead < spill.items.size() && spill.items[i + kAhead].slot != MemoryTier::kNone) {
-        tier_.PrefetchPlace(spill.items[i + kAhead].slot);
-      }
+      const auto ahead = [&](size_t at) {
+        return at < spill.items.size() && spill.items[at].slot != MemoryTier::kNone ? &spill.items[at] : nullptr;
+      };
+      if (const auto* item = ahead(i + 2 * kAhead)) tier_.PrefetchRow(item->slot, sizeof(RowMeta));
+      if (const auto* item = ahead(i + kAhead)) tier_.PrefetchPlace(item->slot);
       const StoreWrite::Item& item = spill.items[i];
       if (item.slot == MemoryTier::kNone) continue;
       RowMeta* meta = tier_.meta(item.slot);
@@ -804,9 +807,8 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
       config_.score(), wanted, looks_max,
       [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(clean_only && (meta.flags & kRowDirty)); },
       &chosen_);
-  constexpr size_t kAhead = 16;
   for (size_t i = 0; i < chosen_.size(); ++i) {
-    if (i + kAhead < chosen_.size()) AheadOfHandOver(chosen_[i + kAhead]);
+    AheadOfHandOver(chosen_, i);
     const uint32_t slot = chosen_[i];
     const RowMeta& meta = *tier_.meta(slot);
     if (meta.flags & kRowAbsent) {
@@ -963,11 +965,8 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
     SubmitCutChunk();
     while (CutWaits()) HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   }
-  cut_list_.swap(dirty_);
-  dirty_.clear();
-  cut_chunk_->bytes.reserve(std::min(kWriteBytesMax, cut_list_.size() * row_bytes_) + window_ * row_bytes_);
-  std::fill(listed_.begin(), listed_.end(), false);
-  cut_hand_ = 0;
+  std::swap(cut_slots_, dirty_);
+  cut_chunk_->bytes.reserve(std::min(kWriteBytesMax, cut_slots_.size() * row_bytes_) + window_ * row_bytes_);
   era_ ^= kRowDirtyEra;
   cutting_ = true;
   cut_copied_ = false;
@@ -982,18 +981,16 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
     if (!wait) return true;
     HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   }
-  constexpr size_t kAhead = 16;
-  const size_t end = cut_hand_ + std::min<uint64_t>(rows_max, cut_list_.size() - cut_hand_);
-  HEARTH_RETURN_IF_ERROR(stored_.Reserve(end - cut_hand_));
-  for (; cut_hand_ < end; ++cut_hand_) {
-    if (cut_hand_ + kAhead < cut_list_.size()) AheadOfHandOver(cut_list_[cut_hand_ + kAhead]);
-    const uint32_t slot = cut_list_[cut_hand_];
+  cut_slots_.TakeNext(rows_max, &chosen_);
+  HEARTH_RETURN_IF_ERROR(stored_.Reserve(chosen_.size()));
+  for (size_t i = 0; i < chosen_.size(); ++i) {
+    AheadOfHandOver(chosen_, i);
+    const uint32_t slot = chosen_[i];
     if (tier_.sign(slot) != 0 && OfCut(*tier_.meta(slot))) CopyForCut(slot, false);
   }
-  if (cut_hand_ < cut_list_.size()) return true;
+  if (cut_slots_.size() > 0) return true;
   cut_chunk_->Add(SumsKey(number_), MemoryTier::kNone, cut_sums_.Encode(cut_step_, floats_));
   SubmitCutChunk();
-  cut_list_ = {};
   cut_copied_ = true;
   HEARTH_RETURN_IF_ERROR(LandWrites());
   return false;
@@ -1037,6 +1034,7 @@ TableCut TieredTable::EndCut() {
 
 absl::Status TieredTable::Restore() {
   HEARTH_RETURN_IF_ERROR(tier_.Open());
+  for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_));
   KvValues values;
   HEARTH_RETURN_IF_ERROR(io_->store()->MultiGet({SumsKey(number_)}, &values));
   if (bloom_) HEARTH_RETURN_IF_ERROR(RestoreFilters());
@@ -1107,7 +1105,7 @@ absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
 EmbeddingTableStats TieredTable::stats() const {
   EmbeddingTableStats stats = stats_;
   stats.rows_in_memory = tier_.rows() - places_;
-  stats.bytes_memory = tier_.bytes() + stored_.bytes();
+  stats.bytes_memory = tier_.bytes() + dirty_.bytes() + cut_slots_.bytes() + stored_.bytes();
   for (const auto& filter : filters_) stats.bytes_memory += filter != nullptr ? filter->bytes() : 0;
   return stats;
 }

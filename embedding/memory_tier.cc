@@ -16,12 +16,12 @@ absl::Status MemoryTier::Reserve(uint64_t rows) {
 
 uint32_t MemoryTier::Insert(Sign sign) {
   const uint32_t slot = arena_.Take(sign);
-  index_.Insert(sign, RowIndex::HashOf(sign), slot);
+  index_.Insert(RowIndex::HashOf(sign), slot);
   return slot;
 }
 
 void MemoryTier::Remove(uint32_t slot) {
-  index_.Remove(arena_.sign(slot));
+  index_.Remove(slot);
   arena_.Release(slot);
 }
 

@@ -37,7 +37,8 @@ class MemoryTier {
 
   // At most rows_max rows of row_bytes each; memory is taken as it fills.
   MemoryTier(TableNumber number, uint64_t row_bytes, uint64_t rows_max, uint64_t seed)
-      : number_(number), row_bytes_(row_bytes), rows_max_(rows_max), index_(rows_max), random_(seed) {}
+      : number_(number), row_bytes_(row_bytes), rows_max_(rows_max), index_(&arena_, rows_max), random_(seed) {}
+  MemoryTier(const MemoryTier&) = delete;
   absl::Status Open();
 
   uint64_t rows() const { return arena_.rows(); }
@@ -47,16 +48,9 @@ class MemoryTier {
   char* row(uint32_t slot) const { return arena_.row(slot); }
   RowMeta* meta(uint32_t slot) const { return reinterpret_cast<RowMeta*>(arena_.row(slot)); }
   Sign sign(uint32_t slot) const { return arena_.sign(slot); }  // 0: nothing is there
-  // `bytes` of the row are on their way into the cache; with its place in the index, for who will remove it.
-  void PrefetchRow(uint32_t slot, uint64_t bytes) const {
-    for (uint64_t at = 0; at < std::min(bytes, kLinesMax * kLineBytes); at += kLineBytes) {
-      __builtin_prefetch(arena_.row(slot) + at);
-    }
-  }
-  void PrefetchPlace(uint32_t slot) const {
-    __builtin_prefetch(arena_.row(slot));
-    index_.Prefetch(RowIndex::HashOf(arena_.sign(slot)));
-  }
+  // `bytes` of the row are on their way into the cache; or its place in the index, for who will remove it.
+  void PrefetchRow(uint32_t slot, uint64_t bytes) const { arena_.Prefetch(slot, std::min(bytes, kAheadBytesMax)); }
+  void PrefetchPlace(uint32_t slot) const { index_.Prefetch(RowIndex::HashOf(arena_.sign(slot))); }
   uint32_t Find(Sign sign) const { return index_.Find(sign, RowIndex::HashOf(sign)); }
 
   // The one way to many rows: for each i in order work(i, slot or kNone), with the index lines of signs some way ahead
@@ -80,6 +74,10 @@ class MemoryTier {
     const uint64_t at = std::min(step, now_ + kAheadStepsMax);
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(at) << kTouchShift;
   }
+  // It is in use until the push of now(), whatever becomes of now() meanwhile: a touch would only cost a write.
+  bool TouchedOfLate(const RowMeta& meta) const {
+    return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift)) < kAheadStepsMax + kInUseSteps;
+  }
   // Not used of late.
   void TouchUnused(RowMeta* meta) const {
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(now_ - kInUseSteps - 1) << kTouchShift;
@@ -96,9 +94,9 @@ class MemoryTier {
 
  private:
   static constexpr uint64_t kInUseSteps = 2;
-  static constexpr uint64_t kLineBytes = 64, kLinesMax = 6;  // the hardware follows longer rows by itself
-  static constexpr uint32_t kExactSlots = 4096;              // up to so many slots it looks at all of them
-  static constexpr uint32_t kScoreSamples = 1024;            // else it estimates a quantile of the scores
+  static constexpr uint64_t kAheadBytesMax = 384;  // the hardware follows longer rows by itself
+  static constexpr uint32_t kExactSlots = 4096;    // up to so many slots it looks at all of them
+  static constexpr uint32_t kScoreSamples = 1024;  // else it estimates a quantile of the scores
 
   static uint64_t ScoreOfRow(Table::Score score, const RowMeta& meta);
 
@@ -117,7 +115,7 @@ void MemoryTier::ForEach(absl::Span<const Sign> signs, uint64_t bytes, const Wor
   constexpr size_t kAhead = 16;  // of the row, and again of the index line: about what a core keeps in flight
   constexpr size_t kRing = 64;
   static_assert(kRing >= 2 * kAhead + 1 && (kRing & (kRing - 1)) == 0);
-  const uint64_t lines = std::min((bytes + kLineBytes - 1) / kLineBytes, kLinesMax);
+  const uint64_t ahead_bytes = std::min(bytes, kAheadBytesMax);
   if (signs.empty()) return;
   HEARTH_CHECK(TableOf(signs.front()) == number_ && TableOf(signs.back()) == number_, "signs of another table than ",
                number_);
@@ -132,14 +130,16 @@ void MemoryTier::ForEach(absl::Span<const Sign> signs, uint64_t bytes, const Wor
     }
     if (i >= kAhead && i - kAhead < count) {
       const size_t j = i - kAhead;
-      const uint32_t slot = index_.Find(signs[j], hashes[j % kRing]);
+      const uint32_t slot = index_.Candidate(hashes[j % kRing]);
       slots[j % kRing] = slot;
-      if (slot != kNone) {
-        const char* row = arena_.row(slot);
-        for (uint64_t line = 0; line < lines; ++line) __builtin_prefetch(row + line * kLineBytes);
-      }
+      if (slot != kNone) arena_.Prefetch(slot, ahead_bytes);
     }
-    if (i >= 2 * kAhead) work(i - 2 * kAhead, slots[(i - 2 * kAhead) % kRing]);
+    if (i >= 2 * kAhead) {
+      const size_t j = i - 2 * kAhead;
+      uint32_t slot = slots[j % kRing];
+      if (slot != kNone && arena_.sign(slot) != signs[j]) slot = index_.Find(signs[j], hashes[j % kRing]);
+      work(j, slot);
+    }
   }
 }
 
@@ -181,7 +181,7 @@ void MemoryTier::ChooseLeaving(Table::Score score, uint64_t wanted, uint64_t loo
   for (uint64_t look = 0; look < looks && chosen->size() < wanted; ++look) {
     const uint32_t slot = hand_ < slots ? hand_ : 0;
     hand_ = slot + 1;
-    if (slot + kAhead < slots) __builtin_prefetch(arena_.row(slot + kAhead));
+    if (slot + kAhead < slots) arena_.PrefetchSign(slot + kAhead);
     if (may_leave(slot) && ScoreOfRow(score, *meta(slot)) <= score_max) chosen->push_back(slot);
   }
 }

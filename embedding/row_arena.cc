@@ -70,45 +70,54 @@ absl::Status Region::Commit(uint64_t bytes) {
 }
 
 absl::Status RowArena::Open(uint64_t row_bytes, uint64_t rows_max) {
-  HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull);
-  stride_ = RoundUp(row_bytes, 16);
+  HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull && row_bytes >= sizeof(uint32_t));
+  stride_ = RoundUp(sizeof(Sign) + row_bytes, sizeof(Sign));
   rows_max_ = rows_max;
-  HEARTH_RETURN_IF_ERROR(rows_region_.Reserve(rows_max * stride_));
-  return signs_region_.Reserve(rows_max * sizeof(Sign));
+  return region_.Reserve(rows_max * stride_);
 }
 
 absl::Status RowArena::Reserve(uint64_t rows) {
-  const uint64_t fresh = rows > released_.size() ? rows - released_.size() : 0;
+  const uint64_t released = slots_ - rows_;
+  const uint64_t fresh = rows > released ? rows - released : 0;
   const uint64_t slots = std::min(slots_ + fresh, rows_max_);
   if (slots <= reserved_slots_) return absl::OkStatus();
-  HEARTH_RETURN_IF_ERROR(rows_region_.Commit(slots * stride_));
-  HEARTH_RETURN_IF_ERROR(signs_region_.Commit(slots * sizeof(Sign)));
+  HEARTH_RETURN_IF_ERROR(region_.Commit(slots * stride_));
   reserved_slots_ = slots;
   return absl::OkStatus();
 }
 
 uint32_t RowArena::Take(Sign sign) {
-  uint32_t slot;
-  if (!released_.empty()) {
-    slot = released_.back();
-    released_.pop_back();
+  uint32_t slot = released_;
+  if (slot != kNoSlot) {
+    released_ = *next_released(slot);
   } else {
     HEARTH_CHECK(slots_ < reserved_slots_);
     slot = slots_++;
   }
-  signs()[slot] = sign;
+  *reinterpret_cast<Sign*>(place(slot)) = sign;
   ++rows_;
   return slot;
 }
 
 void RowArena::Release(uint32_t slot) {
-  signs()[slot] = 0;
-  released_.push_back(slot);
+  *reinterpret_cast<Sign*>(place(slot)) = 0;
+  *next_released(slot) = released_;
+  released_ = slot;
   --rows_;
 }
 
-uint64_t RowArena::bytes() const {
-  return rows_region_.committed_bytes() + signs_region_.committed_bytes() + released_.capacity() * sizeof(uint32_t);
+void SlotSet::TakeNext(uint64_t count_max, std::vector<uint32_t>* slots) {
+  slots->clear();
+  const uint64_t end = size_ == 0 ? 0 : region_.committed_bytes() / sizeof(uint64_t);
+  for (; hand_ < end && slots->size() < count_max; ++hand_) {
+    uint64_t* const word = words() + hand_;
+    for (; *word != 0 && slots->size() < count_max; *word &= *word - 1) {
+      slots->push_back(static_cast<uint32_t>(hand_ * 64 + static_cast<uint64_t>(__builtin_ctzll(*word))));
+    }
+    if (*word != 0) break;
+  }
+  size_ -= slots->size();
+  if (size_ == 0) hand_ = 0;
 }
 
 }  // namespace hearth

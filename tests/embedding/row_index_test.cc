@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "embedding/row_arena.h"
@@ -10,45 +12,122 @@
 namespace hearth {
 namespace {
 
+// An index over an arena, as the memory tier has it.
+struct Places {
+  RowArena arena;
+  RowIndex index;
+
+  explicit Places(uint64_t rows_max) : index(&arena, rows_max) {
+    EXPECT_TRUE(arena.Open(4, rows_max).ok());
+    EXPECT_TRUE(index.Reserve(0).ok());
+  }
+  uint32_t Insert(Sign sign) {
+    EXPECT_TRUE(arena.Reserve(1).ok());
+    EXPECT_TRUE(index.Reserve(arena.rows() + 1).ok());
+    const uint32_t slot = arena.Take(sign);
+    index.Insert(RowIndex::HashOf(sign), slot);
+    return slot;
+  }
+  void Remove(uint32_t slot) {
+    index.Remove(slot);
+    arena.Release(slot);
+  }
+  uint32_t Find(Sign sign) const {
+    const uint64_t hash = RowIndex::HashOf(sign);
+    const uint32_t slot = index.Find(sign, hash);
+    EXPECT_TRUE(slot == RowIndex::kNone || index.Candidate(hash) != RowIndex::kNone);
+    return slot;
+  }
+};
+
+// The sign whose hash is `hash`: Mix64 taken back.
+Sign SignOfHash(uint64_t hash) {
+  const auto unshift = [](uint64_t y, int by) { return y ^ (y >> by) ^ (y >> 2 * by); };
+  const uint64_t last = unshift(hash, 31) * 0x319642b2d24d8ec3ull;
+  const uint64_t middle = unshift(last, 27) * 0x96de1b173f119089ull;
+  return (unshift(middle, 30) - 0x9e3779b97f4a7c15ull) ^ 0x3c6ef372fe94f82bull;
+}
+
 TEST(RowIndex, EqualsAMapUnderRandomInsertsAndRemoves) {
   for (const uint64_t rows_max : {1u, 2u, 7u, 100u, 5000u}) {
     Random random(rows_max);
-    RowIndex index(rows_max);
+    Places places(rows_max);
     std::map<Sign, uint32_t> map;
     std::vector<Sign> signs;
     for (uint64_t i = 0; i < 3 * rows_max + 5; ++i) signs.push_back(MakeSign(1 + i % 3, random.Next()));
-    ASSERT_TRUE(index.Reserve(0).ok());
     for (uint32_t round = 0; round < 20 * rows_max + 100; ++round) {
       const Sign sign = signs[random.Below(signs.size())];
       if (map.count(sign)) {
-        index.Remove(sign);
+        places.Remove(map[sign]);
         map.erase(sign);
       } else if (map.size() < rows_max) {
-        ASSERT_TRUE(index.Reserve(map.size() + 1).ok());
-        index.Insert(sign, RowIndex::HashOf(sign), round);
-        map[sign] = round;
+        map[sign] = places.Insert(sign);
       }
       const Sign asked = signs[random.Below(signs.size())];
       const auto it = map.find(asked);
-      ASSERT_EQ(index.Find(asked, RowIndex::HashOf(asked)), it == map.end() ? RowIndex::kNone : it->second);
+      ASSERT_EQ(places.Find(asked), it == map.end() ? RowIndex::kNone : it->second);
     }
     for (const Sign sign : signs) {
       const auto it = map.find(sign);
-      ASSERT_EQ(index.Find(sign, RowIndex::HashOf(sign)), it == map.end() ? RowIndex::kNone : it->second);
+      ASSERT_EQ(places.Find(sign), it == map.end() ? RowIndex::kNone : it->second);
     }
+  }
+}
+
+TEST(RowIndex, LosesNothingWhileItGrowsAndShrinks) {
+  constexpr uint64_t kRowsMax = 60000;
+  Random random(1);
+  Places places(kRowsMax);
+  std::vector<std::pair<Sign, uint32_t>> rows;
+  bool grew = false;
+  for (uint64_t id = 0; rows.size() < kRowsMax; ++id) {
+    rows.emplace_back(MakeSign(1, id), places.Insert(MakeSign(1, id)));
+    grew |= places.index.growing();
+    for (int i = 0; i < 8; ++i) {  // also of what has moved, and of what has not
+      const auto& [sign, slot] = rows[random.Below(rows.size())];
+      ASSERT_EQ(places.Find(sign), slot) << "of " << rows.size();
+      ASSERT_EQ(places.Find(MakeSign(2, random.Next())), RowIndex::kNone);
+    }
+    if (id % 5 != 4) continue;
+    const size_t gone = random.Below(rows.size());
+    places.Remove(rows[gone].second);
+    ASSERT_EQ(places.Find(rows[gone].first), RowIndex::kNone);
+    rows[gone] = rows.back();
+    rows.pop_back();
+  }
+  EXPECT_TRUE(grew);
+  for (const auto& [sign, slot] : rows) ASSERT_EQ(places.Find(sign), slot);
+}
+
+// Somebody may choose ids so that they meet: it becomes slow, and nothing else.
+TEST(RowIndex, SignsThatAllMeetInTheLastBucketAreKeptWhereverTheyGo) {
+  constexpr uint64_t kCrowd = 1500, kOthers = 6000;
+  Places places(kCrowd + kOthers);
+  ASSERT_EQ(RowIndex::HashOf(SignOfHash(12345)), 12345u);
+  std::map<Sign, uint32_t> rows;
+  Random random(3);
+  for (uint64_t i = 0; i < kOthers; ++i) {
+    if (i % 4 == 0) {
+      const Sign sign = SignOfHash(~uint64_t{0} - i * 977);
+      rows[sign] = places.Insert(sign);
+    }
+    rows[MakeSign(1, i)] = places.Insert(MakeSign(1, i));
+    if (i % 500 == 0) {
+      for (const auto& [sign, slot] : rows) ASSERT_EQ(places.Find(sign), slot);
+    }
+  }
+  while (!rows.empty()) {
+    const auto row = std::next(rows.begin(), static_cast<ptrdiff_t>(random.Below(std::min<size_t>(rows.size(), 50))));
+    places.Remove(row->second);
+    ASSERT_EQ(places.Find(row->first), RowIndex::kNone);
+    rows.erase(row);
+    if (rows.size() % 500 != 0) continue;
+    for (const auto& [sign, slot] : rows) ASSERT_EQ(places.Find(sign), slot);
   }
 }
 
 TEST(RowIndex, SpreadsTheSignsOfOneLogicalShard) {
   // All buckets are used although the shard map picked the signs by Mix64: a crowd would pass full buckets without end.
-  RowIndex index(20000);
-  ASSERT_TRUE(index.Reserve(20000).ok());
-  uint32_t rows = 0;
-  for (uint64_t id = 0; rows < 20000; ++id) {
-    const Sign sign = MakeSign(1, id);
-    if (LogicalShardOf(sign, 64) != 5) continue;
-    index.Insert(sign, RowIndex::HashOf(sign), rows++);
-  }
   std::vector<uint64_t> hashes;
   for (uint64_t id = 0; id < 1000000; ++id) {
     if (LogicalShardOf(MakeSign(1, id), 64) == 5) hashes.push_back(RowIndex::HashOf(MakeSign(1, id)) >> 61);
@@ -66,7 +145,7 @@ TEST(RowArena, KeepsRowsWhereTheyAreAndReusesSlots) {
     ASSERT_TRUE(arena.Reserve(1).ok());
     const uint32_t slot = arena.Take(MakeSign(1, i));
     rows.push_back(arena.row(slot));
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(rows.back()) % 16, 0u);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(rows.back()) % 8, 0u);
     std::fill_n(rows.back(), 20, static_cast<char>(i));
   }
   EXPECT_EQ(arena.free(), 0u);
@@ -75,6 +154,32 @@ TEST(RowArena, KeepsRowsWhereTheyAreAndReusesSlots) {
   EXPECT_EQ(arena.sign(7), 0u);
   ASSERT_TRUE(arena.Reserve(1).ok());
   EXPECT_EQ(arena.Take(MakeSign(1, 5)), 7u);
+}
+
+TEST(SlotSet, GivesEachSlotOnceAscending) {
+  SlotSet set;
+  ASSERT_TRUE(set.Open(100000).ok());
+  std::vector<uint32_t> taken;
+  set.TakeNext(10, &taken);
+  EXPECT_TRUE(taken.empty());
+  Random random(5);
+  for (int round = 0; round < 3; ++round) {
+    ASSERT_TRUE(set.Reserve(30000u * static_cast<uint32_t>(round + 1)).ok());
+    std::set<uint32_t> expected;
+    for (int i = 0; i < 5000; ++i) {
+      const uint32_t slot = static_cast<uint32_t>(random.Below(30000u * static_cast<uint32_t>(round + 1)));
+      set.Add(slot);
+      expected.insert(slot);
+    }
+    EXPECT_EQ(set.size(), expected.size());
+    std::vector<uint32_t> all;
+    while (set.size() > 0) {
+      set.TakeNext(1 + random.Below(200), &taken);
+      ASSERT_FALSE(taken.empty());
+      all.insert(all.end(), taken.begin(), taken.end());
+    }
+    EXPECT_EQ(all, std::vector<uint32_t>(expected.begin(), expected.end()));
+  }
 }
 
 TEST(RowArena, TakesMemoryAsItFills) {
