@@ -10,7 +10,7 @@
 //                    w = (sign(z)·lr·l1 − z) / (β + √n + 2·lr·l2) where |z| > lr·l1 and the divisor is above 0, else 0
 // μ is momentum, ρ accumulator_decay. Sources: torch.optim; FBGEMM for row-wise Adagrad; McMahan et al. (KDD 2013) as
 // TensorFlow has it (learning_rate_power −0.5) for FTRL, with z in TensorFlow's units times lr: the same formula while
-// lr stays, and where lr changes (a schedule, another job) no weight jumps.
+// lr stays, and where lr changes (a schedule, another job) weights do not scale with it.
 //
 // Before its formula an update takes g in two steps, each only where it is asked for:
 //   clip_norm        g ← g · clip_norm / ‖g‖₂ where ‖g‖₂ > clip_norm

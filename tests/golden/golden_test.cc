@@ -180,7 +180,8 @@ TEST(GoldenRun, SavedAndResumedOnOtherNumbersEqualsTheRunThatNeverStopped) {
   EXPECT_EQ(HashOfAResumedRun(WithStaleness(0), Folder("resumed")), Golden(0).model_hash);
 }
 
-// Rates of both halves, decay and the mean of the weights hang on the step alone, wherever a run was cut.
+// Rates of both halves, decay and the mean of the weights hang on the step alone, wherever a run was cut. Tables have
+// optimizers here that the other jobs do not have.
 TEST(GoldenRun, SchedulesDecayGroupsAndMeansAreTheSameInAResumedRun) {
   Job job = WithStaleness(0);
   const Job optimizers =

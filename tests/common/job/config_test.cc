@@ -161,7 +161,7 @@ TEST(ValidateJob, RefusesOfATablesOptimizerWhatItsKindKnowsNothingOf) {
       {"kind: ADAMW l2: 1", "l2: is for kind FTRL alone; set kind: FTRL"},
       {"kind: MOMENTUM beta: 1", "beta: is for kind FTRL alone; set kind: FTRL"},
       {"kind: FTRL weight_decay: 0.1", "weight_decay: is not for kind FTRL; set l2, or leave it out"},
-      {"kind: MOMENTUM momentum: 1", "momentum: is 1; give a value from 0 to 0.9999999"},
+      {"kind: MOMENTUM momentum: 1", "momentum: is 1; give a value from 0"},
       {"accumulator_decay: 1.5", "accumulator_decay: is 1.5; give a value from 0 to 1"},
       {"weight_decay: -1", "weight_decay: is -1; give a value from 0 to 1000"},
       {"clip_norm: nan", "clip_norm: is nan; give a value from 0"},
