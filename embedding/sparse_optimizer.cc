@@ -139,10 +139,12 @@ HEARTH_BODY bool Prepare(const Rule& rule, uint32_t dim, const float* weights, c
   return true;
 }
 
-template <uint32_t kMax>
-HEARTH_BODY bool UpdateDim(const Rule& rule, uint32_t dim, float* weights, float* state, const float* gradient,
-                           uint32_t t, float rate) {
-  float prepared[kMax], aside[3][kMax];
+// kDim: the row's, or kDimMax for any.
+template <uint32_t kDim>
+HEARTH_BODY bool UpdateDim(const Rule& rule, float* weights, float* state, const float* gradient, uint32_t t,
+                           float rate) {
+  const uint32_t dim = kDim == kDimMax ? rule.dim : kDim;
+  float prepared[kDim], aside[3][kDim];
   if (rule.clip_norm > 0 || rule.l2_in_gradient > 0) {
     if (!Prepare(rule, dim, weights, gradient, prepared)) return false;
     gradient = prepared;
@@ -150,12 +152,11 @@ HEARTH_BODY bool UpdateDim(const Rule& rule, uint32_t dim, float* weights, float
   switch (rule.kind) {
     case Optimizer::SGD:
       return ForEachElement<0>(dim, weights, state, gradient, Descent{rate}, aside);
-    case Optimizer::MOMENTUM: {
-      if (!rule.nesterov) {
-        return ForEachElement<1>(dim, weights, state, gradient, Momentum<false>{rate, rule.momentum}, aside);
+    case Optimizer::MOMENTUM:
+      if (rule.nesterov) {
+        return ForEachElement<1>(dim, weights, state, gradient, Momentum<true>{rate, rule.momentum}, aside);
       }
-      return ForEachElement<1>(dim, weights, state, gradient, Momentum<true>{rate, rule.momentum}, aside);
-    }
+      return ForEachElement<1>(dim, weights, state, gradient, Momentum<false>{rate, rule.momentum}, aside);
     case Optimizer::ADAGRAD: {
       const Adagrad adagrad{rate, rule.accumulator_decay, rule.epsilon};
       return ForEachElement<1>(dim, weights, state, gradient, adagrad, aside);
@@ -178,20 +179,28 @@ HEARTH_BODY bool UpdateDim(const Rule& rule, uint32_t dim, float* weights, float
   return false;
 }
 
-// The usual widths have loops of fixed length, without ends and calls of memcpy.
+// The usual dims have loops of fixed length, without ends and calls of memcpy.
 HEARTH_BODY bool UpdateRow(const Rule& rule, float* weights, float* state, const float* gradient, uint32_t t,
                            float rate) {
   switch (rule.dim) {
+    case 4:
+      return UpdateDim<4>(rule, weights, state, gradient, t, rate);
     case 8:
-      return UpdateDim<8>(rule, 8, weights, state, gradient, t, rate);
+      return UpdateDim<8>(rule, weights, state, gradient, t, rate);
+    case 12:
+      return UpdateDim<12>(rule, weights, state, gradient, t, rate);
     case 16:
-      return UpdateDim<16>(rule, 16, weights, state, gradient, t, rate);
+      return UpdateDim<16>(rule, weights, state, gradient, t, rate);
+    case 24:
+      return UpdateDim<24>(rule, weights, state, gradient, t, rate);
     case 32:
-      return UpdateDim<32>(rule, 32, weights, state, gradient, t, rate);
+      return UpdateDim<32>(rule, weights, state, gradient, t, rate);
+    case 48:
+      return UpdateDim<48>(rule, weights, state, gradient, t, rate);
     case 64:
-      return UpdateDim<64>(rule, 64, weights, state, gradient, t, rate);
+      return UpdateDim<64>(rule, weights, state, gradient, t, rate);
     default:
-      return UpdateDim<kDimMax>(rule, rule.dim, weights, state, gradient, t, rate);
+      return UpdateDim<kDimMax>(rule, weights, state, gradient, t, rate);
   }
 }
 

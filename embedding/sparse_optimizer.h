@@ -54,8 +54,8 @@ class SparseOptimizer {
     Optimizer::Kind kind;
     uint32_t dim;
     float clip_norm;
-    float l2_in_gradient = 0;     // weight_decay: of all kinds but
-    double decay_of_weights = 0;  // ADAMW, and FTRL, which has none
+    float l2_in_gradient = 0;     // weight_decay of the kinds that add it to the gradient,
+    double decay_of_weights = 0;  // and of ADAMW, which takes it from the weights
     float epsilon, accumulator_decay, momentum;
     bool nesterov;
     double beta1, beta2;

@@ -227,7 +227,7 @@ TEST(SparseOptimizer, FollowsTheScalarFormulas) {
 TEST(SparseOptimizer, HasTheBitsOf01WhereNothingNewIsSet) {
   Random random(2);
   for (const Optimizer::Kind kind : {Optimizer::SGD, Optimizer::ADAGRAD, Optimizer::ROWWISE_ADAGRAD, Optimizer::ADAM}) {
-    for (const uint32_t dim : {1u, 3u, 8u, 16u, 21u, 32u, 64u, 130u}) {
+    for (const uint32_t dim : {1u, 3u, 4u, 8u, 12u, 16u, 21u, 24u, 32u, 48u, 64u, 130u}) {
       for (const Simd simd : AllSimd()) {
         const SparseOptimizer optimizer(Config(kind), dim, simd);
         Row row(optimizer, Draw(&random, dim, 0.1));
@@ -247,7 +247,7 @@ TEST(SparseOptimizer, HasTheBitsOf01WhereNothingNewIsSet) {
 TEST(SparseOptimizer, GivesTheSameBitsByEveryInstructionSet) {
   Random random(3);
   for (const Optimizer& config : Configs()) {
-    for (const uint32_t dim : {1u, 2u, 5u, 7u, 8u, 15u, 16u, 24u, 31u, 32u, 33u, 64u, 100u, 257u}) {
+    for (const uint32_t dim : {1u, 2u, 4u, 7u, 8u, 12u, 15u, 16u, 24u, 31u, 32u, 33u, 48u, 64u, 100u, 257u}) {
       std::vector<SparseOptimizer> optimizers;
       std::vector<Row> rows;
       const std::vector<float> initial = Draw(&random, dim, 0.1);
