@@ -46,6 +46,13 @@ HEARTH_BODY double Power(double base, uint32_t exponent) {
   return result;
 }
 
+// From this t on 1 − β^t is 1 as a float: a row that has come far asks for no powers.
+uint32_t SettledAt(double beta) {
+  uint32_t t = 1;
+  while (t < uint32_t{1} << 31 && Power(beta, t) > 0x1p-26) t *= 2;
+  return t;
+}
+
 // --- One element: its gradient, and x = {weight, its state …} --------------------------------------------------------
 
 struct Descent {
@@ -79,8 +86,8 @@ struct Adam {
         beta2(static_cast<float>(rule.beta2)),
         rest1(static_cast<float>(1 - rule.beta1)),
         rest2(static_cast<float>(1 - rule.beta2)),
-        correction1(static_cast<float>(1 - Power(rule.beta1, t))),
-        correction2(static_cast<float>(1 - Power(rule.beta2, t))) {}
+        correction1(t >= rule.settled1 ? 1.0f : static_cast<float>(1 - Power(rule.beta1, t))),
+        correction2(t >= rule.settled2 ? 1.0f : static_cast<float>(1 - Power(rule.beta2, t))) {}
   HEARTH_BODY void operator()(float g, float* x) const {
     x[1] = beta1 * x[1] + rest1 * g;
     x[2] = beta2 * x[2] + rest2 * g * g;
@@ -264,6 +271,8 @@ SparseOptimizer::Rule::Rule(const Optimizer& config, uint32_t dim)
       nesterov(config.nesterov()),
       beta1(config.beta1()),
       beta2(config.beta2()),
+      settled1(SettledAt(beta1)),
+      settled2(SettledAt(beta2)),
       l1(static_cast<float>(config.l1())),
       l2(static_cast<float>(config.l2())),
       beta(static_cast<float>(config.beta())) {

@@ -59,6 +59,7 @@ class SparseOptimizer {
     float epsilon, accumulator_decay, momentum;
     bool nesterov;
     double beta1, beta2;
+    uint32_t settled1, settled2;  // the t from which on β^t no longer counts
     float l1, l2, beta;
   };
 

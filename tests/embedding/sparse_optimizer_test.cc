@@ -2,6 +2,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -240,6 +241,25 @@ TEST(SparseOptimizer, HasTheBitsOf01WhereNothingNewIsSet) {
           ASSERT_TRUE(row == before) << Optimizer::Kind_Name(kind) << " dim " << dim << " t " << t;
         }
       }
+    }
+  }
+}
+
+TEST(SparseOptimizer, AdamHasTheBitsOf01HoweverFarARowHasCome) {
+  Random random(7);
+  for (const char* betas : {"", "beta1: 0 beta2: 0.9999999", "beta1: 0.5 beta2: 0.99", "beta1: 0.9999 beta2: 0"}) {
+    const Optimizer config = ConfigOf(absl::StrCat("kind: ADAM ", betas));
+    const SparseOptimizer optimizer(config, 8);
+    const std::vector<float> initial = Draw(&random, 8, 0.1), gradient = Draw(&random, 8, 1);
+    const auto expect_the_same = [&](uint32_t t) {
+      Row row(optimizer, initial);
+      Row before = row;
+      EXPECT_EQ(row.Update(optimizer, gradient, t), UpdateOf01(config, &before, gradient, t, optimizer.RateAt(1)));
+      EXPECT_TRUE(row == before) << betas << " t " << t;
+    };
+    for (uint32_t t = 1; t <= 40000; t += 1 + t / 500) expect_the_same(t);
+    for (uint32_t bit = 0; bit < 32; ++bit) {
+      for (const uint32_t beside : {0u, 1u, 2u}) expect_the_same(std::max(1u, (1u << bit) - 1 + beside));
     }
   }
 }
