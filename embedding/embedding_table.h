@@ -32,7 +32,7 @@ static_assert(sizeof(RowMeta) == 16);
 // the others are the memory tier's own.
 constexpr uint32_t kRowAdmitted = 1;
 
-// Floats of optimizer state behind the weights: SGD 0, ADAGRAD dim, ROWWISE_ADAGRAD 1, ADAM 2·dim.
+// Floats of optimizer state behind the weights: SGD 0, ROWWISE_ADAGRAD 1, ADAGRAD and MOMENTUM dim, the others 2·dim.
 uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim);
 
 class StoreIo;

@@ -371,6 +371,30 @@ void CheckSchedule(const Schedule& schedule, const std::string& where, Faults* f
   }
 }
 
+// Fields of which some kinds know nothing; the settings of 0.1, which a job may name beside any kind, are not looked
+// at.
+void CheckKindsFields(const Optimizer& optimizer, const std::string& where, Faults* faults) {
+  const Optimizer& absent = Optimizer::default_instance();
+  const auto is_for = [&](const char* field, bool given, const std::vector<Optimizer::Kind>& kinds) {
+    if (!given || std::count(kinds.begin(), kinds.end(), optimizer.kind()) > 0) return;
+    const std::string names = absl::StrJoin(
+        kinds, " and ", [](std::string* out, Optimizer::Kind kind) { out->append(Optimizer::Kind_Name(kind)); });
+    const bool one = kinds.size() == 1;
+    faults->Add(absl::StrCat(where, ".", field), absl::StrCat("is for kind", one ? " " : "s ", names, " alone"),
+                absl::StrCat("set ", one ? "kind: " + names : "such a kind", ", or leave it out"));
+  };
+  is_for("momentum", optimizer.momentum() != absent.momentum(), {Optimizer::MOMENTUM});
+  is_for("nesterov", optimizer.nesterov(), {Optimizer::MOMENTUM});
+  is_for("accumulator_decay", optimizer.accumulator_decay() != absent.accumulator_decay(),
+         {Optimizer::ADAGRAD, Optimizer::ROWWISE_ADAGRAD});
+  is_for("l1", optimizer.l1() != absent.l1(), {Optimizer::FTRL});
+  is_for("l2", optimizer.l2() != absent.l2(), {Optimizer::FTRL});
+  is_for("beta", optimizer.beta() != absent.beta(), {Optimizer::FTRL});
+  if (optimizer.weight_decay() > 0 && optimizer.kind() == Optimizer::FTRL) {
+    faults->Add(where + ".weight_decay", "is not for kind FTRL", "set l2, or leave it out");
+  }
+}
+
 void CheckOptimizer(const Optimizer& optimizer, const std::string& where, Faults* faults) {
   faults->Range(where + ".learning_rate", optimizer.learning_rate(), 0, 1e6);
   faults->Range(where + ".initial_accumulator", optimizer.initial_accumulator(), 0, 1e30);
@@ -378,6 +402,14 @@ void CheckOptimizer(const Optimizer& optimizer, const std::string& where, Faults
   faults->Range(where + ".beta1", optimizer.beta1(), 0, 0.9999999);
   faults->Range(where + ".beta2", optimizer.beta2(), 0, 0.9999999);
   CheckSchedule(optimizer.schedule(), where + ".schedule", faults);
+  faults->Range(where + ".momentum", optimizer.momentum(), 0, 0.9999999);
+  faults->Range(where + ".accumulator_decay", optimizer.accumulator_decay(), 0, 1);
+  faults->Range(where + ".weight_decay", optimizer.weight_decay(), 0, 1e3);
+  faults->Range(where + ".clip_norm", optimizer.clip_norm(), 0, 1e30);
+  faults->Range(where + ".l1", optimizer.l1(), 0, 1e6);
+  faults->Range(where + ".l2", optimizer.l2(), 0, 1e6);
+  faults->Range(where + ".beta", optimizer.beta(), 0, 1e6);
+  CheckKindsFields(optimizer, where, faults);
 }
 
 void CheckTable(const Table& table, const std::string& where, uint32_t shards, Faults* faults) {

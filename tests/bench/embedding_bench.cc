@@ -1,5 +1,6 @@
 // EmbeddingTable's memory tier: pull and push (row-wise Adagrad) of batches of about 20 k distinct signs beside a bare
-// flat table, in one run; new rows; and the rows of the jobs' steps. `scripts/bench` builds and runs it.
+// flat table, in one run; new rows; the rows of the jobs' steps; and updates by each optimizer. `scripts/bench` builds
+// and runs it.
 //   --rows=N: rows in each table (10 M). --steps=N: of the job whose rows hearth_steps pulls and pushes (196).
 #include <benchmark/benchmark.h>
 
@@ -22,6 +23,7 @@
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/row_arena.h"
+#include "embedding/sparse_optimizer.h"
 #include "tests/bench/bench_data.h"
 #include "tests/embedding/map_store.h"
 
@@ -269,6 +271,31 @@ void Steps(benchmark::State& state) {
   state.counters["push_us"] = Median(push_us);
 }
 
+// The optimizer by itself: rows that the nearest caches hold.
+void Update(benchmark::State& state, Optimizer::Kind kind, uint32_t dim) {
+  constexpr size_t kRows = 256;
+  Optimizer config;
+  config.set_kind(kind);
+  const SparseOptimizer optimizer(config, dim);
+  const size_t stride = dim + optimizer.state_floats();
+  std::vector<float> rows(kRows * stride), gradients(kRows * dim);
+  Random random(4);
+  for (size_t i = 0; i < kRows; ++i) {
+    for (uint32_t d = 0; d < dim; ++d) rows[i * stride + d] = static_cast<float>(random.Uniform() - 0.5);
+    optimizer.InitState(rows.data() + i * stride + dim);
+  }
+  for (float& g : gradients) g = static_cast<float>(random.Uniform() - 0.5);
+  uint32_t t = 0;
+  for (auto _ : state) {
+    ++t;
+    for (size_t i = 0; i < kRows; ++i) {
+      float* const row = rows.data() + i * stride;
+      benchmark::DoNotOptimize(optimizer.Update(row, row + dim, gradients.data() + i * dim, t, 0.05f));
+    }
+  }
+  state.counters["rows/s"] = benchmark::Counter(static_cast<double>(t) * kRows, benchmark::Counter::kIsRate);
+}
+
 }  // namespace
 }  // namespace hearth
 
@@ -298,6 +325,13 @@ int main(int argc, char** argv) {
   }
   benchmark::RegisterBenchmark("hearth_insert", hearth::Insert)->Unit(benchmark::kMillisecond)->Iterations(1);
   benchmark::RegisterBenchmark("hearth_steps", hearth::Steps)->Unit(benchmark::kMillisecond)->Iterations(1);
+  for (int kind = 0; kind < hearth::Optimizer::Kind_ARRAYSIZE; ++kind) {
+    const auto optimizer = static_cast<hearth::Optimizer::Kind>(kind);
+    for (const uint32_t dim : {16u, 64u}) {
+      const std::string name = "update/" + hearth::Optimizer::Kind_Name(optimizer) + "/" + std::to_string(dim);
+      benchmark::RegisterBenchmark(name.c_str(), hearth::Update, optimizer, dim);
+    }
+  }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

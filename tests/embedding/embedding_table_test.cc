@@ -25,14 +25,38 @@ struct RandomJob {
   uint32_t lanes = 1;
 };
 
+// Settings of the kind, and of all kinds.
+void DrawOptimizer(Random* random, Optimizer* optimizer) {
+  optimizer->set_initial_accumulator(random->Below(2) * 0.1);
+  if (random->Below(2) == 0) optimizer->set_clip_norm(0.4);
+  const bool more = random->Below(2) == 0;
+  switch (optimizer->kind()) {
+    case Optimizer::MOMENTUM:
+      optimizer->set_nesterov(more);
+      break;
+    case Optimizer::ADAGRAD:
+    case Optimizer::ROWWISE_ADAGRAD:
+      if (more) optimizer->set_accumulator_decay(0.9);
+      break;
+    case Optimizer::FTRL:
+      optimizer->set_l1(more ? 0.05 : 0);
+      optimizer->set_l2(more ? 0.1 : 0);
+      optimizer->set_beta(more ? 1 : 0);
+      return;
+    default:
+      break;
+  }
+  if (random->Below(2) == 0) optimizer->set_weight_decay(0.1);
+}
+
 RandomJob DrawJob(uint64_t seed) {
   Random random(seed);
   RandomJob job;
   Table& config = job.options.config;
   config.set_name("t");
   config.set_dim(1 + static_cast<uint32_t>(random.Below(6)));
-  config.mutable_optimizer()->set_kind(static_cast<Optimizer::Kind>(seed % 4));
-  config.mutable_optimizer()->set_initial_accumulator(random.Below(2) * 0.1);
+  config.mutable_optimizer()->set_kind(static_cast<Optimizer::Kind>(seed % Optimizer::Kind_ARRAYSIZE));
+  DrawOptimizer(&random, config.mutable_optimizer());
   config.mutable_admission()->set_count_min(1 + static_cast<uint32_t>(random.Below(3)));
   config.set_expire_after_steps(static_cast<uint32_t>(random.Below(4)));
   if (config.expire_after_steps() == 0 && random.Below(2) == 0) {
@@ -326,6 +350,31 @@ TEST(EmbeddingTable, HashesTheSameOnOneTwoAndThreeServers) {
       sums.insert(sum);
     }
     EXPECT_EQ(sums.size(), 1u) << "job " << seed;
+  }
+}
+
+TEST(EmbeddingTable, GoesOnFromACheckpointAsIfItHadNeverStoppedWithEveryOptimizer) {
+  for (int kind = 0; kind < Optimizer::Kind_ARRAYSIZE; ++kind) {
+    TableOptions options = PlainOptions(5, 10);
+    options.config.mutable_optimizer()->set_kind(static_cast<Optimizer::Kind>(kind));
+    const std::string path = JoinPath(NewTestFolder(), "checkpoint");
+    uint64_t hashes[2];
+    for (const bool stops : {false, true}) {
+      auto store = MakeMapStore();
+      auto table = OpenTable(options, store.get());
+      Random random(9);
+      for (uint64_t step = 1; step <= 8; ++step) {
+        ASSERT_TRUE(table->Push(step, 3, {RandomPart(&random, kTable, 30, 20, 5).span()}).ok());
+        if (!stops || step != 4) continue;
+        ASSERT_TRUE(table->Snapshot(step).ok());
+        ASSERT_TRUE(store->Checkpoint(path).ok());
+        table.reset();
+        store = OpenMapStore(path).value();
+        table = OpenTable(options, store.get());
+      }
+      hashes[stops] = table->Snapshot(8).value();
+    }
+    EXPECT_EQ(hashes[0], hashes[1]) << Optimizer::Kind_Name(static_cast<Optimizer::Kind>(kind));
   }
 }
 

@@ -180,19 +180,22 @@ TEST(GoldenRun, SavedAndResumedOnOtherNumbersEqualsTheRunThatNeverStopped) {
   EXPECT_EQ(HashOfAResumedRun(WithStaleness(0), Folder("resumed")), Golden(0).model_hash);
 }
 
-// Rates of both halves, decay and the mean of the weights hang on the step alone, wherever a run was cut.
+// Rates of both halves, decay and the mean of the weights hang on the step alone, wherever a run was cut. Tables have
+// optimizers here that the other jobs do not have.
 TEST(GoldenRun, SchedulesDecayGroupsAndMeansAreTheSameInAResumedRun) {
   Job job = WithStaleness(0);
-  const Job optimizers = ParseJob(
-                             "table { optimizer { schedule { kind: INVERSE_SQRT warmup_steps: 5 } } } "
-                             "training { dense_optimizer { kind: ADAMW weight_decay: 0.1 ema_decay: 0.9 "
-                             "schedule { kind: COSINE warmup_steps: 8 decay_steps: 40 end_fraction: 0.1 } "
-                             "group { match: TOWERS learning_rate_factor: 2 } } }",
-                             "test")
-                             .value();
+  const Job optimizers =
+      ParseJob(
+          "table { optimizer { kind: FTRL l1: 0.001 schedule { kind: INVERSE_SQRT warmup_steps: 5 } } } "
+          "table { optimizer { kind: MOMENTUM learning_rate: 0.5 clip_norm: 0.01 weight_decay: 0.01 } } "
+          "training { dense_optimizer { kind: ADAMW weight_decay: 0.1 ema_decay: 0.9 "
+          "schedule { kind: COSINE warmup_steps: 8 decay_steps: 40 end_fraction: 0.1 } "
+          "group { match: TOWERS learning_rate_factor: 2 } } }",
+          "test")
+          .value();
   *job.mutable_training()->mutable_dense_optimizer() = optimizers.training().dense_optimizer();
-  for (Table& table : *job.mutable_table()) {
-    *table.mutable_optimizer()->mutable_schedule() = optimizers.table(0).optimizer().schedule();
+  for (int i = 0; i < job.table_size(); ++i) {
+    *job.mutable_table(i)->mutable_optimizer() = optimizers.table(i % 2).optimizer();
   }
   ASSERT_TRUE(FaultsOf(job).empty());
   const auto golden = TrainGolden(job, Folder("golden"));

@@ -32,6 +32,7 @@ void ExpectTheSamePath(const Optimizer& config, const MakeTorch& make_torch) {
     std::vector<float> gradient(kDim);
     for (float& g : gradient) g = draw(step % 7 == 0 ? 10 : 0.1);
     theirs.mutable_grad() = torch::tensor(gradient);
+    if (config.clip_norm() > 0) torch::nn::utils::clip_grad_norm_({theirs}, config.clip_norm());
     torchs->step();
     ASSERT_TRUE(ours.Update(weights.data(), state.data(), gradient.data(), step, ours.RateAt(1)));
     for (uint32_t i = 0; i < kDim; ++i) {
@@ -41,40 +42,67 @@ void ExpectTheSamePath(const Optimizer& config, const MakeTorch& make_torch) {
   }
 }
 
-TEST(SparseOptimizer, SgdFollowsTorchs) {
-  Optimizer config;
-  config.set_kind(Optimizer::SGD);
-  config.set_learning_rate(0.03);
-  ExpectTheSamePath(config, [](auto tensors) {
-    return std::make_unique<torch::optim::SGD>(tensors, torch::optim::SGDOptions(0.03));
-  });
+TEST(SparseOptimizer, SgdAndMomentumFollowTorchs) {
+  for (const bool nesterov : {false, true}) {
+    for (const double momentum : {0.0, 0.8}) {
+      for (const double weight_decay : {0.0, 0.3}) {
+        if (nesterov && momentum == 0) continue;  // Torch refuses it
+        Optimizer config;
+        config.set_kind(momentum == 0 ? Optimizer::SGD : Optimizer::MOMENTUM);
+        config.set_learning_rate(0.03);
+        config.set_momentum(momentum);
+        config.set_nesterov(nesterov);
+        config.set_weight_decay(weight_decay);
+        ExpectTheSamePath(config, [=](auto tensors) {
+          return std::make_unique<torch::optim::SGD>(
+              tensors, torch::optim::SGDOptions(0.03).momentum(momentum).nesterov(nesterov).weight_decay(weight_decay));
+        });
+      }
+    }
+  }
 }
 
 TEST(SparseOptimizer, AdagradFollowsTorchs) {
   for (const double initial : {0.0, 0.1}) {
-    Optimizer config;
-    config.set_kind(Optimizer::ADAGRAD);
-    config.set_learning_rate(0.05);
-    config.set_initial_accumulator(initial);
-    config.set_epsilon(1e-8);
-    ExpectTheSamePath(config, [initial](auto tensors) {
-      return std::make_unique<torch::optim::Adagrad>(
-          tensors, torch::optim::AdagradOptions(0.05).initial_accumulator_value(initial).eps(1e-8));
-    });
+    for (const double weight_decay : {0.0, 0.3}) {
+      Optimizer config;
+      config.set_kind(Optimizer::ADAGRAD);
+      config.set_learning_rate(0.05);
+      config.set_initial_accumulator(initial);
+      config.set_epsilon(1e-8);
+      config.set_weight_decay(weight_decay);
+      ExpectTheSamePath(config, [=](auto tensors) {
+        return std::make_unique<torch::optim::Adagrad>(
+            tensors,
+            torch::optim::AdagradOptions(0.05).initial_accumulator_value(initial).eps(1e-8).weight_decay(weight_decay));
+      });
+    }
   }
 }
 
-TEST(SparseOptimizer, AdamFollowsTorchs) {
-  Optimizer config;
-  config.set_kind(Optimizer::ADAM);
-  config.set_learning_rate(0.01);
-  config.set_beta1(0.85);
-  config.set_beta2(0.99);
-  config.set_epsilon(1e-7);
-  ExpectTheSamePath(config, [](auto tensors) {
-    return std::make_unique<torch::optim::Adam>(
-        tensors, torch::optim::AdamOptions(0.01).betas(std::make_tuple(0.85, 0.99)).eps(1e-7));
-  });
+TEST(SparseOptimizer, AdamAndAdamWFollowTorchs) {
+  for (const double weight_decay : {0.0, 0.3}) {
+    for (const double clip_norm : {0.0, 0.2}) {
+      Optimizer config;
+      config.set_kind(Optimizer::ADAM);
+      config.set_learning_rate(0.01);
+      config.set_beta1(0.85);
+      config.set_beta2(0.99);
+      config.set_epsilon(1e-7);
+      config.set_weight_decay(weight_decay);
+      config.set_clip_norm(clip_norm);
+      const auto betas = std::make_tuple(0.85, 0.99);
+      ExpectTheSamePath(config, [=](auto tensors) {
+        return std::make_unique<torch::optim::Adam>(
+            tensors, torch::optim::AdamOptions(0.01).betas(betas).eps(1e-7).weight_decay(weight_decay));
+      });
+      config.set_kind(Optimizer::ADAMW);
+      ExpectTheSamePath(config, [=](auto tensors) {
+        return std::make_unique<torch::optim::AdamW>(
+            tensors, torch::optim::AdamWOptions(0.01).betas(betas).eps(1e-7).weight_decay(weight_decay));
+      });
+    }
+  }
 }
 
 // Torch has no row-wise Adagrad; on rows of one element it is Adagrad.

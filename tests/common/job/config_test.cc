@@ -151,6 +151,43 @@ TEST(ValidateJob, RefusesSchedulesThatHaveNoEndOrNoUse) {
   }
 }
 
+TEST(ValidateJob, RefusesOfATablesOptimizerWhatItsKindKnowsNothingOf) {
+  const std::pair<const char*, const char*> faulty[] = {
+      {"momentum: 0.5", "momentum: is for kind MOMENTUM alone; set kind: MOMENTUM, or leave it out"},
+      {"kind: SGD nesterov: true", "nesterov: is for kind MOMENTUM alone; set kind: MOMENTUM, or leave it out"},
+      {"kind: ADAM accumulator_decay: 0.9",
+       "accumulator_decay: is for kinds ADAGRAD and ROWWISE_ADAGRAD alone; set such a kind, or leave it out"},
+      {"l1: 1", "l1: is for kind FTRL alone; set kind: FTRL"},
+      {"kind: ADAMW l2: 1", "l2: is for kind FTRL alone; set kind: FTRL"},
+      {"kind: MOMENTUM beta: 1", "beta: is for kind FTRL alone; set kind: FTRL"},
+      {"kind: FTRL weight_decay: 0.1", "weight_decay: is not for kind FTRL; set l2, or leave it out"},
+      {"kind: MOMENTUM momentum: 1", "momentum: is 1; give a value from 0"},
+      {"accumulator_decay: 1.5", "accumulator_decay: is 1.5; give a value from 0 to 1"},
+      {"weight_decay: -1", "weight_decay: is -1; give a value from 0 to 1000"},
+      {"clip_norm: nan", "clip_norm: is nan; give a value from 0"},
+      {"kind: FTRL l1: -1", "l1: is -1; give a value from 0"},
+      {"kind: FTRL l2: inf", "l2: is inf; give a value from 0"},
+      {"kind: FTRL beta: -0.5", "beta: is -0.5; give a value from 0"},
+  };
+  const auto faults_of = [](const std::string& optimizer) {
+    Job job = SmallJob();
+    *job.mutable_table(0)->mutable_optimizer() =
+        ParseJob(absl::StrCat("table { optimizer { ", optimizer, " } }"), "t")->table(0).optimizer();
+    return FaultsOf(job);
+  };
+  for (const auto& [optimizer, fault] : faulty) {
+    EXPECT_THAT(faults_of(optimizer),
+                ElementsAre(AllOf(HasSubstr("table[0]"), HasSubstr(".optimizer."), HasSubstr(fault))))
+        << optimizer;
+  }
+  for (const char* optimizer :
+       {"kind: MOMENTUM momentum: 0.5 nesterov: true weight_decay: 0.1 clip_norm: 1", "kind: ADAMW weight_decay: 0.1",
+        "kind: ROWWISE_ADAGRAD accumulator_decay: 0.99", "kind: FTRL l1: 1 l2: 1 beta: 1 clip_norm: 1",
+        "kind: SGD beta1: 0.5 momentum: 0.9 accumulator_decay: 1"}) {  // a default is as good as absent
+    EXPECT_THAT(faults_of(optimizer), IsEmpty()) << optimizer;
+  }
+}
+
 TEST(ValidateJob, RefusesGroupsDecayAndMeansThatWouldDoNothing) {
   const std::pair<const char*, const char*> faulty[] = {
       {"group { learning_rate_factor: 2 }", "group[0].match: is absent; give one of GATES"},

@@ -99,7 +99,13 @@ TEST(ChangesOf, EveryKindOfChangeIsCarriedFreeJudgedByTheListOfFilesOrRefused) {
       {"training { epochs: 4 }", kFree, kFree, "training.epochs: 1 -> 4"},
       {"training { idle_ms: 4 }", kFree, kFree, "training.idle_ms"},
       {"table { optimizer { learning_rate: 0.5 } }", kCarried, kCarried, "table[0].optimizer.learning_rate: 0.05 ->"},
+      {"table { optimizer { accumulator_decay: 0.9 } }", kCarried, kCarried, "optimizer.accumulator_decay: 1 -> 0.9"},
+      {"table { optimizer { weight_decay: 0.1 } }", kCarried, kCarried, "table[0].optimizer.weight_decay: 0 -> 0.1"},
+      {"table { optimizer { clip_norm: 2 } }", kCarried, kCarried, "table[0].optimizer.clip_norm: 0 -> 2"},
+      {"table { optimizer { momentum: 0.5 } }", kCarried, kCarried, "table[0].optimizer.momentum: 0.9 -> 0.5"},
+      {"table { optimizer { l1: 0.5 } }", kCarried, kCarried, "table[0].optimizer.l1: 0 -> 0.5"},
       {"table { optimizer { kind: SGD } }", kRefused, kRefused, "table[0].optimizer.kind: ADAGRAD -> SGD"},
+      {"table { optimizer { kind: FTRL } }", kRefused, kRefused, "table[0].optimizer.kind: ADAGRAD -> FTRL"},
       {"table { expire_after_steps: 9 }", kCarried, kCarried, "table[0].expire_after_steps: 0 -> 9"},
       {"table { init_uniform: 0.5 }", kCarried, kCarried, "table[0].init_uniform"},
       {"table { memory_rows_max: 9 }", kFree, kFree, "table[0].memory_rows_max"},
@@ -166,6 +172,8 @@ TEST(ChangesOf, WhatAVersionBeforeDidNotKnowHasItsDefault) {
   Job written = WithDefaults(SmallJob());
   written.mutable_model()->clear_batch_norm_window_records();
   written.mutable_table(0)->mutable_optimizer()->clear_schedule();
+  written.mutable_table(0)->mutable_optimizer()->clear_momentum();
+  written.mutable_table(0)->mutable_optimizer()->clear_accumulator_decay();
   written.mutable_training()->mutable_dense_optimizer()->clear_schedule();
   written.mutable_training()->mutable_dense_optimizer()->clear_ema_decay();
   EXPECT_THAT(ChangesOf(written, SmallJob(), Inside()), IsEmpty());

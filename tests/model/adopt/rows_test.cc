@@ -224,6 +224,28 @@ TEST_F(AdoptRowsTest, ANarrowerTableKeepsItsFirstColumnsAndAnotherOptimizerItsWe
   ExpectAServerFindsIt(now);
 }
 
+TEST_F(AdoptRowsTest, AnotherKindOfOptimizerBeginsAsANewRowsDoes) {
+  const std::pair<Optimizer::Kind, std::vector<float>> states[] = {
+      {Optimizer::MOMENTUM, {0, 0}},
+      {Optimizer::ROWWISE_ADAGRAD, {0.5f}},
+      {Optimizer::ADAMW, {0, 0, 0, 0}},
+      {Optimizer::FTRL, {0.5f, 0.5f, 0, 0}},
+  };
+  const Rows videos = Before(2);
+  for (const auto& [kind, state] : states) {
+    Job now = old_;
+    now.mutable_table(1)->mutable_optimizer()->set_kind(kind);
+    ASSERT_TRUE(TakeOver(now).ok());
+    for (const auto& [id, row] : After(now, 2)) {
+      std::vector<float> expected(videos.at(id).floats.begin(), videos.at(id).floats.begin() + 2);
+      expected.insert(expected.end(), state.begin(), state.end());
+      EXPECT_EQ(row.floats, expected) << Optimizer::Kind_Name(kind);
+      EXPECT_EQ(row.meta.updates, 0u);
+    }
+    ExpectAServerFindsIt(now);
+  }
+}
+
 TEST_F(AdoptRowsTest, FromStepZeroOnNothingHasAgedAndAShorterLifeEndsOldRows) {
   ASSERT_TRUE(TakeOver(old_, {}, /*restart=*/true).ok());
   const Rows before = Before(1), after = After(old_, 1);
