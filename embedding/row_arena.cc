@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
-constexpr uint64_t kCommitStepBytesMax = uint64_t{64} << 20;
+constexpr uint64_t kCommitStepBytesMax = uint64_t{8} << 20;
 
 uint64_t RoundUp(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
