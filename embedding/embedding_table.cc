@@ -33,6 +33,7 @@ constexpr uint64_t kCutSliceRows = 65536;
 constexpr uint64_t kSpillSliceRowsMax = 16384;  // chosen and copied at once
 constexpr size_t kWindowMax = 8192;             // signs of a push worked on together
 constexpr size_t kWindowBytes = size_t{1} << 20;
+constexpr uint64_t kCompactLooks = 8192;   // after a push
 constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
 constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
 
@@ -77,9 +78,7 @@ class TieredTable final : public EmbeddingTable {
         number_(options.number),
         seed_(options.seed),
         shards_(options.shards),
-        memory_rows_max_(options.memory_rows_max),
-        capacity_(std::min<uint64_t>(memory_rows_max_ + std::clamp(memory_rows_max_ / 4, kSlackRowsMin, kSlackRowsMax),
-                                     4'200'000'000u)),
+        capacity_max_(CapacityFor(options.memory_rows_max)),
         dim_(options.config.dim()),
         floats_(dim_ + StateFloatsOf(options.config.optimizer(), dim_)),
         row_bytes_(sizeof(RowMeta) + floats_ * sizeof(float)),
@@ -91,11 +90,13 @@ class TieredTable final : public EmbeddingTable {
         optimizer_(options.config.optimizer(), dim_),
         own_io_(std::move(own_io)),
         io_(io),
-        tier_(number_, row_bytes_, capacity_, SeedOf(seed_, "eviction_sample")),
+        tier_(number_, row_bytes_, capacity_max_, SeedOf(seed_, "eviction_sample")),
         sums_(expire_after_steps_),
         filters_(bloom_ ? shards_ : 0),
-        stored_(memory_rows_max_),
+        stored_(options.memory_rows_max),
         cut_sums_(expire_after_steps_),
+        memory_rows_max_(options.memory_rows_max),
+        capacity_(capacity_max_),
         scaled_(dim_),
         record_(row_bytes_, '\0') {}
   // Threads hold what is under way.
@@ -116,6 +117,13 @@ class TieredTable final : public EmbeddingTable {
   absl::StatusOr<bool> ContinueCut(uint64_t rows_max, bool wait) override;
   bool CutWaits() const override { return writes_.size() >= kWritesAheadMax; }
   TableCut EndCut() override;
+  void SetMemoryRowsMax(uint64_t rows) override {
+    HEARTH_CHECK(!cutting_ && rows >= 1);
+    memory_rows_max_ = rows;
+    capacity_ = std::min(CapacityFor(rows), capacity_max_);
+  }
+  absl::Status GiveBackMemory(uint64_t rows_max) override;
+  uint64_t row_bytes_in_memory() const override { return tier_.row_bytes(); }
   EmbeddingTableStats stats() const override;
 
  protected:
@@ -124,6 +132,10 @@ class TieredTable final : public EmbeddingTable {
  private:
   static size_t BatchOf(size_t rows_max, size_t bytes_max, uint64_t row_bytes) {
     return std::min<size_t>(rows_max, std::max<size_t>(1, bytes_max / row_bytes));
+  }
+  static uint64_t CapacityFor(uint64_t memory_rows_max) {
+    return std::min<uint64_t>(memory_rows_max + std::clamp(memory_rows_max / 4, kSlackRowsMin, kSlackRowsMax),
+                              4'200'000'000u);
   }
   static bool IsFull(const Spill& spill) {
     return spill.bytes.size() >= kWriteBytesMax || spill.items.size() >= kWriteRowsMax;
@@ -232,8 +244,7 @@ class TieredTable final : public EmbeddingTable {
   const TableNumber number_;
   const uint64_t seed_;
   const uint32_t shards_;
-  const uint64_t memory_rows_max_;
-  const uint64_t capacity_;  // rows in memory at any moment
+  const uint64_t capacity_max_;
   const uint32_t dim_;
   const uint64_t floats_;  // weights and state
   const uint64_t row_bytes_;
@@ -279,6 +290,8 @@ class TieredTable final : public EmbeddingTable {
   std::unique_ptr<Spill> cut_chunk_;
 
   // Upkeep. None of it can change a value.
+  uint64_t memory_rows_max_;
+  uint64_t capacity_;           // rows in memory at any moment
   bool spilling_ = false;       // on the way from the high to the low watermark
   uint64_t placed_ = 0;         // signs that were given a place, since the last push
   uint64_t placed_a_step_ = 0;  // about so many, of late, where rows are in the store
@@ -864,6 +877,23 @@ absl::Status TieredTable::SpillDown(uint64_t rows_max, bool bounded_looks) {
   return LandWrites();
 }
 
+// Rows of the last slots go to free ones before them. What is under way knows its slot and is waited for.
+absl::Status TieredTable::GiveBackMemory(uint64_t rows_max) {
+  HEARTH_CHECK(!cutting_);
+  HEARTH_RETURN_IF_ERROR(dirty_.Reserve(tier_.slots()));
+  tier_.Trim();
+  for (uint64_t look = 0; look < rows_max && tier_.rows() < tier_.slots(); ++look) {
+    const uint32_t slot = static_cast<uint32_t>(tier_.slots() - 1);
+    if (tier_.meta(slot)->flags & (kRowLoading | kRowInFlight)) break;
+    const bool dirty = dirty_.Has(slot);
+    const uint32_t to = tier_.MoveDown(slot);
+    if (dirty) dirty_.Add(to);
+    dirty_.Remove(slot);
+    tier_.Trim();
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<bool> TieredTable::Maintain(uint64_t step, uint64_t rows_max) {
   HEARTH_RETURN_IF_ERROR(Land());
   // Only what has expired by an applied step is gone for every later pull and push.
@@ -981,7 +1011,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
     if (!wait) return true;
     HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   }
-  cut_slots_.TakeNext(rows_max, &chosen_);
+  cut_slots_.TakeFirst(rows_max, &chosen_);
   HEARTH_RETURN_IF_ERROR(stored_.Reserve(chosen_.size()));
   for (size_t i = 0; i < chosen_.size(); ++i) {
     AheadOfHandOver(chosen_, i);
@@ -1034,7 +1064,7 @@ TableCut TieredTable::EndCut() {
 
 absl::Status TieredTable::Restore() {
   HEARTH_RETURN_IF_ERROR(tier_.Open());
-  for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_));
+  for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_max_));
   KvValues values;
   HEARTH_RETURN_IF_ERROR(io_->store()->MultiGet({SumsKey(number_)}, &values));
   if (bloom_) HEARTH_RETURN_IF_ERROR(RestoreFilters());
@@ -1105,8 +1135,18 @@ absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
 EmbeddingTableStats TieredTable::stats() const {
   EmbeddingTableStats stats = stats_;
   stats.rows_in_memory = tier_.rows() - places_;
+  stats.slots_in_use = tier_.rows();
   stats.bytes_memory = tier_.bytes() + dirty_.bytes() + cut_slots_.bytes() + stored_.bytes();
   for (const auto& filter : filters_) stats.bytes_memory += filter != nullptr ? filter->bytes() : 0;
+  const auto add = [&](const std::unique_ptr<Spill>& spill) {
+    if (spill == nullptr) return;
+    stats.bytes_memory += spill->bytes.capacity() + spill->items.capacity() * sizeof(StoreWrite::Item);
+  };
+  std::for_each(spare_.begin(), spare_.end(), add);
+  std::for_each(writes_.begin(), writes_.end(), add);
+  add(spill_);
+  add(cut_chunk_);
+  stats.bytes_free = tier_.bytes_free();
   return stats;
 }
 

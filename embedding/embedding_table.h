@@ -55,6 +55,7 @@ struct PushPart {
 struct EmbeddingTableStats {
   uint64_t rows = 0;  // live admitted rows at the last cut (exact there), an upper bound between
   uint64_t rows_in_memory = 0;
+  uint64_t slots_in_use = 0;  // rows in memory, and places for signs that are being read or were not found
   uint64_t rows_spilled = 0;  // leavings of the memory tier for the store, so far
   uint64_t rows_expired = 0;
   uint64_t rows_admitted = 0;
@@ -65,6 +66,7 @@ struct EmbeddingTableStats {
   uint64_t rows_prefetched = 0;    // brought into memory by Prefetch
   uint64_t prefetch_hits = 0;      // of memory_hits: rows that Prefetch had brought in for that pull
   uint64_t bytes_memory = 0;
+  uint64_t bytes_free = 0;  // of bytes_memory: places of rows that have left
 };
 
 // What a cut knows of a table once its rows are copied.
@@ -128,6 +130,14 @@ class EmbeddingTable {
   // A cut in one go: the store holds every row as of `step`, and the caller may call KvStore::Checkpoint. Returns the
   // cut's hash.
   absl::StatusOr<uint64_t> Snapshot(uint64_t step);
+
+  // From now on at most so many rows in memory; not more than the options' memory_rows_max. What is too much leaves
+  // with the next steps. REQUIRES: no cut is under way; at least 1.
+  virtual void SetMemoryRowsMax(uint64_t rows) = 0;
+  // Looks at about rows_max rows to give memory of bytes_free back to the system. REQUIRES: no cut is under way.
+  virtual absl::Status GiveBackMemory(uint64_t rows_max) = 0;
+  // What a row takes in memory, about: with its sign, counters and place in the index.
+  virtual uint64_t row_bytes_in_memory() const = 0;
 
   virtual EmbeddingTableStats stats() const = 0;
 

@@ -69,31 +69,50 @@ absl::Status Region::Commit(uint64_t bytes) {
   return absl::OkStatus();
 }
 
+void Region::Trim(uint64_t bytes) {
+  const uint64_t kept = RoundUp(bytes, kCommitStepBytesMax);
+  if (kept + kCommitStepBytesMax > committed_bytes_) return;
+  if (madvise(data_ + kept, committed_bytes_ - kept, MADV_DONTNEED) == 0) committed_bytes_ = kept;
+}
+
+absl::Status SlotSet::Reserve(uint64_t slots) {
+  slots_ = std::max(slots_, slots);
+  return region_.Commit(slots / 8 + sizeof(uint64_t));
+}
+
+uint32_t SlotSet::TakeFirst() {
+  while (words()[hand_] == 0) ++hand_;
+  const uint32_t slot = static_cast<uint32_t>(hand_ * 64 + static_cast<uint64_t>(__builtin_ctzll(words()[hand_])));
+  Remove(slot);
+  return slot;
+}
+
+void SlotSet::TakeFirst(uint64_t count_max, std::vector<uint32_t>* slots) {
+  slots->clear();
+  while (size_ > 0 && slots->size() < count_max) slots->push_back(TakeFirst());
+}
+
 absl::Status RowArena::Open(uint64_t row_bytes, uint64_t rows_max) {
-  HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull && row_bytes >= sizeof(uint32_t));
+  HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull);
   stride_ = RoundUp(sizeof(Sign) + row_bytes, sizeof(Sign));
   rows_max_ = rows_max;
+  HEARTH_RETURN_IF_ERROR(released_.Open(rows_max));
   return region_.Reserve(rows_max * stride_);
 }
 
 absl::Status RowArena::Reserve(uint64_t rows) {
-  const uint64_t released = slots_ - rows_;
-  const uint64_t fresh = rows > released ? rows - released : 0;
+  const uint64_t fresh = rows - std::min(rows, released_.size());
   const uint64_t slots = std::min(slots_ + fresh, rows_max_);
   if (slots <= reserved_slots_) return absl::OkStatus();
   HEARTH_RETURN_IF_ERROR(region_.Commit(slots * stride_));
+  HEARTH_RETURN_IF_ERROR(released_.Reserve(slots));
   reserved_slots_ = slots;
   return absl::OkStatus();
 }
 
 uint32_t RowArena::Take(Sign sign) {
-  uint32_t slot = released_;
-  if (slot != kNoSlot) {
-    released_ = *next_released(slot);
-  } else {
-    HEARTH_CHECK(slots_ < reserved_slots_);
-    slot = slots_++;
-  }
+  HEARTH_CHECK(released_.size() > 0 || slots_ < reserved_slots_);
+  const uint32_t slot = released_.size() > 0 ? released_.TakeFirst() : slots_++;
   *reinterpret_cast<Sign*>(place(slot)) = sign;
   ++rows_;
   return slot;
@@ -101,23 +120,14 @@ uint32_t RowArena::Take(Sign sign) {
 
 void RowArena::Release(uint32_t slot) {
   *reinterpret_cast<Sign*>(place(slot)) = 0;
-  *next_released(slot) = released_;
-  released_ = slot;
+  released_.Add(slot);
   --rows_;
 }
 
-void SlotSet::TakeNext(uint64_t count_max, std::vector<uint32_t>* slots) {
-  slots->clear();
-  const uint64_t end = size_ == 0 ? 0 : region_.committed_bytes() / sizeof(uint64_t);
-  for (; hand_ < end && slots->size() < count_max; ++hand_) {
-    uint64_t* const word = words() + hand_;
-    for (; *word != 0 && slots->size() < count_max; *word &= *word - 1) {
-      slots->push_back(static_cast<uint32_t>(hand_ * 64 + static_cast<uint64_t>(__builtin_ctzll(*word))));
-    }
-    if (*word != 0) break;
-  }
-  size_ -= slots->size();
-  if (size_ == 0) hand_ = 0;
+void RowArena::Trim() {
+  while (slots_ > 0 && sign(slots_ - 1) == 0) released_.Remove(--slots_);
+  region_.Trim(slots_ * stride_);
+  reserved_slots_ = std::min(reserved_slots_, region_.committed_bytes() / stride_);
 }
 
 }  // namespace hearth

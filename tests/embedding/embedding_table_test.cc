@@ -141,6 +141,12 @@ class Runner {
     store_.reset();
   }
 
+  // Less room or more, and some memory given back: rows change their slots.
+  void ChangeBound() {
+    if (cutting_ || random_.Below(4) != 0) return;
+    table_->SetMemoryRowsMax(1 + random_.Below(job_.options.memory_rows_max));
+    ASSERT_TRUE(table_->GiveBackMemory(random_.Below(64)).ok());
+  }
   // A cut goes on over some steps; the rows of its moment are what it must come to.
   void BeginCut() {
     ASSERT_TRUE(table_->BeginCut(applied_).ok());
@@ -197,6 +203,7 @@ class Runner {
     switch (random_.Below(8)) {
       case 0:
       case 1: {
+        ChangeBound();
         const auto more = table_->Maintain(applied_, 1 + random_.Below(50));
         ASSERT_TRUE(more.ok()) << more.status();
         return;

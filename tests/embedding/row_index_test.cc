@@ -160,7 +160,7 @@ TEST(SlotSet, GivesEachSlotOnceAscending) {
   SlotSet set;
   ASSERT_TRUE(set.Open(100000).ok());
   std::vector<uint32_t> taken;
-  set.TakeNext(10, &taken);
+  set.TakeFirst(10, &taken);
   EXPECT_TRUE(taken.empty());
   Random random(5);
   for (int round = 0; round < 3; ++round) {
@@ -174,7 +174,7 @@ TEST(SlotSet, GivesEachSlotOnceAscending) {
     EXPECT_EQ(set.size(), expected.size());
     std::vector<uint32_t> all;
     while (set.size() > 0) {
-      set.TakeNext(1 + random.Below(200), &taken);
+      set.TakeFirst(1 + random.Below(200), &taken);
       ASSERT_FALSE(taken.empty());
       all.insert(all.end(), taken.begin(), taken.end());
     }

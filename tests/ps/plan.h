@@ -67,6 +67,7 @@ struct Plan {
     job.mutable_training()->set_lanes(lanes);
     job.mutable_training()->set_shards(16);
     job.mutable_snapshot()->set_every_steps(every_steps);
+    if (seed % 3 == 0) job.mutable_store()->set_memory_bytes_max(1000 + Draw(4, 1) % 30000);
     Table* plain = job.add_table();
     plain->set_name("plain");
     plain->set_dim(kDims[0]);
