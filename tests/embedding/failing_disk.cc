@@ -1,0 +1,224 @@
+#include "tests/embedding/failing_disk.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdarg>
+#include <cstdio>
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "common/base/status.h"
+
+namespace hearth {
+namespace {
+
+struct Disk {
+  std::mutex mutex;
+  std::string folder;
+  DiskFault fault;
+  uint64_t calls = 0;
+  std::string first_failed;
+  std::set<std::pair<dev_t, ino_t>> unsynced;
+};
+
+std::atomic<Disk*> disk{nullptr};
+
+// The function of this name that would have been called without this file.
+template <typename Function>
+Function* Real(Function*, const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
+}
+#define REAL(name)                                           \
+  ([] {                                                      \
+    static const auto real = ::hearth::Real(&::name, #name); \
+    return real;                                             \
+  }())
+
+std::string PathOf(int fd) {
+  char path[4096];
+  const ssize_t bytes = readlink(absl::StrCat("/proc/self/fd/", fd).c_str(), path, sizeof(path));
+  return std::string(path, bytes > 0 ? static_cast<size_t>(bytes) : 0);
+}
+
+bool IsOnDisk(const Disk& on, absl::string_view path) { return absl::StartsWith(path, on.folder); }
+
+// Counts the call. False: it is to fail, with errno set.
+bool Pass(Disk* on, const char* name, const std::string& path) {
+  std::lock_guard<std::mutex> lock(on->mutex);
+  const uint64_t call = ++on->calls;
+  if (on->fault.at == 0 || call < on->fault.at || (on->fault.once && call > on->fault.at)) return true;
+  if (on->first_failed.empty()) on->first_failed = absl::StrCat(name, " ", path);
+  errno = on->fault.error;
+  return false;
+}
+
+// What `path` is now, a file's bytes or a folder's names, has yet to be synced, or is.
+void Note(Disk* on, const struct stat& info, bool synced) {
+  std::lock_guard<std::mutex> lock(on->mutex);
+  if (synced) {
+    on->unsynced.erase({info.st_dev, info.st_ino});
+  } else {
+    on->unsynced.insert({info.st_dev, info.st_ino});
+  }
+}
+void Note(Disk* on, int fd, bool synced) {
+  struct stat info;
+  if (fstat(fd, &info) == 0) Note(on, info, synced);
+}
+void NoteFolderOf(Disk* on, const std::string& path) {
+  struct stat info;
+  if (stat(path.substr(0, path.rfind('/')).c_str(), &info) == 0) Note(on, info, false);
+}
+
+// A call on an open file.
+template <typename Call>
+auto OnFile(const char* name, int fd, const Call& call) -> decltype(call()) {
+  Disk* const on = disk;
+  const std::string path = on == nullptr ? std::string() : PathOf(fd);
+  if (on == nullptr || !IsOnDisk(*on, path)) return call();
+  const bool syncs = absl::StrContains(name, "sync");
+  if (!Pass(on, name, path)) return -1;
+  const auto result = syncs ? 0 : call();  // nobody cuts the power: a sync need not be waited for
+  if (result >= 0) Note(on, fd, syncs);
+  return result;
+}
+
+// A call that changes names.
+template <typename Call>
+int OnNames(const char* name, const std::string& from, const std::string& to, const Call& call) {
+  Disk* const on = disk;
+  if (on == nullptr || !IsOnDisk(*on, to)) return call();
+  if (!Pass(on, name, to)) return -1;
+  const int result = call();
+  if (result == 0) {
+    NoteFolderOf(on, from);
+    NoteFolderOf(on, to);
+  }
+  return result;
+}
+
+template <typename Write>
+ssize_t OnWrite(const char* name, int fd, size_t bytes, const Write& write_bytes) {
+  bool passed = false;
+  const ssize_t written = OnFile(name, fd, [&] {
+    passed = true;
+    return write_bytes(bytes);
+  });
+  if (!passed) {
+    const int error = errno;
+    if (bytes > 1) static_cast<void>(write_bytes(bytes / 2));
+    errno = error;
+  }
+  return written;
+}
+
+}  // namespace
+
+FailingDisk::FailingDisk(const std::string& folder) {
+  static auto* const the_disk = new Disk;  // for ever: who makes a last call of it may do so when it is over
+  HEARTH_CHECK(disk == nullptr, "one failing disk at a time");
+  the_disk->folder = folder;
+  the_disk->unsynced.clear();
+  disk = the_disk;
+  Arm(DiskFault());
+}
+FailingDisk::~FailingDisk() { disk = nullptr; }
+
+void FailingDisk::Arm(const DiskFault& fault) {
+  Disk* const on = disk;
+  std::lock_guard<std::mutex> lock(on->mutex);
+  on->fault = fault;
+  on->calls = 0;
+  on->first_failed.clear();
+}
+uint64_t FailingDisk::calls() const {
+  Disk* const on = disk;
+  std::lock_guard<std::mutex> lock(on->mutex);
+  return on->calls;
+}
+std::string FailingDisk::first_failed() const {
+  Disk* const on = disk;
+  std::lock_guard<std::mutex> lock(on->mutex);
+  return on->first_failed;
+}
+bool FailingDisk::IsSynced(const std::string& path) const {
+  struct stat info;
+  HEARTH_CHECK(stat(path.c_str(), &info) == 0, "no ", path);
+  Disk* const on = disk;
+  std::lock_guard<std::mutex> lock(on->mutex);
+  return on->unsynced.count({info.st_dev, info.st_ino}) == 0;
+}
+
+}  // namespace hearth
+
+// A program's own functions go before a library's of the same name.
+extern "C" {
+
+int open(const char* path, int flags, ...) {
+  mode_t mode = 0;
+  if ((flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE) {
+    va_list arguments;
+    va_start(arguments, flags);
+    mode = static_cast<mode_t>(va_arg(arguments, int));
+    va_end(arguments);
+  }
+  const auto call = [&] { return REAL(open)(path, flags, mode); };
+  if ((flags & O_CREAT) == 0) return call();
+  hearth::Disk* const on = hearth::disk;
+  if (on == nullptr || !hearth::IsOnDisk(*on, path)) return call();
+  if (!hearth::Pass(on, "open", path)) return -1;
+  const int fd = call();
+  if (fd >= 0) {
+    hearth::Note(on, fd, false);
+    hearth::NoteFolderOf(on, path);
+  }
+  return fd;
+}
+ssize_t write(int fd, const void* bytes, size_t count) {
+  return hearth::OnWrite("write", fd, count, [&](size_t n) { return REAL(write)(fd, bytes, n); });
+}
+ssize_t pwrite(int fd, const void* bytes, size_t count, off_t at) {
+  return hearth::OnWrite("pwrite", fd, count, [&](size_t n) { return REAL(pwrite)(fd, bytes, n, at); });
+}
+int ftruncate(int fd, off_t bytes) noexcept {
+  return hearth::OnFile("ftruncate", fd, [&] { return REAL(ftruncate)(fd, bytes); });
+}
+int fallocate(int fd, int mode, off_t at, off_t bytes) {
+  return hearth::OnFile("fallocate", fd, [&] { return REAL(fallocate)(fd, mode, at, bytes); });
+}
+int fsync(int fd) {
+  return hearth::OnFile("fsync", fd, [&] { return REAL(fsync)(fd); });
+}
+int fdatasync(int fd) {
+  return hearth::OnFile("fdatasync", fd, [&] { return REAL(fdatasync)(fd); });
+}
+int rename(const char* from, const char* to) noexcept {
+  return hearth::OnNames("rename", from, to, [&] { return REAL(rename)(from, to); });
+}
+int link(const char* from, const char* to) noexcept {
+  return hearth::OnNames("link", to, to, [&] { return REAL(link)(from, to); });
+}
+int unlink(const char* path) noexcept {
+  return hearth::OnNames("unlink", path, path, [&] { return REAL(unlink)(path); });
+}
+int unlinkat(int folder, const char* name, int flags) noexcept {
+  const std::string path = *name == '/' ? name : absl::StrCat(hearth::PathOf(folder), "/", name);
+  return hearth::OnNames("unlinkat", path, path, [&] { return REAL(unlinkat)(folder, name, flags); });
+}
+int mkdir(const char* path, mode_t mode) noexcept {
+  return hearth::OnNames("mkdir", path, path, [&] { return REAL(mkdir)(path, mode); });
+}
+int rmdir(const char* path) noexcept {
+  return hearth::OnNames("rmdir", path, path, [&] { return REAL(rmdir)(path); });
+}
+
+}  // extern "C"
