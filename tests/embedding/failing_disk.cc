@@ -6,12 +6,14 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <mutex>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -19,18 +21,38 @@
 #include "common/base/status.h"
 
 namespace hearth {
-namespace {
 
-struct Disk {
+struct FailingDisk::State {
+  std::string folder;  // constant
   std::mutex mutex;
-  std::string folder;
-  DiskFault fault;
+  DiskFault fault;  // guarded by mutex, as all below
   uint64_t calls = 0;
   std::string first_failed;
   std::set<std::pair<dev_t, ino_t>> unsynced;
 };
 
-std::atomic<Disk*> disk{nullptr};
+namespace {
+
+using Disk = std::shared_ptr<FailingDisk::State>;
+
+// There when the first call is made, and when the last one is.
+struct Disks {
+  std::mutex mutex;
+  std::vector<Disk> all;  // guarded by mutex
+};
+std::atomic<int> disk_count{0};
+Disks& TheDisks() {
+  static auto* const disks = new Disks;
+  return *disks;
+}
+
+Disk DiskOf(absl::string_view path) {
+  std::lock_guard<std::mutex> lock(TheDisks().mutex);
+  for (const Disk& disk : TheDisks().all) {
+    if (path == disk->folder || absl::StartsWith(path, disk->folder + "/")) return disk;
+  }
+  return nullptr;
+}
 
 // The function of this name that would have been called without this file.
 template <typename Function>
@@ -49,10 +71,8 @@ std::string PathOf(int fd) {
   return std::string(path, bytes > 0 ? static_cast<size_t>(bytes) : 0);
 }
 
-bool IsOnDisk(const Disk& on, absl::string_view path) { return absl::StartsWith(path, on.folder); }
-
 // Counts the call. False: it is to fail, with errno set.
-bool Pass(Disk* on, const char* name, const std::string& path) {
+bool Pass(const Disk& on, const char* name, const std::string& path) {
   std::lock_guard<std::mutex> lock(on->mutex);
   const uint64_t call = ++on->calls;
   if (on->fault.at == 0 || call < on->fault.at || (on->fault.once && call > on->fault.at)) return true;
@@ -62,7 +82,7 @@ bool Pass(Disk* on, const char* name, const std::string& path) {
 }
 
 // What `path` is now, a file's bytes or a folder's names, has yet to be synced, or is.
-void Note(Disk* on, const struct stat& info, bool synced) {
+void Note(const Disk& on, const struct stat& info, bool synced) {
   std::lock_guard<std::mutex> lock(on->mutex);
   if (synced) {
     on->unsynced.erase({info.st_dev, info.st_ino});
@@ -70,11 +90,11 @@ void Note(Disk* on, const struct stat& info, bool synced) {
     on->unsynced.insert({info.st_dev, info.st_ino});
   }
 }
-void Note(Disk* on, int fd, bool synced) {
+void Note(const Disk& on, int fd, bool synced) {
   struct stat info;
   if (fstat(fd, &info) == 0) Note(on, info, synced);
 }
-void NoteFolderOf(Disk* on, const std::string& path) {
+void NoteFolderOf(const Disk& on, const std::string& path) {
   struct stat info;
   if (stat(path.substr(0, path.rfind('/')).c_str(), &info) == 0) Note(on, info, false);
 }
@@ -82,9 +102,10 @@ void NoteFolderOf(Disk* on, const std::string& path) {
 // A call on an open file.
 template <typename Call>
 auto OnFile(const char* name, int fd, const Call& call) -> decltype(call()) {
-  Disk* const on = disk;
-  const std::string path = on == nullptr ? std::string() : PathOf(fd);
-  if (on == nullptr || !IsOnDisk(*on, path)) return call();
+  if (disk_count == 0) return call();
+  const std::string path = PathOf(fd);
+  const Disk on = DiskOf(path);
+  if (on == nullptr) return call();
   const bool syncs = absl::StrContains(name, "sync");
   if (!Pass(on, name, path)) return -1;
   const auto result = syncs ? 0 : call();  // nobody cuts the power: a sync need not be waited for
@@ -95,8 +116,9 @@ auto OnFile(const char* name, int fd, const Call& call) -> decltype(call()) {
 // A call that changes names.
 template <typename Call>
 int OnNames(const char* name, const std::string& from, const std::string& to, const Call& call) {
-  Disk* const on = disk;
-  if (on == nullptr || !IsOnDisk(*on, to)) return call();
+  if (disk_count == 0) return call();
+  const Disk on = DiskOf(to);
+  if (on == nullptr) return call();
   if (!Pass(on, name, to)) return -1;
   const int result = call();
   if (result == 0) {
@@ -123,39 +145,38 @@ ssize_t OnWrite(const char* name, int fd, size_t bytes, const Write& write_bytes
 
 }  // namespace
 
-FailingDisk::FailingDisk(const std::string& folder) {
-  static auto* const the_disk = new Disk;  // for ever: who makes a last call of it may do so when it is over
-  HEARTH_CHECK(disk == nullptr, "one failing disk at a time");
-  the_disk->folder = folder;
-  the_disk->unsynced.clear();
-  disk = the_disk;
-  Arm(DiskFault());
+FailingDisk::FailingDisk(const std::string& folder) : state_(std::make_shared<State>()) {
+  state_->folder = folder;
+  std::lock_guard<std::mutex> lock(TheDisks().mutex);
+  TheDisks().all.push_back(state_);
+  ++disk_count;
 }
-FailingDisk::~FailingDisk() { disk = nullptr; }
+FailingDisk::~FailingDisk() {
+  std::lock_guard<std::mutex> lock(TheDisks().mutex);
+  auto& all = TheDisks().all;
+  all.erase(std::find(all.begin(), all.end(), state_));
+  --disk_count;
+}
 
 void FailingDisk::Arm(const DiskFault& fault) {
-  Disk* const on = disk;
-  std::lock_guard<std::mutex> lock(on->mutex);
-  on->fault = fault;
-  on->calls = 0;
-  on->first_failed.clear();
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->fault = fault;
+  state_->calls = 0;
+  state_->first_failed.clear();
 }
 uint64_t FailingDisk::calls() const {
-  Disk* const on = disk;
-  std::lock_guard<std::mutex> lock(on->mutex);
-  return on->calls;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->calls;
 }
 std::string FailingDisk::first_failed() const {
-  Disk* const on = disk;
-  std::lock_guard<std::mutex> lock(on->mutex);
-  return on->first_failed;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->first_failed;
 }
 bool FailingDisk::IsSynced(const std::string& path) const {
   struct stat info;
   HEARTH_CHECK(stat(path.c_str(), &info) == 0, "no ", path);
-  Disk* const on = disk;
-  std::lock_guard<std::mutex> lock(on->mutex);
-  return on->unsynced.count({info.st_dev, info.st_ino}) == 0;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->unsynced.count({info.st_dev, info.st_ino}) == 0;
 }
 
 }  // namespace hearth
@@ -172,9 +193,9 @@ int open(const char* path, int flags, ...) {
     va_end(arguments);
   }
   const auto call = [&] { return REAL(open)(path, flags, mode); };
-  if ((flags & O_CREAT) == 0) return call();
-  hearth::Disk* const on = hearth::disk;
-  if (on == nullptr || !hearth::IsOnDisk(*on, path)) return call();
+  if (hearth::disk_count == 0 || (flags & O_CREAT) == 0) return call();
+  const hearth::Disk on = hearth::DiskOf(path);
+  if (on == nullptr) return call();
   if (!hearth::Pass(on, "open", path)) return -1;
   const int fd = call();
   if (fd >= 0) {

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace hearth {
@@ -15,8 +16,7 @@ struct DiskFault {
   int error = EIO;   // what the calls say
 };
 
-// For what lies in `folder`, as long as this lives. One at a time; any thread may make the calls. Syncs are noted there
-// and not made.
+// For what lies in `folder`, as long as this lives. Any thread may make the calls. Syncs are noted there and not made.
 class FailingDisk {
  public:
   explicit FailingDisk(const std::string& folder);
@@ -28,6 +28,11 @@ class FailingDisk {
   std::string first_failed() const;  // "fsync /path"; empty: none
   // No byte of it, and no name in it, is newer than its last sync.
   bool IsSynced(const std::string& path) const;
+
+  struct State;
+
+ private:
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace hearth
