@@ -131,6 +131,7 @@ class Servers {
       }
       hash += part.rows_hash();
     }
+    EXPECT_TRUE(disk_ == nullptr || disk_->IsSynced(folder));
     manifest.set_rows_hash(hash);
     HEARTH_RETURN_IF_ERROR(CommitManifest(folder, manifest));
     committed_ = step;
