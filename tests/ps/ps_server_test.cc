@@ -13,6 +13,12 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kServersMost = 3;
+#else
+constexpr int kServersMost = 8;
+#endif
+
 TEST_F(PsServerTest, AFreshStartSavesStepZeroBeforeItIsReady) {
   const Plan plan = MakeServerPlan();
   const std::string dir = NewFolder("fresh");
@@ -68,6 +74,49 @@ TEST_F(PsServerTest, ResumesOnAnyNumberOfServersWithTheHashOfTheRunNeverStopped)
   RunResumed(2, 3);
   RunResumed(3, 1);
   RunResumed(2, 2);
+}
+
+TEST_F(PsServerTest, ASnapshotOfAnyNumberOfServersIsTheSameOnAnyOther) {
+  const Plan plan = MakeServerPlan();
+  const Reference reference(plan);
+  LaneBatch all(kTables);
+  for (uint32_t t = 0; t < kTables; ++t) {
+    for (uint64_t id = 1; id <= plan.ids; ++id) all[t].signs.push_back(MakeSign(t + 1, id));
+    all[t].rows.resize(plan.ids * kDims[t]);
+  }
+  LaneBatch expected = all;
+  reference.Evaluate(6, &expected);
+  Job jobs[2] = {plan.job(), plan.job()};  // all rows in memory, and next to none
+  for (int i = 0; i < 2; ++i) {
+    for (Table& table : *jobs[i].mutable_table()) table.set_memory_rows_max(i == 0 ? 1000 : 2);
+  }
+  for (int before = 1; before <= kServersMost; ++before) {
+    const std::string dir = NewFolder("dealt");
+    const FailingDisk disk(dir);  // that does not fail, and waits for no sync
+    std::string snapshot;
+    {
+      Servers servers(jobs[before % 2], dir, before);
+      servers.Start(0, "");
+      for (int i = 0; i < 2 * before; ++i) servers.Next();  // cut 0, ready
+      snapshot = servers.Train(plan, reference, 0, 6).value();
+    }
+    ASSERT_EQ(ReadManifest(snapshot)->rows_hash(), reference.Hash(6));
+    for (int after = 1; after <= kServersMost; ++after) {
+      SCOPED_TRACE(absl::StrCat(before, " servers, then ", after));
+      Servers servers(jobs[after / 2 % 2], JoinPath(dir, absl::StrCat("on-", after)), after);
+      servers.Start(6, snapshot);
+      uint64_t rows = 0;
+      for (const Control& control : servers.Gather(&Control::has_server_ready)) rows += control.server_ready().rows();
+      EXPECT_EQ(rows, reference.RowsAt(6));
+      LaneBatch restored = all;
+      std::vector<TableRows> tables = Servers::RowsOf(&restored);
+      ASSERT_TRUE(PullClient(servers.Client(), kPortPull).ReadOnly(6, absl::MakeSpan(tables)).ok());
+      for (uint32_t t = 0; t < kTables; ++t) EXPECT_TRUE(SameBits(restored[t].rows, expected[t].rows)) << t;
+      const std::string next = servers.Train(plan, reference, 6, 12).value();
+      EXPECT_EQ(ReadManifest(next)->rows_hash(), reference.Hash(12));
+    }
+    EXPECT_TRUE(RemoveTree(dir).ok());
+  }
 }
 
 TEST_F(PsServerTest, EvaluatesASnapshotReadOnly) {
