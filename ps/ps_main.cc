@@ -27,6 +27,17 @@ struct Arguments {
   std::string dir;
 };
 
+// One clear line, a word to the scheduler, and time for it to end the job in good order.
+[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
+  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
+  FlushLogging();
+  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
+    Env* env = Env::Real();
+    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
+  }
+  mpi->Abort(ExitCodeOf(status));
+}
+
 absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   Transport* transport = mpi->transport();
   const int rank = transport->rank();
@@ -57,18 +68,10 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
         "training.lanes: not set in the effective job; start the job with `hearth train`");
   }
   PsServer server(std::move(options));
-  return server.Run();
-}
-
-// One clear line, a word to the scheduler, and time for it to end the job in good order.
-[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
-  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
-  FlushLogging();
-  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
-    Env* env = Env::Real();
-    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
-  }
-  mpi->Abort(ExitCodeOf(status));
+  const absl::Status status = server.Run();
+  // While the server stands: what its threads are at may take long, on a disk that hangs for ever, and is of no use.
+  if (!status.ok()) Fail(arguments, mpi, status);
+  return status;
 }
 
 int Main(int argc, char** argv) {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <mutex>
@@ -29,6 +30,9 @@ struct FailingDisk::State {
   uint64_t calls = 0;
   std::string first_failed;
   std::set<std::pair<dev_t, ino_t>> unsynced;
+  bool hold = false;
+  int held = 0;  // calls that wait
+  std::condition_variable changed;
 };
 
 namespace {
@@ -73,8 +77,12 @@ std::string PathOf(int fd) {
 
 // Counts the call. False: it is to fail, with errno set.
 bool Pass(const Disk& on, const char* name, const std::string& path) {
-  std::lock_guard<std::mutex> lock(on->mutex);
+  std::unique_lock<std::mutex> lock(on->mutex);
   const uint64_t call = ++on->calls;
+  ++on->held;
+  on->changed.notify_all();
+  on->changed.wait(lock, [&] { return !on->hold; });
+  --on->held;
   if (on->fault.at == 0 || call < on->fault.at || (on->fault.once && call > on->fault.at)) return true;
   if (on->first_failed.empty()) on->first_failed = absl::StrCat(name, " ", path);
   errno = on->fault.error;
@@ -163,6 +171,19 @@ void FailingDisk::Arm(const DiskFault& fault) {
   state_->fault = fault;
   state_->calls = 0;
   state_->first_failed.clear();
+}
+void FailingDisk::Hold() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->hold = true;
+}
+void FailingDisk::WaitForHeldCall() {
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  state_->changed.wait(lock, [&] { return state_->held > 0; });
+}
+void FailingDisk::Release() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->hold = false;
+  state_->changed.notify_all();
 }
 uint64_t FailingDisk::calls() const {
   std::lock_guard<std::mutex> lock(state_->mutex);

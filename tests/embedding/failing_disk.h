@@ -1,6 +1,6 @@
-// A disk that fails when the test says so. In a program that has it, the system calls by which files and folders are
-// made, written, synced, renamed, linked and removed go through it, whoever makes them: RocksDB, the standard library
-// or Hearth.
+// A disk that fails, or hangs, when the test says so. In a program that has it, the system calls by which files and
+// folders are made, written, synced, renamed, linked and removed go through it, whoever makes them: RocksDB, the
+// standard library or Hearth.
 #pragma once
 
 #include <cerrno>
@@ -26,6 +26,10 @@ class FailingDisk {
   void Arm(const DiskFault& fault);
   uint64_t calls() const;            // since Arm
   std::string first_failed() const;  // "fsync /path"; empty: none
+  // From now on calls wait for Release.
+  void Hold();
+  void WaitForHeldCall();
+  void Release();
   // No byte of it, and no name in it, is newer than its last sync.
   bool IsSynced(const std::string& path) const;
 

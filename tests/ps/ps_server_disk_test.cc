@@ -89,6 +89,29 @@ Outcome RunWith(const Plan& plan, const Reference& reference, const DiskFault& f
   return outcome;
 }
 
+TEST_F(PsServerTest, AFailureIsReportedWhileTheDiskHangs) {
+  const Plan plan = MakeServerPlan();
+  const Reference reference(plan);
+  const std::string dir = NewFolder("hanging");
+  FailingDisk disk(dir);
+  Servers servers(plan.job(), dir, 1, &disk);
+  servers.Start(0, "");
+  for (int i = 0; i < 2; ++i) servers.Next();  // cut 0, ready
+  ASSERT_TRUE(servers.Train(plan, reference, 0, kFirstCut).ok());
+  disk.Hold();
+  absl::Status trained;
+  auto trainer = Env::Real()->StartThread(
+      "train", [&] { trained = servers.Train(plan, reference, kFirstCut, plan.steps).status(); });
+  disk.WaitForHeldCall();  // the next cut can not be saved
+  servers.Start(0, "");    // not to a running server
+  trainer.reset();         // once it has heard of the failure
+  EXPECT_THAT(std::string(trained.message()), HasSubstr("to a running server"));
+  disk.Release();
+  servers.Stop();
+  EXPECT_EQ(servers.statuses()[0].code(), absl::StatusCode::kInternal) << servers.statuses()[0];
+  EXPECT_FALSE(PathExists(JoinPath(dir, "snapshots/12/MANIFEST")));
+}
+
 class AServersFailingDisk : public PsServerTest, public testing::WithParamInterface<DiskFault> {};
 
 TEST_P(AServersFailingDisk, IsTheErrorThatTheSchedulerHearsAndTheRunGoesOnFromTheLastCommittedCut) {

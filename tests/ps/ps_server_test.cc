@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include "absl/strings/str_format.h"
 #include "embedding/snapshot_reader.h"
 #include "tests/common/loopback.h"
 #include "tests/ps/servers.h"
@@ -10,6 +11,7 @@ namespace hearth {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -201,6 +203,27 @@ TEST_F(PsServerTest, ServesItsFiguresOnThePortOfItsRank) {
   EXPECT_THAT(page, HasSubstr("hearth_memory_rows{"));
   servers.Stop();
   EXPECT_TRUE(servers.statuses()[0].ok()) << servers.statuses()[0];
+}
+
+TEST_F(PsServerTest, TheLogSaysOfEachCutForHowLongItStoppedTheOthers) {
+  const Plan plan = MakeServerPlan();
+  const std::string dir = NewFolder("logged"), log = JoinPath(dir, "log");
+  ASSERT_TRUE(StartLogging("ps-0", log).ok());
+  uint64_t stopped_us = 0;
+  {
+    Servers servers(plan.job(), dir, 1);
+    servers.Start(0, "");
+    stopped_us = servers.Next().server_at_cut().stopped_us();
+    servers.Next();  // ready
+    ASSERT_TRUE(servers.Train(plan, Reference(plan), 0, 12).ok());
+  }
+  FlushLogging();
+  ASSERT_TRUE(StartLogging("", "").ok());
+  const std::string lines = ReadFile(log).value();
+  for (const int step : {0, 6, 12}) {
+    EXPECT_THAT(lines, ContainsRegex(absl::StrCat("event=cut step=", step, " .*stopped_ms=[0-9]+\\.[0-9] "))) << step;
+  }
+  EXPECT_THAT(lines, HasSubstr(absl::StrFormat("stopped_ms=%.1f ", static_cast<double>(stopped_us) * 1e-3)));
 }
 
 TEST_F(PsServerTest, APortInUseIsOneClearError) {
