@@ -75,13 +75,15 @@ std::string PathOf(int fd) {
   return std::string(path, bytes > 0 ? static_cast<size_t>(bytes) : 0);
 }
 
+// A disk's calls are made one after the other, so that what is known of it is what it is.
+using Lock = std::unique_lock<std::mutex>;
+
 // Counts the call. False: it is to fail, with errno set.
-bool Pass(const Disk& on, const char* name, const std::string& path) {
-  std::unique_lock<std::mutex> lock(on->mutex);
+bool Pass(const Disk& on, Lock* lock, const char* name, const std::string& path) {
   const uint64_t call = ++on->calls;
   ++on->held;
   on->changed.notify_all();
-  on->changed.wait(lock, [&] { return !on->hold; });
+  on->changed.wait(*lock, [&] { return !on->hold; });
   --on->held;
   if (on->fault.at == 0 || call < on->fault.at || (on->fault.once && call > on->fault.at)) return true;
   if (on->first_failed.empty()) on->first_failed = absl::StrCat(name, " ", path);
@@ -89,36 +91,43 @@ bool Pass(const Disk& on, const char* name, const std::string& path) {
   return false;
 }
 
-// What `path` is now, a file's bytes or a folder's names, has yet to be synced, or is.
-void Note(const Disk& on, const struct stat& info, bool synced) {
-  std::lock_guard<std::mutex> lock(on->mutex);
-  if (synced) {
-    on->unsynced.erase({info.st_dev, info.st_ino});
-  } else {
-    on->unsynced.insert({info.st_dev, info.st_ino});
-  }
-}
-void Note(const Disk& on, int fd, bool synced) {
+// A file's bytes, or a folder's names, have yet to be synced.
+void NoteUnsynced(const Disk& on, int fd) {
   struct stat info;
-  if (fstat(fd, &info) == 0) Note(on, info, synced);
+  if (fstat(fd, &info) == 0) on->unsynced.insert({info.st_dev, info.st_ino});
 }
 void NoteFolderOf(const Disk& on, const std::string& path) {
   struct stat info;
-  if (stat(path.substr(0, path.rfind('/')).c_str(), &info) == 0) Note(on, info, false);
+  if (stat(path.substr(0, path.rfind('/')).c_str(), &info) == 0) on->unsynced.insert({info.st_dev, info.st_ino});
 }
 
-// A call on an open file.
+// A call that changes `bytes` of an open file.
 template <typename Call>
-auto OnFile(const char* name, int fd, const Call& call) -> decltype(call()) {
+auto OnBytes(const char* name, int fd, size_t bytes, const Call& call) -> decltype(call(bytes)) {
+  if (disk_count == 0) return call(bytes);
+  const std::string path = PathOf(fd);
+  const Disk on = DiskOf(path);
+  if (on == nullptr) return call(bytes);
+  Lock lock(on->mutex);
+  NoteUnsynced(on, fd);
+  if (Pass(on, &lock, name, path)) return call(bytes);
+  if (bytes > 1) static_cast<void>(call(bytes / 2));
+  errno = on->fault.error;
+  return -1;
+}
+
+// Nobody cuts the power: a sync need not be waited for.
+template <typename Call>
+int OnSync(const char* name, int fd, const Call& call) {
   if (disk_count == 0) return call();
   const std::string path = PathOf(fd);
   const Disk on = DiskOf(path);
   if (on == nullptr) return call();
-  const bool syncs = absl::StrContains(name, "sync");
-  if (!Pass(on, name, path)) return -1;
-  const auto result = syncs ? 0 : call();  // nobody cuts the power: a sync need not be waited for
-  if (result >= 0) Note(on, fd, syncs);
-  return result;
+  Lock lock(on->mutex);
+  if (!Pass(on, &lock, name, path)) return -1;
+  struct stat info;
+  if (fstat(fd, &info) == 0) on->unsynced.erase({info.st_dev, info.st_ino});
+  return 0;
 }
 
 // A call that changes names.
@@ -127,28 +136,14 @@ int OnNames(const char* name, const std::string& from, const std::string& to, co
   if (disk_count == 0) return call();
   const Disk on = DiskOf(to);
   if (on == nullptr) return call();
-  if (!Pass(on, name, to)) return -1;
+  Lock lock(on->mutex);
+  if (!Pass(on, &lock, name, to)) return -1;
   const int result = call();
-  if (result == 0) {
+  if (result >= 0) {
     NoteFolderOf(on, from);
     NoteFolderOf(on, to);
   }
   return result;
-}
-
-template <typename Write>
-ssize_t OnWrite(const char* name, int fd, size_t bytes, const Write& write_bytes) {
-  bool passed = false;
-  const ssize_t written = OnFile(name, fd, [&] {
-    passed = true;
-    return write_bytes(bytes);
-  });
-  if (!passed) {
-    const int error = errno;
-    if (bytes > 1) static_cast<void>(write_bytes(bytes / 2));
-    errno = error;
-  }
-  return written;
 }
 
 }  // namespace
@@ -214,34 +209,25 @@ int open(const char* path, int flags, ...) {
     va_end(arguments);
   }
   const auto call = [&] { return REAL(open)(path, flags, mode); };
-  if (hearth::disk_count == 0 || (flags & O_CREAT) == 0) return call();
-  const hearth::Disk on = hearth::DiskOf(path);
-  if (on == nullptr) return call();
-  if (!hearth::Pass(on, "open", path)) return -1;
-  const int fd = call();
-  if (fd >= 0) {
-    hearth::Note(on, fd, false);
-    hearth::NoteFolderOf(on, path);
-  }
-  return fd;
+  return (flags & O_CREAT) == 0 ? call() : hearth::OnNames("open", path, path, call);
 }
 ssize_t write(int fd, const void* bytes, size_t count) {
-  return hearth::OnWrite("write", fd, count, [&](size_t n) { return REAL(write)(fd, bytes, n); });
+  return hearth::OnBytes("write", fd, count, [&](size_t n) { return REAL(write)(fd, bytes, n); });
 }
 ssize_t pwrite(int fd, const void* bytes, size_t count, off_t at) {
-  return hearth::OnWrite("pwrite", fd, count, [&](size_t n) { return REAL(pwrite)(fd, bytes, n, at); });
+  return hearth::OnBytes("pwrite", fd, count, [&](size_t n) { return REAL(pwrite)(fd, bytes, n, at); });
 }
 int ftruncate(int fd, off_t bytes) noexcept {
-  return hearth::OnFile("ftruncate", fd, [&] { return REAL(ftruncate)(fd, bytes); });
+  return hearth::OnBytes("ftruncate", fd, 0, [&](size_t) { return REAL(ftruncate)(fd, bytes); });
 }
 int fallocate(int fd, int mode, off_t at, off_t bytes) {
-  return hearth::OnFile("fallocate", fd, [&] { return REAL(fallocate)(fd, mode, at, bytes); });
+  return hearth::OnBytes("fallocate", fd, 0, [&](size_t) { return REAL(fallocate)(fd, mode, at, bytes); });
 }
 int fsync(int fd) {
-  return hearth::OnFile("fsync", fd, [&] { return REAL(fsync)(fd); });
+  return hearth::OnSync("fsync", fd, [&] { return REAL(fsync)(fd); });
 }
 int fdatasync(int fd) {
-  return hearth::OnFile("fdatasync", fd, [&] { return REAL(fdatasync)(fd); });
+  return hearth::OnSync("fdatasync", fd, [&] { return REAL(fdatasync)(fd); });
 }
 int rename(const char* from, const char* to) noexcept {
   return hearth::OnNames("rename", from, to, [&] { return REAL(rename)(from, to); });

@@ -28,9 +28,9 @@ constexpr uint64_t kCuts[] = {kFirstCut, 6, 9, 13};  // each goes on beside the 
 // RocksDB waits a second after an error, so runs are side by side.
 constexpr size_t kRunsAtOnce = 16;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kRunsMax = 16;
+constexpr uint64_t kRunsMax = 6;
 #else
-constexpr uint64_t kRunsMax = 60;
+constexpr uint64_t kRunsMax = 40;
 #endif
 
 TableOptions MakeTableOptions() {

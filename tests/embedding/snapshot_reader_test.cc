@@ -13,7 +13,11 @@ namespace {
 
 constexpr uint32_t kShards = 6;  // fewer than servers at most: some have none
 constexpr uint32_t kServers = 2;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr uint32_t kServersMost = 3;
+#else
 constexpr uint32_t kServersMost = 8;
+#endif
 constexpr uint64_t kIds = 200;
 constexpr uint64_t kStep = 6;
 

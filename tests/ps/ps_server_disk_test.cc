@@ -18,9 +18,9 @@ constexpr int kServers = 2;
 // RocksDB waits a second after an error, so runs are side by side.
 constexpr size_t kRunsAtOnce = 16;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kRunsMax = 12;
+constexpr uint64_t kRunsMax = 6;
 #else
-constexpr uint64_t kRunsMax = 30;
+constexpr uint64_t kRunsMax = 24;
 #endif
 
 struct Outcome {
@@ -28,7 +28,7 @@ struct Outcome {
   bool finished = false;
 };
 
-// Servers that fail, and others that go on from what is left.
+// Servers that go on from a snapshot, fail, and others that go on from what is left.
 Outcome RunWith(const Plan& plan, const Reference& reference, const DiskFault& fault) {
   SCOPED_TRACE(
       absl::StrCat("call ", fault.at, fault.once ? " alone: " : " and all after it: ", std::strerror(fault.error)));
@@ -40,13 +40,20 @@ Outcome RunWith(const Plan& plan, const Reference& reference, const DiskFault& f
   FailingDisk disk(dir);
   Outcome outcome;
   uint64_t committed = 0;
+  std::string first;
   {
     Servers servers(job, dir, kServers, &disk);
     servers.Start(0, "");
     for (int i = 0; i < 2 * kServers; ++i) servers.Next();  // cut 0, ready
-    HEARTH_CHECK(servers.Train(plan, reference, 0, kFirstCut).ok());
+    first = servers.Train(plan, reference, 0, kFirstCut).value();
+  }
+  {
+    Servers servers(job, dir, kServers, &disk);
     disk.Arm(fault);
-    const auto trained = servers.Train(plan, reference, kFirstCut, plan.steps);
+    servers.Start(kFirstCut, first);
+    const absl::Status ready = servers.WaitUntilReady();
+    const auto trained =
+        ready.ok() ? servers.Train(plan, reference, kFirstCut, plan.steps) : absl::StatusOr<std::string>(ready);
     outcome.calls = disk.calls();
     outcome.finished = trained.ok();
     committed = servers.committed();
@@ -73,13 +80,13 @@ Outcome RunWith(const Plan& plan, const Reference& reference, const DiskFault& f
     return outcome;
   }
   const uint64_t step = choice->manifest.step();
-  EXPECT_GE(step, committed);  // a commit whose last sync failed may be there
+  EXPECT_GE(step, std::max(kFirstCut, committed));  // a commit whose last sync failed may be there
   EXPECT_EQ(choice->manifest.rows_hash(), reference.Hash(step));
   EXPECT_TRUE(VerifySnapshot(choice->folder).ok()) << VerifySnapshot(choice->folder);
   if (!outcome.finished) {
     Servers servers(job, dir, kServers);
     servers.Start(step, choice->folder);
-    servers.Gather(&Control::has_server_ready);
+    EXPECT_TRUE(servers.WaitUntilReady().ok());
     if (step < plan.steps) {
       const auto last = servers.Train(plan, reference, step, plan.steps);
       EXPECT_TRUE(last.ok() && ReadManifest(*last)->rows_hash() == reference.Hash(plan.steps)) << last.status();

@@ -100,6 +100,15 @@ class Servers {
     }
     return all;
   }
+  // Until all are ready, or what the first to fail said.
+  absl::Status WaitUntilReady() {
+    for (int ready = 0; ready < ranks_.servers; ++ready) {
+      const Control control = Next();
+      if (control.has_failed()) return absl::AbortedError(control.failed().reason());
+      EXPECT_TRUE(control.has_server_ready()) << control.DebugString();
+    }
+    return absl::OkStatus();
+  }
   // The parts of cut `step` as a committed snapshot: its folder, or what the first server to fail said.
   absl::StatusOr<std::string> Commit(uint64_t step) {
     Manifest manifest;
