@@ -5,6 +5,7 @@
 
 #include "common/job/config.h"
 #include "embedding/rocksdb_store.h"
+#include "tests/embedding/failing_disk.h"
 #include "tests/embedding/map_store.h"
 #include "tests/embedding/reference_table.h"
 
@@ -83,6 +84,7 @@ Manifest Save(const Job& job, uint32_t servers, uint64_t memory_rows_max, const 
   std::vector<std::string> names;
   uint64_t hash = 0;
   const std::string live = NewTestFolder();
+  const FailingDisk live_disk(live), saved_disk(folder);  // that do not fail, and wait for no sync
   for (uint32_t server = 0; server < servers; ++server) {
     names.push_back(absl::StrCat("ps-", server));
     auto store = OpenRocksDbStore(JoinPath(live, names.back()), RocksDbOptions());
