@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/half.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
 
@@ -16,7 +17,7 @@ namespace {
 
 // A batch dealt to the servers that own its signs: for each server the rows' positions, ascending, so that its signs
 // ascend too. Reused from batch to batch.
-class Split {
+class Shares {
  public:
   struct Part {
     uint32_t table = 0;  // index into the tables
@@ -58,16 +59,17 @@ class Split {
 // Gathers one server's share into a message. Reused.
 class Encoder {
  public:
-  Bytes Encode(const Header& header, const Split& split, uint32_t server, absl::Span<const TableRows> tables,
-               bool with_rows) {
-    const absl::Span<const Split::Part> parts = split.parts(server);
+  // `dtype` of the rows that go along; none: signs and occurrences alone.
+  Bytes Encode(const Header& header, const Shares& split, uint32_t server, absl::Span<const TableRows> tables,
+               std::optional<Dtype> dtype) {
+    const absl::Span<const Shares::Part> parts = split.parts(server);
     size_t total = 0;
-    for (const Split::Part& part : parts) total += part.positions.size();
+    for (const Shares::Part& part : parts) total += part.positions.size();
     signs_.resize(total);
     occurrences_.resize(total);
     sections_.clear();
     size_t base = 0;
-    for (const Split::Part& part : parts) {
+    for (const Shares::Part& part : parts) {
       const TableRows& table = tables[part.table];
       const size_t count = part.positions.size();
       Section section;
@@ -83,14 +85,21 @@ class Encoder {
       sections_.push_back(section);
       base += count;
     }
-    if (!with_rows) return EncodeMessage(header, sections_);
-    Bytes message = EncodeMessageInPlace(header, sections_, &values_);
+    if (!dtype.has_value()) return EncodeMessage(header, sections_);
+    Bytes message = EncodeMessageInPlace(header, sections_, *dtype, &values_);
     for (size_t p = 0; p < parts.size(); ++p) {
       const TableRows& table = tables[parts[p].table];
-      float* out = values_[p];  // [count, dim]
+      auto* halves = reinterpret_cast<uint16_t*>(values_[p]);  // [count, dim], either
+      auto* floats = reinterpret_cast<float*>(values_[p]);
       for (uint32_t position : parts[p].positions) {
-        std::memcpy(out, table.rows.data() + size_t{position} * table.dim, table.dim * sizeof(float));
-        out += table.dim;
+        const absl::Span<const float> row(table.rows.data() + size_t{position} * table.dim, table.dim);
+        if (*dtype == Dtype::kFloat16) {
+          ToHalf(row, halves);
+          halves += table.dim;
+        } else {
+          std::memcpy(floats, row.data(), table.dim * sizeof(float));
+          floats += table.dim;
+        }
       }
     }
     return message;
@@ -100,7 +109,7 @@ class Encoder {
   std::vector<Sign> signs_;
   std::vector<uint32_t> occurrences_;
   std::vector<Section> sections_;
-  std::vector<float*> values_;
+  std::vector<char*> values_;
 };
 
 void CheckShapes(absl::Span<const TableRows> tables, bool counted, bool with_rows) {
@@ -151,7 +160,7 @@ struct PullClient::State {
   };
   struct InFlight {
     Header header;  // of the pull
-    Split split;
+    Shares split;
     std::vector<Awaited> servers;
   };
 
@@ -187,7 +196,7 @@ struct PullClient::State {
 
   absl::Status SendTo(InFlight* pull, uint32_t server, absl::Span<const TableRows> tables) {
     pull->servers[server].retry.Sent(options, pull->header, server);
-    Bytes message = encoder.Encode(pull->header, pull->split, server, tables, /*with_rows=*/false);
+    Bytes message = encoder.Encode(pull->header, pull->split, server, tables, std::nullopt);
     return options.transport->Send(port, {options.ranks.server(server), kPortServer}, std::move(message));
   }
 
@@ -254,7 +263,7 @@ struct PullClient::State {
     if (decoded->header.view != pull.header.view) {
       return misfit(absl::StrCat("view ", decoded->header.view, ", asked for ", pull.header.view));
     }
-    const absl::Span<const Split::Part> parts = pull.split.parts(server);
+    const absl::Span<const Shares::Part> parts = pull.split.parts(server);
     if (decoded->sections.size() != parts.size()) {
       return misfit(absl::StrCat(decoded->sections.size(), " sections, asked for ", parts.size()));
     }
@@ -262,15 +271,22 @@ struct PullClient::State {
       const Section& section = decoded->sections[p];
       TableRows& table = tables[parts[p].table];
       const size_t count = parts[p].positions.size();
+      const bool halves = options.dtype == Dtype::kFloat16 && pull.header.kind == MessageKind::kPull;
+      const size_t values = halves ? section.halves.size() : section.values.size();
       if (section.table != table.table || section.dim != table.dim || section.count != count ||
-          section.values.size() != count * table.dim) {
+          values != count * table.dim) {
         return misfit(absl::StrCat("table ", section.table, ", dim ", section.dim, ", ", section.count, " rows, ",
-                                   section.values.size(), " floats; asked for table ", table.table, ", dim ", table.dim,
-                                   ", ", count, " rows"));
+                                   values, " floats; asked for table ", table.table, ", dim ", table.dim, ", ", count,
+                                   " rows"));
       }
-      const float* from = section.values.data();
+      size_t from = 0;
       for (uint32_t position : parts[p].positions) {
-        std::memcpy(table.rows.data() + size_t{position} * table.dim, from, table.dim * sizeof(float));
+        float* const row = table.rows.data() + size_t{position} * table.dim;
+        if (halves) {
+          FromHalf(section.halves.subspan(from, table.dim), row);
+        } else {
+          std::memcpy(row, section.values.data() + from, table.dim * sizeof(float));
+        }
         from += table.dim;
       }
     }
@@ -387,7 +403,7 @@ struct PushClient::State {
   const ClientOptions options;
   Mailbox* const mailbox;
   std::deque<Open> open;  // in order of Push
-  Split split;
+  Shares split;
   Encoder encoder;
 };
 
@@ -415,7 +431,7 @@ absl::Status PushClient::Push(uint32_t lane, uint64_t step, uint64_t n, uint64_t
   push.retry.resize(servers);
   push.waiting = servers;
   for (uint32_t server = 0; server < servers; ++server) {
-    push.copy[server] = state.encoder.Encode(header, state.split, server, tables, /*with_rows=*/true);
+    push.copy[server] = state.encoder.Encode(header, state.split, server, tables, state.options.dtype);
     HEARTH_RETURN_IF_ERROR(state.SendTo(&push, server));
   }
   return absl::OkStatus();
@@ -438,7 +454,7 @@ absl::Status PushClient::Flush() {
 
 absl::Status SendPrefetch(const ClientOptions& options, uint64_t step, absl::Span<const TableRows> tables) {
   CheckShapes(tables, /*counted=*/false, /*with_rows=*/false);
-  Split split;
+  Shares split;
   Encoder encoder;
   split.Assign(options.map, tables);
   Header header;
@@ -446,7 +462,7 @@ absl::Status SendPrefetch(const ClientOptions& options, uint64_t step, absl::Spa
   header.step = step;
   for (uint32_t server = 0; server < options.map.servers(); ++server) {
     if (split.parts(server).empty()) continue;
-    Bytes message = encoder.Encode(header, split, server, tables, /*with_rows=*/false);
+    Bytes message = encoder.Encode(header, split, server, tables, std::nullopt);
     HEARTH_RETURN_IF_ERROR(
         options.transport->Send(kPortPrefetch, {options.ranks.server(server), kPortServer}, std::move(message)));
   }

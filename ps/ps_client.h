@@ -31,6 +31,7 @@ struct ClientOptions {
   Transport* transport = nullptr;
   ShardMap map{1, 1};
   Ranks ranks;
+  Dtype dtype = Dtype::kFloat32;  // of rows that training pulls and of gradients, on the wire (WireDtypeOf)
   // A message unanswered for retry_us is sent again, and then each time after twice as long, up to retry_us_max. Nobody
   // gives up: at a cut a server may save, and other workers evaluate, for longer than any limit here; whoever dies ends
   // the job.

@@ -1,11 +1,13 @@
 #include "ps/shard.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/half.h"
 #include "common/base/status.h"
 #include "common/net/wire.h"
 #include "embedding/memory_budget.h"
@@ -74,6 +76,7 @@ class ShardImpl : public Shard {
         staleness_(options.job.training().staleness()),
         every_steps_(options.job.snapshot().every_steps()),
         window_(2 * staleness_ + 2),
+        dtype_(WireDtypeOf(options.job)),
         // At staleness 0 a lane's view stands still until its push is here, so its pull can be answered again from the
         // tables.
         keep_replies_(staleness_ > 0 && options.rules.keep_replies),
@@ -292,15 +295,23 @@ class ShardImpl : public Shard {
       section.count = asked.count;
       sections.push_back(section);
     }
-    std::vector<float*> values;
-    Bytes reply = EncodeMessageInPlace(header, sections, &values);
+    const Dtype dtype = read_only ? Dtype::kFloat32 : dtype_;
+    std::vector<char*> values;
+    Bytes reply = EncodeMessageInPlace(header, sections, dtype, &values);
     // Expiry is judged with the step that the rows are for: the pull's own, or the cut that is evaluated.
     const uint64_t step = read_only ? header.view : header.step;
     for (size_t i = 0; i < sections.size(); ++i) {
       const Section& asked = pull.view.sections[i];
       if (asked.count == 0) continue;
       auto occurrences = read_only ? absl::Span<const uint32_t>() : asked.occurrences;
-      HEARTH_RETURN_IF_ERROR(tables_[asked.table - 1]->Pull(step, asked.signs, occurrences, values[i]));
+      if (dtype == Dtype::kFloat32) {
+        auto* const rows = reinterpret_cast<float*>(values[i]);
+        HEARTH_RETURN_IF_ERROR(tables_[asked.table - 1]->Pull(step, asked.signs, occurrences, rows));
+      } else {
+        rows_.resize(size_t{asked.count} * asked.dim);
+        HEARTH_RETURN_IF_ERROR(tables_[asked.table - 1]->Pull(step, asked.signs, occurrences, rows_.data()));
+        ToHalf(rows_, reinterpret_cast<uint16_t*>(values[i]));
+      }
     }
     return reply;
   }
@@ -383,10 +394,19 @@ class ShardImpl : public Shard {
     announced_cut_ = terms.next_cut;
     if (!terms.skip) {
       for (auto& parts : parts_) parts.clear();
+      size_t widened = 0;
       for (uint32_t lane = 0; lane < lanes_.size(); ++lane) {
         for (const Section& section : SlotOf(lane, j).push->view.sections) {
           if (section.count == 0) continue;
-          parts_[section.table - 1].push_back({section.signs, section.occurrences, section.values});
+          absl::Span<const float> gradients = section.values;
+          if (dtype_ == Dtype::kFloat16) {
+            if (widened == widened_.size()) widened_.emplace_back();
+            std::vector<float>& wide = widened_[widened++];
+            wide.resize(section.halves.size());
+            FromHalf(section.halves, wide.data());
+            gradients = wide;
+          }
+          parts_[section.table - 1].push_back({section.signs, section.occurrences, gradients});
         }
       }
       HEARTH_RETURN_IF_ERROR(MakeWayFor(parts_));
@@ -504,7 +524,8 @@ class ShardImpl : public Shard {
       if (counted && section.occurrences.size() != section.count) {
         return Refuse(decoded, absl::StrCat(table(), "no occurrences"));
       }
-      if (kind == MessageKind::kPush && section.values.size() != size_t{section.count} * dim) {
+      const size_t values = dtype_ == Dtype::kFloat16 ? section.halves.size() : section.values.size();
+      if (kind == MessageKind::kPush && values != size_t{section.count} * dim) {
         return Refuse(decoded, absl::StrCat(table(), "no gradients"));
       }
       if (std::find(section.occurrences.begin(), section.occurrences.end(), 0u) != section.occurrences.end()) {
@@ -555,6 +576,7 @@ class ShardImpl : public Shard {
   const uint64_t every_steps_;  // planned cuts; 0: none
   // Answered pulls, hence pushes, reach applied + k + 1; each push frees one permit, so pulls reach k + 1 further.
   const uint64_t window_;
+  const Dtype dtype_;  // of values, but for read-only pulls
   const bool keep_replies_;
   const ShardMap map_;
   StoreIo* const io_;
@@ -576,6 +598,8 @@ class ShardImpl : public Shard {
   std::vector<StepTerms> terms_;                              // [window_]
   std::map<std::pair<int, int>, Decoded> read_only_waiting_;  // by sender
   std::vector<std::vector<PushPart>> parts_;                  // scratch of Apply
+  std::deque<std::vector<float>> widened_;                    // the same, where gradients came as halves
+  std::vector<float> rows_;                                   // scratch of MakeReply
   std::vector<bool> seen_;                                    // scratch of CheckSections
 };
 

@@ -1,12 +1,15 @@
-// Who owns which sign. A pure function of the job's shards and the number of servers.
+// What a server and its workers agree on: who owns which sign, which rank is who, and in what form values travel.
 #pragma once
 
 #include <cstdint>
 
+#include "common/net/wire.h"
+#include "common/proto/job.pb.h"
 #include "embedding/sign.h"
 
 namespace hearth {
 
+// A pure function of the job's shards and the number of servers.
 class ShardMap {
  public:
   // REQUIRES: 1 <= servers, 1 <= shards. A server may own nothing (servers > shards).
@@ -30,5 +33,10 @@ struct Ranks {
   int server(int index) const { return 1 + index; }
   int worker(int index) const { return 1 + servers + index; }
 };
+
+// Of the rows that training pulls and of gradients (training.wire). Rows for evaluation are float32 always.
+inline Dtype WireDtypeOf(const Job& job) {
+  return job.training().wire() == Wire::FLOAT16 ? Dtype::kFloat16 : Dtype::kFloat32;
+}
 
 }  // namespace hearth

@@ -320,6 +320,7 @@ absl::Status Worker::State::Prepare(const StartWorker& start) {
   clients.transport = options.transport;
   clients.map = ShardMap(options.job.training().shards(), static_cast<uint32_t>(options.ranks.servers));
   clients.ranks = options.ranks;
+  clients.dtype = WireDtypeOf(options.job);
   if (!start.evaluate_only()) {
     const Job rest = WithoutReadPaths(options.job, files.files(), {start.lane().begin(), start.lane().end()});
     logs.assign(rest.log().begin(), rest.log().end());

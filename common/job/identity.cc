@@ -50,6 +50,7 @@ Job Identity(const Job& job) {
   training->clear_threads();
   training->clear_device();
   training->clear_precision();
+  training->clear_wire();
   training->clear_idle_ms();
   training->clear_stop_after_no_gain();
   training->mutable_dense_optimizer()->clear_ema_serves();
@@ -177,6 +178,7 @@ constexpr RuleOf kRules[] = {
     {"training.threads", Rule::kCarried, ""},
     {"training.device", Rule::kCarried, ""},
     {"training.precision", Rule::kCarried, ""},
+    {"training.wire", Rule::kCarried, ""},
     {"training.read_ahead_batches_max", Rule::kFree, ""},
     {"training.idle_ms", Rule::kFree, ""},
     {"training.stop_after_no_gain", Rule::kFree, ""},

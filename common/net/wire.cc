@@ -44,7 +44,9 @@ class Writer {
   char* at_;
 };
 
-SectionBytes BytesToWrite(const Section& section, bool room_for_values) {
+uint64_t BytesOf(Dtype dtype) { return dtype == Dtype::kFloat16 ? sizeof(uint16_t) : sizeof(float); }
+
+SectionBytes BytesToWrite(const Section& section, Dtype dtype, bool room_for_values) {
   HEARTH_CHECK(section.signs.empty() || section.signs.size() == section.count, "table ", section.table);
   HEARTH_CHECK(section.occurrences.empty() || section.occurrences.size() == section.count, "table ", section.table);
   const uint64_t values = uint64_t{section.count} * section.dim;
@@ -52,7 +54,7 @@ SectionBytes BytesToWrite(const Section& section, bool room_for_values) {
   SectionBytes bytes;
   bytes.signs = section.signs.size() * sizeof(uint64_t);
   bytes.occurrences = section.occurrences.size() * sizeof(uint32_t);
-  bytes.values = (room_for_values ? values : section.values.size()) * sizeof(float);
+  bytes.values = (room_for_values ? values : section.values.size()) * BytesOf(dtype);
   return bytes;
 }
 
@@ -69,23 +71,24 @@ void PutHeader(Header header, size_t sections, size_t body_bytes, Writer* writer
 }
 
 // values_out null: the sections' own values are copied.
-Bytes Encode(const Header& header, absl::Span<const Section> sections, std::vector<float*>* values_out) {
+Bytes Encode(const Header& header, absl::Span<const Section> sections, Dtype dtype, std::vector<char*>* values_out) {
   HEARTH_CHECK(CarriesSections(header.kind), "kind ", static_cast<int>(header.kind));
   const bool in_place = values_out != nullptr;
   uint64_t body_bytes = 0;
   for (const Section& section : sections) {
-    body_bytes += sizeof(SectionHeader) + BytesToWrite(section, in_place).Padded();
+    body_bytes += sizeof(SectionHeader) + BytesToWrite(section, dtype, in_place).Padded();
   }
   Bytes message(sizeof(Header) + body_bytes);
   Writer writer(message.data());
   PutHeader(header, sections.size(), body_bytes, &writer);
   if (in_place) values_out->clear();
   for (const Section& section : sections) {
-    const SectionBytes bytes = BytesToWrite(section, in_place);
+    const SectionBytes bytes = BytesToWrite(section, dtype, in_place);
     SectionHeader section_header;
     section_header.table = section.table;
     section_header.dim = section.dim;
     section_header.count = section.count;
+    section_header.dtype = dtype;
     section_header.has_signs = bytes.signs > 0;
     section_header.has_occurrences = bytes.occurrences > 0;
     section_header.has_values = bytes.values > 0;
@@ -93,7 +96,7 @@ Bytes Encode(const Header& header, absl::Span<const Section> sections, std::vect
     writer.Put(section.signs.data(), bytes.signs);
     writer.Put(section.occurrences.data(), bytes.occurrences);
     if (in_place) {
-      values_out->push_back(reinterpret_cast<float*>(writer.Skip(bytes.values)));
+      values_out->push_back(writer.Skip(bytes.values));
     } else {
       writer.Put(section.values.data(), bytes.values);
     }
@@ -129,7 +132,9 @@ absl::StatusOr<Section> ReadSection(Reader* reader) {
   absl::Span<const SectionHeader> raw;
   if (!reader->Take(true, 1, 1, &raw)) return Broken("ends inside the header of a section");
   const SectionHeader& header = raw[0];
-  if (header.dtype != 0) return Broken(absl::StrCat("table ", header.table, ": dtype ", header.dtype, " is not known"));
+  if (header.dtype > Dtype::kFloat16) {
+    return Broken(absl::StrCat("table ", header.table, ": dtype ", static_cast<int>(header.dtype), " is not known"));
+  }
   if (header.has_signs > 1 || header.has_occurrences > 1 || header.has_values > 1 || header.reserved != 0) {
     return Broken(absl::StrCat("table ", header.table, ": flags of a section are neither 0 nor 1"));
   }
@@ -139,7 +144,8 @@ absl::StatusOr<Section> ReadSection(Reader* reader) {
   section.count = header.count;
   if (!reader->Take(header.has_signs, header.count, 1, &section.signs) ||
       !reader->Take(header.has_occurrences, header.count, 1, &section.occurrences) ||
-      !reader->Take(header.has_values, header.count, header.dim, &section.values)) {
+      !(header.dtype == Dtype::kFloat16 ? reader->Take(header.has_values, header.count, header.dim, &section.halves)
+                                        : reader->Take(header.has_values, header.count, header.dim, &section.values))) {
     return Broken(absl::StrCat("table ", header.table, ": ", header.count, " rows of ", header.dim,
                                " are longer than what was received"));
   }
@@ -153,10 +159,13 @@ absl::StatusOr<Section> ReadSection(Reader* reader) {
 
 }  // namespace
 
-Bytes EncodeMessage(Header header, absl::Span<const Section> sections) { return Encode(header, sections, nullptr); }
+Bytes EncodeMessage(Header header, absl::Span<const Section> sections) {
+  return Encode(header, sections, Dtype::kFloat32, nullptr);
+}
 
-Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, std::vector<float*>* values_out) {
-  return Encode(header, sections, values_out);
+Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, Dtype dtype,
+                           std::vector<char*>* values_out) {
+  return Encode(header, sections, dtype, values_out);
 }
 
 absl::StatusOr<Header> DecodeHeader(absl::Span<const char> bytes) {

@@ -56,11 +56,14 @@ struct Header {
 };
 static_assert(sizeof(Header) == 88);
 
+// Of a section's values.
+enum class Dtype : uint8_t { kFloat32 = 0, kFloat16 = 1 };
+
 struct SectionHeader {
   uint32_t table = 0;  // number of the table, 1-based
   uint32_t dim = 0;
   uint32_t count = 0;
-  uint8_t dtype = 0;  // 0: float32
+  Dtype dtype = Dtype::kFloat32;
   uint8_t has_signs = 0;
   uint8_t has_occurrences = 0;
   uint8_t has_values = 0;
@@ -75,13 +78,16 @@ struct Section {
   absl::Span<const uint64_t> signs;        // [count] or empty
   absl::Span<const uint32_t> occurrences;  // [count] or empty
   absl::Span<const float> values;          // [count, dim] or empty
+  absl::Span<const uint16_t> halves;       // kFloat16 (common/base/half.h): in the place of values
   uint32_t count = 0;
 };
 
-// Fills magic, version, sections and body_bytes; body_hash and tag are 0.
+// Values are float32. Fills magic, version, sections and body_bytes; body_hash and tag are 0.
 Bytes EncodeMessage(Header header, absl::Span<const Section> sections);
-// Space for a message whose values the caller writes itself: `values_out[i]` points at section i's [count, dim].
-Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, std::vector<float*>* values_out);
+// Space for a message whose values the caller writes itself: `values_out[i]` points at section i's [count, dim] of
+// dtype.
+Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, Dtype dtype,
+                           std::vector<char*>* values_out);
 
 struct DecodedMessage {
   Header header;

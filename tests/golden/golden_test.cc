@@ -149,6 +149,25 @@ TEST(GoldenRun, TwoRowsInMemoryAndACutAtEveryStepGiveTheSameModel) {
   EXPECT_EQ(manifest->model_hash(), Golden(0).model_hash);
 }
 
+TEST(GoldenRun, ValuesOfSixteenBitsOnTheWireGiveOneModelOnAnyNumberOfProcesses) {
+  Job job = WithStaleness(1);
+  job.mutable_training()->set_wire(Wire::FLOAT16);
+  const GoldenResult golden = *TrainGolden(job, Folder("golden"));
+  EXPECT_NE(golden.model_hash, Golden(1).model_hash);
+  for (const auto& [servers, workers] : {std::make_pair(1, 2), std::make_pair(3, 4)}) {
+    InProcessRun run;
+    run.job = job;
+    run.dir = Folder(absl::StrCat("wire_", servers));
+    run.servers = servers;
+    run.workers = workers;
+    int exit_code = -1;
+    const auto manifest = RunInProcess(run, &exit_code);
+    ASSERT_TRUE(manifest.ok()) << manifest.status();
+    EXPECT_EQ(exit_code, 0);
+    EXPECT_EQ(manifest->model_hash(), golden.model_hash);
+  }
+}
+
 TEST(GoldenRun, StalenessIsPartOfTheModel) {
   EXPECT_NE(Golden(0).model_hash, Golden(1).model_hash);
   EXPECT_NE(Golden(1).model_hash, Golden(3).model_hash);

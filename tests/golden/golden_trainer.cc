@@ -11,6 +11,7 @@
 #include "common/base/env.h"
 #include "common/base/file.h"
 #include "common/base/file_list.h"
+#include "common/base/half.h"
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/sparse_optimizer.h"
@@ -117,6 +118,8 @@ class Golden {
     return history_.front().second;
   }
 
+  float OnTheWire(float x) const { return job_.training().wire() == Wire::FLOAT16 ? FromHalf(ToHalf(x)) : x; }
+
   void Pull(const Tables& tables, uint64_t step, RowGroup* group) const {
     group->rows.assign(group->unique.size() * group->dim, 0);
     for (size_t i = 0; i < group->unique.size(); ++i) {
@@ -132,6 +135,7 @@ class Golden {
       }
       std::copy(weights.begin(), weights.end(), group->rows.begin() + i * group->dim);
     }
+    for (float& x : group->rows) x = OnTheWire(x);
   }
 
   absl::Status Train(uint64_t step, std::vector<std::unique_ptr<Batch>>* batches) {
@@ -188,9 +192,11 @@ class Golden {
         for (size_t i = 0; i < group.unique.size(); ++i) {
           Sum& sum = sums[group.unique[i]];
           sum.occurrences += group.occurrences[i];
-          const float* gradient = group.gradients.data() + i * group.dim;
+          std::vector<float> gradient(group.gradients.begin() + static_cast<ptrdiff_t>(i * group.dim),
+                                      group.gradients.begin() + static_cast<ptrdiff_t>((i + 1) * group.dim));
+          for (float& g : gradient) g = OnTheWire(g);
           if (sum.gradient.empty()) {
-            sum.gradient.assign(gradient, gradient + group.dim);
+            sum.gradient = gradient;
           } else {
             for (uint32_t d = 0; d < group.dim; ++d) sum.gradient[d] += gradient[d];
           }

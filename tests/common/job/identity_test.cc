@@ -94,6 +94,7 @@ TEST(ChangesOf, EveryKindOfChangeIsCarriedFreeJudgedByTheListOfFilesOrRefused) {
       {"training { batch_size: 64 }", kRefused, kCarried, "training.batch_size: 1024 -> 64"},
       {"training { threads: 2 }", kCarried, kCarried, "training.threads: 1 -> 2"},
       {"training { precision: BF16 }", kCarried, kCarried, "training.precision"},
+      {"training { wire: FLOAT16 }", kCarried, kCarried, "training.wire"},
       {"training { lanes: 4 }", kRefused, kCarried, "training.lanes: 2 -> 4"},
       {"training { shards: 4 }", kRefused, kRefused, "training.shards"},
       {"training { epochs: 4 }", kFree, kFree, "training.epochs: 1 -> 4"},

@@ -128,11 +128,11 @@ TEST(Wire, ValuesWrittenInPlaceGiveTheSameBytes) {
     const Header header = RandomHeader(&random);
     std::vector<Section> without_values = SectionsOf(tables);
     for (Section& section : without_values) section.values = {};
-    std::vector<float*> values;
-    Bytes bytes = EncodeMessageInPlace(header, without_values, &values);
+    std::vector<char*> values;
+    Bytes bytes = EncodeMessageInPlace(header, without_values, Dtype::kFloat32, &values);
     ASSERT_EQ(values.size(), tables.size());
     for (size_t t = 0; t < tables.size(); ++t) {
-      std::copy(tables[t].values.begin(), tables[t].values.end(), values[t]);
+      std::copy(tables[t].values.begin(), tables[t].values.end(), reinterpret_cast<float*>(values[t]));
     }
     const Bytes whole = EncodeMessage(header, SectionsOf(tables));
     EXPECT_EQ(bytes.span(), whole.span());
