@@ -33,7 +33,6 @@ constexpr uint64_t kCutSliceRows = 65536;
 constexpr uint64_t kSpillSliceRowsMax = 16384;  // chosen and copied at once
 constexpr size_t kWindowMax = 8192;             // signs of a push worked on together
 constexpr size_t kWindowBytes = size_t{1} << 20;
-constexpr uint64_t kCompactLooks = 8192;   // after a push
 constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
 constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
 
@@ -78,6 +77,7 @@ class TieredTable final : public EmbeddingTable {
         number_(options.number),
         seed_(options.seed),
         shards_(options.shards),
+        memory_rows_most_(options.memory_rows_max),
         capacity_max_(CapacityFor(options.memory_rows_max)),
         dim_(options.config.dim()),
         floats_(dim_ + StateFloatsOf(options.config.optimizer(), dim_)),
@@ -118,9 +118,10 @@ class TieredTable final : public EmbeddingTable {
   bool CutWaits() const override { return writes_.size() >= kWritesAheadMax; }
   TableCut EndCut() override;
   void SetMemoryRowsMax(uint64_t rows) override {
-    HEARTH_CHECK(!cutting_ && rows >= 1);
-    memory_rows_max_ = rows;
-    capacity_ = std::min(CapacityFor(rows), capacity_max_);
+    HEARTH_CHECK(rows >= 1);
+    // While a cut is under way rows cannot leave, and what there is room for stays.
+    memory_rows_max_ = std::min(rows, cutting_ ? std::min(capacity_, memory_rows_most_) : memory_rows_most_);
+    if (!cutting_) capacity_ = CapacityFor(memory_rows_max_);
   }
   absl::Status GiveBackMemory(uint64_t rows_max) override;
   uint64_t row_bytes_in_memory() const override { return tier_.row_bytes(); }
@@ -244,6 +245,7 @@ class TieredTable final : public EmbeddingTable {
   const TableNumber number_;
   const uint64_t seed_;
   const uint32_t shards_;
+  const uint64_t memory_rows_most_;  // of memory_rows_max_
   const uint64_t capacity_max_;
   const uint32_t dim_;
   const uint64_t floats_;  // weights and state
@@ -836,6 +838,7 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
         spill_->forced |= forced;
         HandOver(spill_.get(), slot);
         ++leaving_;
+        if (IsFull(*spill_)) SubmitSpill();
       } else {
         Remove(slot);
         ++stats_.rows_spilled;
@@ -843,7 +846,6 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
       }
     }
   }
-  if (spill_ != nullptr && IsFull(*spill_)) SubmitSpill();
   return chosen_.size();
 }
 
@@ -880,6 +882,7 @@ absl::Status TieredTable::SpillDown(uint64_t rows_max, bool bounded_looks) {
 // Rows of the last slots go to free ones before them. What is under way knows its slot and is waited for.
 absl::Status TieredTable::GiveBackMemory(uint64_t rows_max) {
   HEARTH_CHECK(!cutting_);
+  spare_.clear();
   HEARTH_RETURN_IF_ERROR(dirty_.Reserve(tier_.slots()));
   tier_.Trim();
   for (uint64_t look = 0; look < rows_max && tier_.rows() < tier_.slots(); ++look) {
@@ -1057,6 +1060,7 @@ TableCut TieredTable::EndCut() {
   HEARTH_CHECK(cutting_ && cut_copied_, "the cut is not copied");
   cutting_ = false;
   cut_chunk_.reset();
+  capacity_ = CapacityFor(memory_rows_max_);
   return {cut_step_, cut_sums_.hash() + cut_filters_hash_, cut_sums_.rows()};
 }
 
@@ -1138,15 +1142,14 @@ EmbeddingTableStats TieredTable::stats() const {
   stats.slots_in_use = tier_.rows();
   stats.bytes_memory = tier_.bytes() + dirty_.bytes() + cut_slots_.bytes() + stored_.bytes();
   for (const auto& filter : filters_) stats.bytes_memory += filter != nullptr ? filter->bytes() : 0;
-  const auto add = [&](const std::unique_ptr<Spill>& spill) {
-    if (spill == nullptr) return;
-    stats.bytes_memory += spill->bytes.capacity() + spill->items.capacity() * sizeof(StoreWrite::Item);
+  const auto bytes_of = [](const std::unique_ptr<Spill>& spill) -> uint64_t {
+    if (spill == nullptr) return 0;
+    return spill->bytes.capacity() + spill->items.capacity() * sizeof(StoreWrite::Item);
   };
-  std::for_each(spare_.begin(), spare_.end(), add);
-  std::for_each(writes_.begin(), writes_.end(), add);
-  add(spill_);
-  add(cut_chunk_);
   stats.bytes_free = tier_.bytes_free();
+  for (const auto& spill : spare_) stats.bytes_free += bytes_of(spill);
+  stats.bytes_memory += stats.bytes_free - tier_.bytes_free() + bytes_of(spill_) + bytes_of(cut_chunk_);
+  for (const auto& spill : writes_) stats.bytes_memory += bytes_of(spill);
   return stats;
 }
 

@@ -66,7 +66,7 @@ struct EmbeddingTableStats {
   uint64_t rows_prefetched = 0;    // brought into memory by Prefetch
   uint64_t prefetch_hits = 0;      // of memory_hits: rows that Prefetch had brought in for that pull
   uint64_t bytes_memory = 0;
-  uint64_t bytes_free = 0;  // of bytes_memory: places of rows that have left
+  uint64_t bytes_free = 0;  // of bytes_memory: places of rows that have left, buffers of writes that are done
 };
 
 // What a cut knows of a table once its rows are copied.
@@ -132,7 +132,7 @@ class EmbeddingTable {
   absl::StatusOr<uint64_t> Snapshot(uint64_t step);
 
   // From now on at most so many rows in memory; not more than the options' memory_rows_max. What is too much leaves
-  // with the next steps. REQUIRES: no cut is under way; at least 1.
+  // with the next steps, or where a cut is under way behind it. REQUIRES: at least 1.
   virtual void SetMemoryRowsMax(uint64_t rows) = 0;
   // Looks at about rows_max rows to give memory of bytes_free back to the system. REQUIRES: no cut is under way.
   virtual absl::Status GiveBackMemory(uint64_t rows_max) = 0;

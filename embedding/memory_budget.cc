@@ -26,7 +26,7 @@ uint64_t MemoryBudget::RowsWithin(uint64_t bytes_max, uint64_t row_bytes) {
   return std::clamp<uint64_t>(bytes_max / row_bytes, 1, kRowsMost);
 }
 
-absl::Status MemoryBudget::Deal() {
+absl::Status MemoryBudget::Deal(bool may_give_back) {
   std::vector<EmbeddingTableStats> stats;
   double used = 0, cold = 0;
   for (Share& share : shares_) {
@@ -39,6 +39,8 @@ absl::Status MemoryBudget::Deal() {
     used += static_cast<double>(stats.back().bytes_memory);
   }
   const double bytes_max = kDealt * static_cast<double>(bytes_max_);
+  // Where all else (filters, buffers) takes up the bound, tables still work.
+  const double bytes_least = bytes_max / (8 * static_cast<double>(shares_.size()));
   const double cold_mean = cold / static_cast<double>(shares_.size());
   for (size_t i = 0; i < shares_.size(); ++i) {
     const double row_bytes = static_cast<double>(shares_[i].table->row_bytes_in_memory());
@@ -47,8 +49,9 @@ absl::Status MemoryBudget::Deal() {
     double bytes = own_bytes + static_cast<double>(stats[i].bytes_free);
     const double weight = cold_mean > 0 ? std::clamp(shares_[i].cold_bytes / cold_mean, 1 / kWeightMax, kWeightMax) : 1;
     bytes += used <= bytes_max ? weight * (bytes_max - used) : bytes * std::max(-1.0, (bytes_max - used) / used);
-    shares_[i].table->SetMemoryRowsMax(static_cast<uint64_t>(std::clamp(bytes, row_bytes, bytes_max) / row_bytes));
-    if (used > kFull * bytes_max && static_cast<double>(stats[i].bytes_free) > kHolesMax * own_bytes) {
+    bytes = std::max(bytes, bytes_least);
+    shares_[i].table->SetMemoryRowsMax(static_cast<uint64_t>(std::max(1.0, bytes / row_bytes)));
+    if (may_give_back && used > kFull * bytes_max && static_cast<double>(stats[i].bytes_free) > kHolesMax * own_bytes) {
       HEARTH_RETURN_IF_ERROR(shares_[i].table->GiveBackMemory(kGiveBackRows));
     }
   }

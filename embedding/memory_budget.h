@@ -20,9 +20,9 @@ class MemoryBudget {
 
   // How many rows a table of row_bytes can have at all within bytes_max.
   static uint64_t RowsWithin(uint64_t bytes_max, uint64_t row_bytes);
-  // Sets each table's bound anew, and has tables give memory back where all is used. Costs little: call it whenever
-  // rows may have come. REQUIRES: no cut is under way.
-  absl::Status Deal();
+  // Sets each table's bound anew, and unless a cut is under way has tables give memory back where all is used. Costs
+  // little: call it whenever rows may have come.
+  absl::Status Deal(bool may_give_back);
 
  private:
   struct Share {

@@ -81,7 +81,7 @@ class MemoryTier {
     const uint64_t at = std::min(step, now_ + kAheadStepsMax);
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(at) << kTouchShift;
   }
-  // It is in use until the push of now(), whatever becomes of now() meanwhile: a touch would only cost a write.
+  // It is in use for one step more at least: a touch would cost a write and gain a step.
   bool TouchedOfLate(const RowMeta& meta) const {
     return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift)) < kAheadStepsMax + kInUseSteps;
   }

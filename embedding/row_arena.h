@@ -1,4 +1,4 @@
-// Rows of one size in one range of addresses: slot → row is a product, and a row never moves.
+// Rows of one size in one range of addresses: slot → row is a product, and a row moves only when it is told to.
 #pragma once
 
 #include <algorithm>
@@ -97,6 +97,7 @@ class RowArena {
   }
   // Of all slots, and of those that are free.
   uint64_t bytes() const { return slots_ * stride_ + released_.bytes(); }
+  uint64_t bytes_committed() const { return region_.committed_bytes(); }
   uint64_t bytes_free() const { return released_.size() * stride_; }
   uint64_t stride() const { return stride_; }
 

@@ -1,5 +1,6 @@
 // hearth-ps: one parameter server of a job. Started by `hearth train` and `hearth eval` under mpirun; its index follows
 // from its rank.
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <CLI/CLI.hpp>
@@ -32,8 +33,11 @@ struct Arguments {
 
 // Under --live: runs do not meet there.
 std::string LiveOf(const Arguments& arguments) {
-  const std::string run = std::filesystem::weakly_canonical(arguments.dir).string();
-  return JoinPath(arguments.live, absl::StrCat(std::filesystem::path(run).filename().string(), "-",
+  const std::string path = std::filesystem::weakly_canonical(arguments.dir).string();
+  struct stat info = {};  // folders of one path in two containers are two
+  stat(path.c_str(), &info);
+  const std::string run = absl::StrCat(path, "/", info.st_ino);
+  return JoinPath(arguments.live, absl::StrCat(std::filesystem::path(path).filename().string(), "-",
                                                absl::Hex(XXH3_64bits(run.data(), run.size()), absl::kZeroPad16)));
 }
 
@@ -89,7 +93,9 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   }
   if (live.empty()) return absl::OkStatus();
   // Nobody else tidies up a disk of the host's own.
-  HEARTH_RETURN_IF_ERROR(server.RemoveWorkingStore());
+  if (const absl::Status removed = server.RemoveWorkingStore(); !removed.ok()) {
+    spdlog::warn("event=working_store_stays cause={}", Quoted(removed.message()));
+  }
   std::error_code others_are_there;
   std::filesystem::remove(live, others_are_there);
   return absl::OkStatus();

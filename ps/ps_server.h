@@ -90,6 +90,7 @@ class PsServer {
   std::atomic<uint64_t> saved_step_ = 0;  // of the newest checkpoint: what is expired there, no snapshot needs
   std::unique_ptr<KvStore> store_;
   std::atomic<bool> leaving_ = false;            // the background looks at it
+  std::atomic<bool> rows_verified_ = true;       // but while verifier_ is at it
   absl::Status verified_;                        // written before kVerified is delivered
   std::unique_ptr<TaskPool> verifier_;           // one thread
   std::unique_ptr<TaskPool> saver_;              // one thread, that describes checkpoints while the writer goes on

@@ -113,7 +113,7 @@ class ShardImpl : public Shard {
     std::vector<EmbeddingTable*> tables;
     for (const auto& table : tables_) tables.push_back(table.get());
     budget_ = std::make_unique<MemoryBudget>(bytes_max, std::move(tables));
-    return budget_->Deal();
+    return budget_->Deal(/*may_give_back=*/true);
   }
 
   absl::Status Handle(Message message) override {
@@ -126,7 +126,7 @@ class ShardImpl : public Shard {
       HEARTH_RETURN_IF_ERROR(ContinueCut(options_.cut_rows_max));
       return !cutting_ || !tables_[cut_table_]->CutWaits();
     }
-    if (budget_ != nullptr) HEARTH_RETURN_IF_ERROR(budget_->Deal());
+    if (budget_ != nullptr) HEARTH_RETURN_IF_ERROR(budget_->Deal(/*may_give_back=*/true));
     bool more = false;
     for (auto& table : tables_) {
       HEARTH_ASSIGN_OR_RETURN(bool table_more, table->Maintain(applied_, kMaintainRowsMax));
@@ -410,7 +410,7 @@ class ShardImpl : public Shard {
         }
       }
       HEARTH_RETURN_IF_ERROR(MakeWayFor(parts_));
-      if (budget_ != nullptr && !cutting_) HEARTH_RETURN_IF_ERROR(budget_->Deal());
+      if (budget_ != nullptr) HEARTH_RETURN_IF_ERROR(budget_->Deal(/*may_give_back=*/!cutting_));
       for (size_t i = 0; i < tables_.size(); ++i) HEARTH_RETURN_IF_ERROR(tables_[i]->Push(j, terms.n, parts_[i]));
     }
     for (uint32_t lane = 0; lane < lanes_.size(); ++lane) SlotOf(lane, j) = Slot();
