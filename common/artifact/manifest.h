@@ -23,16 +23,16 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::strin
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 // That its counts are ones that a run can have: whoever starts from it, or allocates by it, asks first. DataLoss.
 absl::Status CheckCounts(const Manifest& manifest, const std::string& folder);
-// Files of rows are by far the most bytes. RocksDB checks each of their blocks when it is read, and a server that has
-// started from them reads them once more beside its work.
+// Files of rows are by far the most bytes. RocksDB checks each of their blocks when it is read, and a server that goes
+// on with them reads them once more beside its work.
 enum class FileCheck { kAll, kAllButRows };
 bool HoldsRows(absl::string_view path);
 // The listed files' checksums too. kAll reads the whole snapshot.
 absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, FileCheck check = FileCheck::kAll,
                          const GiveUp& give_up = {});
 
-// A server met rows that are not what was written: until somebody has looked at every file of every snapshot, none is
-// taken on trust. A file of that meaning beside the snapshots.
+// A server met rows that are not what was written: until the newest snapshot that is whole has been found by reading
+// every file, none is taken on trust. A file of that meaning beside the snapshots.
 absl::Status MarkSuspect(const std::string& snapshots_folder);
 bool IsSuspect(const std::string& snapshots_folder);
 absl::Status ClearSuspect(const std::string& snapshots_folder);

@@ -138,12 +138,14 @@ class Cluster {
     part->set_step(step);
     part->set_rows_hash(step * 1000 + server);
     part->add_table()->set_name("video");
+    part->set_rows_verified(rows_verified);
     const auto described = DescribeFiles(folder, {name});
     ASSERT_TRUE(described.ok());
     for (const FileEntry& file : *described) *part->add_file() = file;
     Send(Server(server), control);
   }
 
+  bool rows_verified = true;  // as all servers say it
   struct CutFlags {
     bool epoch_ended = false;
     bool job_finished = false;
@@ -369,6 +371,33 @@ TEST_F(SchedulerTest, KeepsOnlyTheNewestSnapshots) {
   cluster.Finish(9, 4);
   EXPECT_EQ(Snapshots(), (std::vector<std::string>{"8", "9"}));
   EXPECT_EQ(RunJson()["snapshots"], 6);
+}
+
+TEST_F(SchedulerTest, KeepsWhatAStartBeganWithAndTheOneBeforeUntilItsRowsAreVerified) {
+  options_.job.mutable_training()->set_epochs(2);
+  {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    cluster.CutOf(2, 4);
+    cluster.CutOf(4, 4);
+    cluster.Stop(6, 4);
+  }
+  options_.job.mutable_snapshot()->set_keep(1);
+  Cluster cluster(options_);
+  cluster.StartAll();
+  FolderWatch run(dir_);
+  const auto commit = [&](uint64_t step) {
+    cluster.CutOf(step, 4);
+    run.Until([&] { return RunJson()["steps"] == step; });
+  };
+  cluster.rows_verified = false;
+  commit(7);
+  commit(8);
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"4", "6", "8"}));
+  cluster.rows_verified = true;
+  commit(9);
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"9"}));
+  cluster.Finish(10, 4);
 }
 
 TEST_F(SchedulerTest, KeepsTheBestSnapshotBesideTheNewestAndEndsAJobThatGainsNothing) {
@@ -789,6 +818,26 @@ TEST_F(SchedulerTest, EndsWithTheCodeOfARankThatFailed) {
   const auto json = RunJson();
   EXPECT_EQ(json["status"], "failed");
   EXPECT_EQ(json["exit"].dump(), R"({"code":74,"reason":"ps-1: disk full"})");
+}
+
+// The next start reads every file; where this one has already, that would change nothing.
+TEST_F(SchedulerTest, RowsThatAServerFindsDamagedAreNoEndUnlessAllWereReadBeforeTheStart) {
+  MakeSaved(6);
+  const auto end = [&] {
+    Cluster cluster(options_);
+    cluster.StartAll();
+    Control control;
+    control.mutable_failed()->set_exit_code(kExitBadData);
+    control.mutable_failed()->set_reason("its rows are not what was written");
+    cluster.Send(cluster.Server(1), control);
+    return cluster.Join().value();
+  };
+  const std::string snapshots = JoinPath(dir_, "snapshots");
+  EXPECT_EQ(end(), kExitInternal);
+  EXPECT_TRUE(IsSuspect(snapshots));
+  EXPECT_EQ(end(), kExitBadData);
+  EXPECT_FALSE(IsSuspect(snapshots));
+  EXPECT_EQ(Snapshots(), (std::vector<std::string>{"0", "6"})) << "nothing was set aside";
 }
 
 TEST_F(SchedulerTest, StopsPastTheBudgetOfBadRecordsWithoutCommitting) {
