@@ -90,6 +90,7 @@ class ShardImpl : public Shard {
       table.shards = options_.job.training().shards();
       uint64_t share = (table.config.memory_rows_max() + options_.servers - 1) / options_.servers;
       table.memory_rows_max = std::max<uint64_t>(1, share);
+      table.step = options_.step;
       auto opened = EmbeddingTable::Open(table, io_);
       if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("table ", table.config.name()));
       tables_.push_back(*std::move(opened));

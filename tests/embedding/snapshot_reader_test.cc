@@ -1,6 +1,9 @@
 #include "embedding/snapshot_reader.h"
 
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
+#include <functional>
 #include <set>
 
 #include "common/job/config.h"
@@ -13,9 +16,10 @@ namespace {
 
 constexpr uint32_t kShards = 6;
 constexpr uint32_t kServers = 2;
+constexpr TableNumber kTables = 3;
 constexpr uint64_t kStep = 6;
 
-Job TwoTables() {
+Job ThreeTables() {
   Job job;
   job.set_seed(9);
   job.mutable_training()->set_shards(kShards);
@@ -31,20 +35,25 @@ Job TwoTables() {
   second->mutable_admission()->set_count_min(2);
   second->mutable_admission()->set_counter(Admission::BLOOM);
   second->mutable_admission()->set_bloom_counters(1000);
+  Table* third = job.add_table();
+  *third = *second;
+  third->set_name("third");
+  third->set_expire_after_steps(2);
   return job;
 }
 
-TableOptions OptionsOf(const Job& job, TableNumber table, uint64_t memory_rows_max) {
+TableOptions OptionsOf(const Job& job, TableNumber table, uint64_t memory_rows_max, uint64_t step = 0) {
   TableOptions options;
   options.config = job.table(static_cast<int>(table) - 1);
   options.number = table;
   options.seed = job.seed();
   options.shards = kShards;
   options.memory_rows_max = memory_rows_max;
+  options.step = step;
   return options;
 }
 
-// A committed snapshot of two tables on two servers, and what is in it.
+// A committed snapshot of three tables on two servers, and what is in it.
 class SnapshotReaderTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -53,14 +62,14 @@ class SnapshotReaderTest : public testing::Test {
     manifest_.set_job(PrintJob(job_));
     manifest_.set_shards(kShards);
     manifest_.set_servers(kServers);
-    for (TableNumber table = 1; table <= 2; ++table) references_.emplace_back(OptionsOf(job_, table, 1));
+    for (TableNumber table = 1; table <= kTables; ++table) references_.emplace_back(OptionsOf(job_, table, 1));
     std::vector<std::string> folders;
     uint64_t hash = 0;
     for (uint32_t server = 0; server < kServers; ++server) {
       hash += FillServer(server, JoinPath(folder_, absl::StrCat("ps-", server)));
       folders.push_back(absl::StrCat("ps-", server));
     }
-    EXPECT_EQ(hash, references_[0].Hash(kStep) + references_[1].Hash(kStep));
+    EXPECT_EQ(hash, ReferenceHash());
     manifest_.set_rows_hash(hash);
     const auto files = DescribeFiles(folder_, folders);
     ASSERT_TRUE(files.ok()) << files.status();
@@ -72,21 +81,11 @@ class SnapshotReaderTest : public testing::Test {
     auto store = OpenRocksDbStore(JoinPath(live_, absl::StrCat(server)), RocksDbOptions());
     EXPECT_TRUE(store.ok()) << store.status();
     uint64_t hash = 0;
-    for (TableNumber table = 1; table <= 2; ++table) {
+    for (TableNumber table = 1; table <= kTables; ++table) {
       auto opened = EmbeddingTable::Open(OptionsOf(job_, table, 20), store->get());
       EXPECT_TRUE(opened.ok()) << opened.status();
-      Random random(table * 10 + server);
-      const uint32_t dim = job_.table(static_cast<int>(table) - 1).dim();
       for (uint64_t step = 1; step <= kStep; ++step) {
-        const Part all = RandomPart(&random, table, 200, 60, dim);
-        Part mine;
-        for (size_t i = 0; i < all.signs.size(); ++i) {
-          if (LogicalShardOf(all.signs[i], kShards) % kServers != server) continue;
-          mine.signs.push_back(all.signs[i]);
-          mine.occurrences.push_back(all.occurrences[i]);
-          mine.gradients.insert(mine.gradients.end(), all.gradients.begin() + i * dim,
-                                all.gradients.begin() + (i + 1) * dim);
-        }
+        const Part mine = PartOf(table, step, [&](uint32_t shard) { return shard % kServers == server; });
         EXPECT_TRUE((*opened)->Push(step, 4, {mine.span()}).ok());
         references_[table - 1].Push(step, 4, {mine});
       }
@@ -97,7 +96,33 @@ class SnapshotReaderTest : public testing::Test {
     return hash;
   }
 
-  const Job job_ = TwoTables();
+  // What of a step is of some logical shards.
+  Part PartOf(TableNumber table, uint64_t step, const std::function<bool(uint32_t shard)>& owns) const {
+    Random random(table * 1000 + step);
+    const uint32_t dim = job_.table(static_cast<int>(table) - 1).dim();
+    const Part all = RandomPart(&random, table, 200, 60, dim);
+    Part mine;
+    for (size_t i = 0; i < all.signs.size(); ++i) {
+      if (!owns(LogicalShardOf(all.signs[i], kShards))) continue;
+      mine.signs.push_back(all.signs[i]);
+      mine.occurrences.push_back(all.occurrences[i]);
+      mine.gradients.insert(mine.gradients.end(), all.gradients.begin() + i * dim,
+                            all.gradients.begin() + (i + 1) * dim);
+    }
+    return mine;
+  }
+  uint64_t ReferenceHash() const {
+    uint64_t hash = 0;
+    for (const ReferenceTable& reference : references_) hash += reference.Hash(kStep);
+    return hash;
+  }
+  uint64_t ReferenceRows() const {
+    uint64_t rows = 0;
+    for (const ReferenceTable& reference : references_) rows += reference.RowsAt(kStep);
+    return rows;
+  }
+
+  const Job job_ = ThreeTables();
   const std::string folder_ = NewTestFolder();
   const std::string live_ = NewTestFolder();
   Manifest manifest_;
@@ -106,7 +131,7 @@ class SnapshotReaderTest : public testing::Test {
 
 TEST_F(SnapshotReaderTest, VisitsEachLiveRowOnceInAnOrderThatDoesNotDependOnServers) {
   uint64_t rows_hash = 0;
-  for (TableNumber table = 1; table <= 2; ++table) {
+  for (TableNumber table = 1; table <= kTables; ++table) {
     std::vector<KvKey> order;
     std::set<Sign> seen;
     const absl::Status status = VisitRows(
@@ -150,15 +175,58 @@ TEST_F(SnapshotReaderTest, RestoresOntoAnyNumberOfServers) {
         const absl::Status status = RestoreShards(
             folder_, manifest_, [&](uint32_t shard) { return shard % servers == server; }, store.get());
         ASSERT_TRUE(status.ok()) << status;
-        for (TableNumber table = 1; table <= 2; ++table) {
-          auto opened = EmbeddingTable::Open(OptionsOf(job_, table, memory_rows_max), store.get());
+        for (TableNumber table = 1; table <= kTables; ++table) {
+          auto opened = EmbeddingTable::Open(OptionsOf(job_, table, memory_rows_max, kStep), store.get());
           ASSERT_TRUE(opened.ok()) << opened.status();
           rows += (*opened)->stats().rows;
           hash += *(*opened)->Snapshot(kStep);
         }
       }
       EXPECT_EQ(hash, manifest_.rows_hash());
-      EXPECT_EQ(rows, references_[0].RowsAt(kStep) + references_[1].RowsAt(kStep));
+      EXPECT_EQ(rows, ReferenceRows());
+    }
+  }
+}
+
+TEST_F(SnapshotReaderTest, AnotherExpiryGoesOnToTheSameRowsOnAnyNumberOfServersDealtAnewOrNot) {
+  for (const uint32_t expire_after_steps : {0u, 1u, 2u, 5u, 100u}) {
+    Job job = job_;
+    for (Table& table : *job.mutable_table()) table.set_expire_after_steps(expire_after_steps);
+    std::vector<uint64_t> truth;
+    for (TableNumber table = 1; table <= kTables; ++table) {
+      ReferenceTable reference = references_[table - 1];
+      reference.ChangeExpiry(kStep, expire_after_steps);
+      for (uint64_t step = kStep + 1; step <= kStep + 4; ++step) {
+        reference.Push(step, 4, {PartOf(table, step, [](uint32_t) { return true; })});
+        truth.push_back(reference.Hash(step));
+      }
+    }
+    for (const uint32_t servers : {0u, 1u, 2u, 3u}) {  // 0: as many as there were, each with a copy of its store
+      std::vector<uint64_t> hashes(truth.size());
+      const uint32_t dealt = servers > 0 ? servers : kServers;
+      for (uint32_t server = 0; server < dealt; ++server) {
+        const auto owns = [&](uint32_t shard) { return shard % dealt == server; };
+        std::unique_ptr<KvStore> store = MakeMapStore();
+        if (servers > 0) {
+          ASSERT_TRUE(RestoreShards(folder_, manifest_, owns, store.get()).ok());
+        } else {
+          const std::string copy = JoinPath(NewTestFolder(), "copy");
+          std::filesystem::copy(JoinPath(folder_, absl::StrCat("ps-", server)), copy);
+          auto opened = OpenRocksDbStore(copy, RocksDbOptions());
+          ASSERT_TRUE(opened.ok()) << opened.status();
+          store = *std::move(opened);
+        }
+        size_t next = 0;
+        for (TableNumber table = 1; table <= kTables; ++table) {
+          auto opened = EmbeddingTable::Open(OptionsOf(job, table, 20, kStep), store.get());
+          ASSERT_TRUE(opened.ok()) << opened.status();
+          for (uint64_t step = kStep + 1; step <= kStep + 4; ++step) {
+            ASSERT_TRUE((*opened)->Push(step, 4, {PartOf(table, step, owns).span()}).ok());
+            hashes[next++] += *(*opened)->Snapshot(step);
+          }
+        }
+      }
+      EXPECT_EQ(hashes, truth) << servers << " servers, expire_after_steps " << expire_after_steps;
     }
   }
 }
