@@ -11,13 +11,30 @@
 namespace hearth {
 namespace {
 
-// Before the counters of a chunk, where there is expiry: a chunk that its generation has left behind in the store, or
-// that another rule has, is told by it.
+// Before the counters of a chunk, where there is expiry. It tells a chunk that a past generation has left behind, or
+// that another rule counted.
 struct Label {
-  uint32_t generation;
-  uint32_t expire_after_steps;
+  uint32_t generation = 0;
+  uint32_t expire_after_steps = 0;
 };
 static_assert(sizeof(Label) == 8);
+
+uint32_t GenerationOf(uint64_t step, uint32_t expire_after_steps) {
+  return expire_after_steps == 0 ? 0 : static_cast<uint32_t>(step / expire_after_steps);
+}
+bool CountsAt(uint64_t step, const Label& label) {
+  return uint64_t{label.generation} + 1 >= GenerationOf(step, label.expire_after_steps);
+}
+
+// Takes it off the value. False: no generation of up to `step` has such a chunk.
+bool TakeLabel(const FilterChunk& chunk, uint64_t step, absl::string_view* value, Label* label) {
+  if (!chunk.aged) return true;
+  if (value->size() < sizeof(Label)) return false;
+  std::memcpy(label, value->data(), sizeof(Label));
+  value->remove_prefix(sizeof(Label));
+  return label->expire_after_steps > 0 && label->generation <= GenerationOf(step, label->expire_after_steps) &&
+         label->generation % 2 == chunk.parity;
+}
 
 }  // namespace
 
@@ -26,30 +43,22 @@ CountingFilter::CountingFilter(const Table& config, TableNumber table, uint32_t 
 
 absl::StatusOr<std::unique_ptr<CountingFilter>> CountingFilter::Load(const Table& config, TableNumber table,
                                                                      uint32_t shard, uint64_t step, KvStore* store) {
+  const uint32_t expire_after_steps = config.expire_after_steps();
   std::unique_ptr<CountingFilter> filter;
   std::vector<KvWrite> removes;
   bool fits = true;
   const KvRange chunks = FilterChunksOf(table, shard);
   HEARTH_RETURN_IF_ERROR(store->Scan(chunks.first, chunks.last, [&](KvKey key, absl::string_view value) {
     const FilterChunk chunk = FilterChunkOf(key);
-    Label label = {0, 0};
-    if (chunk.aged) {
-      fits = value.size() > sizeof(label);
-      if (!fits) return false;
-      std::memcpy(&label, value.data(), sizeof(label));
-      value.remove_prefix(sizeof(label));
-      const uint64_t now = label.expire_after_steps == 0 ? 0 : step / label.expire_after_steps;
-      fits = label.expire_after_steps > 0 && label.generation <= now && label.generation % 2 == chunk.parity;
-      if (!fits) return false;
-      if (uint64_t{label.generation} + 1 < now) return true;
-    }
+    Label label;
+    fits = TakeLabel(chunk, step, &value, &label);
+    if (!fits) return false;
+    const bool of_another_rule = label.expire_after_steps != expire_after_steps;
+    if (of_another_rule) removes.push_back({key, {}, true});
+    if (!CountsAt(step, label)) return true;
     if (filter == nullptr) filter = std::make_unique<CountingFilter>(config, table, shard);
-    if (label.expire_after_steps == filter->expire_after_steps_) {
-      fits = filter->Make(label.generation)->LoadChunk(chunk.number, value);
-    } else {
-      fits = filter->Make(filter->GenerationOf(step))->AddChunk(chunk.number, value);
-      removes.push_back({key, {}, true});
-    }
+    fits = of_another_rule ? filter->CountsOf(GenerationOf(step, expire_after_steps))->AddChunk(chunk.number, value)
+                           : filter->CountsOf(label.generation)->LoadChunk(chunk.number, value);
     return fits;
   }));
   if (!fits) {
@@ -60,7 +69,11 @@ absl::StatusOr<std::unique_ptr<CountingFilter>> CountingFilter::Load(const Table
   return filter;
 }
 
-CountingBloom* CountingFilter::Make(uint32_t number) {
+bool CountingFilter::Counts(const Generation& generation, uint64_t step) const {
+  return generation.counts != nullptr && CountsAt(step, {generation.number, expire_after_steps_});
+}
+
+CountingBloom* CountingFilter::CountsOf(uint32_t number) {
   Generation& generation = generations_[number % 2];
   if (generation.counts == nullptr || generation.number != number) {
     HEARTH_CHECK(generation.counts == nullptr || generation.number < number, "generation ", number, " after ",
@@ -79,7 +92,7 @@ uint32_t CountingFilter::Estimate(uint64_t step, Sign sign) const {
 }
 
 void CountingFilter::Add(uint64_t step, Sign sign, uint32_t occurrences) {
-  Make(GenerationOf(step))->Add(sign, occurrences);
+  CountsOf(GenerationOf(step, expire_after_steps_))->Add(sign, occurrences);
 }
 
 uint64_t CountingFilter::Hash(uint64_t step) const {

@@ -49,14 +49,9 @@ class CountingFilter {
     std::unique_ptr<CountingBloom> counts;  // made when first counted in
   };
 
-  uint32_t GenerationOf(uint64_t step) const {
-    return expire_after_steps_ == 0 ? 0 : static_cast<uint32_t>(step / expire_after_steps_);
-  }
-  bool Counts(const Generation& generation, uint64_t step) const {
-    return generation.counts != nullptr && uint64_t{generation.number} + 1 >= GenerationOf(step);
-  }
-  // In the place of the last but one, which no later step asks for.
-  CountingBloom* Make(uint32_t number);
+  bool Counts(const Generation& generation, uint64_t step) const;
+  // Of the generation; made in the place of the last but one, which no later step asks for.
+  CountingBloom* CountsOf(uint32_t number);
 
   Admission admission_;
   uint32_t expire_after_steps_;
