@@ -37,6 +37,17 @@ std::string LiveOf(const Arguments& arguments) {
                                                absl::Hex(XXH3_64bits(run.data(), run.size()), absl::kZeroPad16)));
 }
 
+// One clear line, a word to the scheduler, and time for it to end the job in good order.
+[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
+  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
+  FlushLogging();
+  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
+    Env* env = Env::Real();
+    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
+  }
+  mpi->Abort(ExitCodeOf(status));
+}
+
 absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   Transport* transport = mpi->transport();
   const int rank = transport->rank();
@@ -72,24 +83,16 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   }
   const std::string live = options.live_dir;
   PsServer server(std::move(options));
-  HEARTH_RETURN_IF_ERROR(server.Run());
+  if (const absl::Status status = server.Run(); !status.ok()) {
+    // While the server stands: what its threads are at may take long, on a disk that hangs for ever, and is of no use.
+    Fail(arguments, mpi, status);
+  }
   if (live.empty()) return absl::OkStatus();
   // Nobody else tidies up a disk of the host's own.
   HEARTH_RETURN_IF_ERROR(server.RemoveWorkingStore());
   std::error_code others_are_there;
   std::filesystem::remove(live, others_are_there);
   return absl::OkStatus();
-}
-
-// One clear line, a word to the scheduler, and time for it to end the job in good order.
-[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
-  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
-  FlushLogging();
-  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
-    Env* env = Env::Real();
-    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
-  }
-  mpi->Abort(ExitCodeOf(status));
 }
 
 int Main(int argc, char** argv) {

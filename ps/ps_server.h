@@ -44,9 +44,10 @@ struct PsServerOptions {
 class PsServer {
  public:
   explicit PsServer(PsServerOptions options);
-  ~PsServer();
+  ~PsServer();  // waits for what its threads are at
   // Returns OK after Goodbye. An error is for the caller to report (SendFailed) and to end the process with; nothing
-  // that was committed is touched by it.
+  // that was committed is touched by it. It comes at once, whatever the threads are at, and is best reported before the
+  // destructor waits for them.
   absl::Status Run();
   // After Run: nothing of this server is left in live_dir.
   absl::Status RemoveWorkingStore();
@@ -103,7 +104,7 @@ class PsServer {
   std::string saved_in_;
 };
 
-// Tells the scheduler that this process fails with `status`. Fit for a process whose server has already returned.
+// Tells the scheduler that this process fails with `status`. Fit for a process whose server's Run has returned.
 absl::Status SendFailed(Transport* transport, const Ranks& ranks, const absl::Status& status);
 
 }  // namespace hearth

@@ -211,6 +211,13 @@ class Reference {
     }
     return sum;
   }
+  uint64_t RowsAt(uint64_t s) const {
+    uint64_t rows = 0;
+    for (size_t t = 0; t < after_[s].size(); ++t) {
+      for (const auto& [sign, row] : after_[s][t].rows) rows += row.meta.flags != 0 && Live(t, row, s) ? 1 : 0;
+    }
+    return rows;
+  }
 
  private:
   bool Live(size_t t, const Row& row, uint64_t s) const {
