@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
+#include "embedding/counting_filter.h"
 #include "embedding/lane_merge.h"
 #include "embedding/lifecycle.h"
 #include "embedding/memory_tier.h"
@@ -105,7 +106,7 @@ class TieredTable final : public EmbeddingTable {
     for (const auto& spill : writes_) io_->WaitFor(spill->done);
   }
 
-  absl::Status Restore();
+  absl::Status Restore(uint64_t saved_step);
 
   absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                     float* rows) override;
@@ -147,7 +148,7 @@ class TieredTable final : public EmbeddingTable {
   // Pull.
   void CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights, const uint32_t* occurrences,
                   float* out) const;
-  void CopyAbsent(Sign sign, const uint32_t* occurrences, float* out) const;
+  void CopyAbsent(uint64_t step, Sign sign, const uint32_t* occurrences, float* out) const;
   void CopyUnadmitted(Sign sign, uint32_t count, const uint32_t* occurrences, float* out) const;
   absl::Status PullMisses(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                           float* rows);
@@ -158,9 +159,10 @@ class TieredTable final : public EmbeddingTable {
   absl::Status PushMisses(uint64_t step, absl::Span<const Sign> signs, const uint32_t* occurrences,
                           const float* gradients);
   void BeforeChange(uint32_t slot);
-  void Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient);
-  // What the counting filter knows of a sign without a row, as its count. False: still not admitted.
-  bool CountInFilter(Sign sign, uint32_t occurrences, uint32_t* count);
+  // seen: the count that an expired row starts anew with.
+  void Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient, uint32_t seen = 0);
+  // What the counting filter knows of a sign without a live row, as its count. False: still not admitted.
+  bool CountInFilter(uint64_t step, Sign sign, uint32_t occurrences, uint32_t* count);
 
   // Places and reads.
   uint32_t NewPlace(Sign sign, uint32_t flags);
@@ -237,7 +239,6 @@ class TieredTable final : public EmbeddingTable {
     return cutting_ && (meta.flags & kRowDirty) && (meta.flags & kRowDirtyEra) != era_;
   }
 
-  absl::Status RestoreFilters();
   absl::Status ScanRecords(const RowSums* kept, uint64_t kept_step);
 
   // Constant after construction.
@@ -262,7 +263,7 @@ class TieredTable final : public EmbeddingTable {
   // The table.
   MemoryTier tier_;
   RowSums sums_;
-  std::vector<std::unique_ptr<CountingBloom>> filters_;  // by logical shard, made when first counted in
+  std::vector<std::unique_ptr<CountingFilter>> filters_;  // by logical shard, made when first counted in
   uint64_t applied_step_ = 0;
   float divisor_ = 1;            // n of the step being applied
   float rate_ = 0;               // its learning rate
@@ -342,7 +343,7 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
       }
     }
     if (meta->flags & kRowAbsent) {
-      CopyAbsent(signs[i], occurrence, rows + i * dim_);
+      CopyAbsent(step, signs[i], occurrence, rows + i * dim_);
     } else {
       ++hits;
       CopyRecord(step, signs[i], *meta, tier_.row(slot) + sizeof(RowMeta), occurrence, rows + i * dim_);
@@ -356,7 +357,7 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
                                      absl::Span<const uint32_t> occurrences, float* rows) {
   const bool read_only = occurrences.empty();
   const auto occurrence = [&](size_t i) { return read_only ? nullptr : &occurrences[i]; };
-  TakeOutAbsent(signs, [&](size_t i) { CopyAbsent(signs[i], occurrence(i), rows + i * dim_); });
+  TakeOutAbsent(signs, [&](size_t i) { CopyAbsent(step, signs[i], occurrence(i), rows + i * dim_); });
   if (misses_.empty()) return absl::OkStatus();
   uint64_t room = 0;
   if (!read_only) {
@@ -386,7 +387,7 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
     for (size_t j = 0; j < fetch.places.size(); ++j) {
       const size_t i = fetch.places[j].index;
       if (!fetch.values.found(j)) {
-        CopyAbsent(signs[i], occurrence(i), rows + i * dim_);
+        CopyAbsent(step, signs[i], occurrence(i), rows + i * dim_);
         continue;
       }
       RowMeta meta;
@@ -402,7 +403,7 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
     tier_.Touch(meta);
     meta->flags &= ~kRowPrefetched;  // it came too late
     if (meta->flags & kRowAbsent) {
-      CopyAbsent(signs[i], occurrence(i), rows + i * dim_);
+      CopyAbsent(step, signs[i], occurrence(i), rows + i * dim_);
     } else {
       CopyRecord(step, signs[i], *meta, tier_.row(slot) + sizeof(RowMeta), occurrence(i), rows + i * dim_);
       ++stats_.memory_misses;
@@ -414,7 +415,7 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
 void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights,
                              const uint32_t* occurrences, float* out) const {
   if (IsExpired(meta, expire_after_steps_, step)) {
-    CopyUnadmitted(sign, 0, occurrences, out);
+    CopyAbsent(step, sign, occurrences, out);
   } else if (!IsAdmitted(meta)) {
     CopyUnadmitted(sign, meta.count, occurrences, out);
   } else if (dim_ % 4 == 0) {  // a few registers instead of a call
@@ -424,11 +425,11 @@ void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, cons
   }
 }
 
-void TieredTable::CopyAbsent(Sign sign, const uint32_t* occurrences, float* out) const {
+void TieredTable::CopyAbsent(uint64_t step, Sign sign, const uint32_t* occurrences, float* out) const {
   uint32_t count = 0;
   if (bloom_) {
     const auto& filter = filters_[LogicalShardOf(sign, shards_)];
-    if (filter != nullptr) count = filter->Estimate(sign);
+    if (filter != nullptr) count = filter->Estimate(step, sign);
   }
   CopyUnadmitted(sign, count, occurrences, out);
 }
@@ -499,7 +500,8 @@ absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs
         return;
       }
       slot = NewPlace(signs[i], kRowAbsent);
-    } else if (tier_.meta(slot)->flags & (bloom_ ? kRowLoading | kRowAbsent : kRowLoading)) {
+    } else if (tier_.meta(slot)->flags & (bloom_ ? kRowLoading | kRowAbsent : kRowLoading) ||
+               (bloom_ && IsExpired(*tier_.meta(slot), expire_after_steps_, step))) {
       misses_.push_back(static_cast<uint32_t>(i));
       return;
     }
@@ -526,23 +528,25 @@ absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs
   for (const uint32_t i : misses_) {
     uint32_t slot = tier_.Find(signs[i]);
     const bool record = slot != MemoryTier::kNone && !(tier_.meta(slot)->flags & kRowAbsent);
+    const bool live = record && !IsExpired(*tier_.meta(slot), expire_after_steps_, step);
     uint32_t count = 0;
-    if (!record && bloom_ && !CountInFilter(signs[i], occurrences[i], &count)) {
+    if (!live && bloom_ && !CountInFilter(step, signs[i], occurrences[i], &count)) {
       stats_.gradients_dropped += occurrences[i];
       continue;
     }
     if (slot == MemoryTier::kNone) slot = NewPlace(signs[i], kRowAbsent);
     if (!record) tier_.meta(slot)->count = count;
-    Apply(step, slot, occurrences[i], gradients + i * dim_);
+    Apply(step, slot, occurrences[i], gradients + i * dim_, count);
   }
   return absl::OkStatus();
 }
 
-bool TieredTable::CountInFilter(Sign sign, uint32_t occurrences, uint32_t* count) {
-  auto& filter = filters_[LogicalShardOf(sign, shards_)];
-  if (filter == nullptr) filter = std::make_unique<CountingBloom>(config_.admission());
-  *count = filter->Estimate(sign);
-  filter->Add(sign, occurrences);
+bool TieredTable::CountInFilter(uint64_t step, Sign sign, uint32_t occurrences, uint32_t* count) {
+  const uint32_t shard = LogicalShardOf(sign, shards_);
+  auto& filter = filters_[shard];
+  if (filter == nullptr) filter = std::make_unique<CountingFilter>(config_, number_, shard);
+  *count = filter->Estimate(step, sign);
+  filter->Add(step, sign, occurrences);
   return AddSaturating(*count, occurrences) >= count_min_;
 }
 
@@ -561,14 +565,14 @@ void TieredTable::BeforeChange(uint32_t slot) {
   dirty_.Add(slot);
 }
 
-void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient) {
+void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient, uint32_t seen) {
   char* row = tier_.row(slot);
   RowMeta* meta = tier_.meta(slot);
   float* weights = FloatsOfRow(row);
   if (!(meta->flags & kRowDirty) || OfCut(*meta)) BeforeChange(slot);
-  if (IsExpired(*meta, expire_after_steps_, step)) {  // starts anew; a fresh row's zeros may pass here too
+  if (IsExpired(*meta, expire_after_steps_, step)) {  // starts anew; a fresh row's meta may pass here too
     if (!IsExpired(*meta, expire_after_steps_, cut_step_)) CountExpired(*meta);  // else it was counted there
-    *meta = RowMeta{0, 0, meta->flags & ~kStoredFlags, 0};
+    *meta = RowMeta{seen, 0, meta->flags & ~kStoredFlags, 0};
   }
   meta->count = AddSaturating(meta->count, occurrences);
   meta->last_step = static_cast<uint32_t>(step);
@@ -985,15 +989,10 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   cut_sums_ = sums_;
   cut_filters_hash_ = 0;
   cut_chunk_ = NewSpill();
-  for (uint32_t shard = 0; shard < filters_.size(); ++shard) {
-    CountingBloom* filter = filters_[shard].get();
+  for (const auto& filter : filters_) {
     if (filter == nullptr) continue;
-    cut_filters_hash_ += filter->Hash(number_, shard);
-    for (uint64_t chunk = 0; chunk < filter->chunks(); ++chunk) {
-      if (!filter->ChunkChanged(chunk)) continue;
-      cut_chunk_->Add(FilterChunkKey(number_, shard, chunk), MemoryTier::kNone, filter->Chunk(chunk));
-    }
-    filter->MarkSaved();
+    cut_filters_hash_ += filter->Hash(step);
+    filter->Save(step, [this](KvKey key, absl::string_view value) { cut_chunk_->Add(key, MemoryTier::kNone, value); });
     if (cut_chunk_->bytes.size() < kWriteBytesMax) continue;
     SubmitCutChunk();
     while (CutWaits()) HEARTH_RETURN_IF_ERROR(LandOldestWrite());
@@ -1066,12 +1065,14 @@ TableCut TieredTable::EndCut() {
 
 // --- Restore --------------------------------------------------------------------------------------------------------
 
-absl::Status TieredTable::Restore() {
+absl::Status TieredTable::Restore(uint64_t saved_step) {
   HEARTH_RETURN_IF_ERROR(tier_.Open());
   for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_max_));
   KvValues values;
   HEARTH_RETURN_IF_ERROR(io_->store()->MultiGet({SumsKey(number_)}, &values));
-  if (bloom_) HEARTH_RETURN_IF_ERROR(RestoreFilters());
+  for (uint32_t shard = 0; shard < filters_.size(); ++shard) {
+    HEARTH_ASSIGN_OR_RETURN(filters_[shard], CountingFilter::Load(config_, number_, shard, saved_step, io_->store()));
+  }
   if (!values.found(0)) return ScanRecords(nullptr, 0);
   RowSums kept(expire_after_steps_);
   uint64_t step = 0, floats = 0;
@@ -1088,24 +1089,6 @@ absl::Status TieredTable::Restore() {
   stats_.rows = sums_.rows();
   maybe_in_store_ = filling_ = sums_.records() > 0;
   stored_whole_ = !filling_;
-  return absl::OkStatus();
-}
-
-absl::Status TieredTable::RestoreFilters() {
-  absl::Status status;
-  for (uint32_t shard = 0; shard < shards_; ++shard) {
-    const KvRange chunks = FilterChunksOf(number_, shard);
-    HEARTH_RETURN_IF_ERROR(io_->store()->Scan(chunks.first, chunks.last, [&](KvKey key, absl::string_view value) {
-      if (filters_[shard] == nullptr) filters_[shard] = std::make_unique<CountingBloom>(config_.admission());
-      if (!filters_[shard]->LoadChunk(FilterChunkOf(key), value)) {
-        status = absl::DataLossError(absl::StrCat("counting filter of table \"", config_.name(), "\", logical shard ",
-                                                  shard, ": chunk ", FilterChunkOf(key), " of ", value.size(),
-                                                  " bytes does not fit this job's bloom_counters"));
-      }
-      return status.ok();
-    }));
-    HEARTH_RETURN_IF_ERROR(status);
-  }
   return absl::OkStatus();
 }
 
@@ -1165,10 +1148,6 @@ absl::Status CheckOptions(const TableOptions& options) {
     return refuse("memory_rows_max", "must be 1 to 4e9 on each server");
   }
   if (table.admission().counter() == Admission::BLOOM) {
-    if (table.expire_after_steps() != 0) {
-      return refuse("admission.counter",
-                    "BLOOM cannot forget what expires; use EXACT, or leave expire_after_steps at 0");
-    }
     if (table.admission().bloom_counters() < 1 || table.admission().bloom_counters() > 4'000'000'000u ||
         table.admission().bloom_hashes() < 1 || table.admission().bloom_hashes() > 16) {
       return refuse("admission", "bloom_counters must be 1 to 4e9 and bloom_hashes 1 to 16");
@@ -1196,7 +1175,7 @@ absl::StatusOr<uint64_t> EmbeddingTable::Snapshot(uint64_t step) {
 absl::StatusOr<std::unique_ptr<EmbeddingTable>> EmbeddingTable::Open(const TableOptions& options, StoreIo* io) {
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   auto table = std::make_unique<TieredTable>(options, nullptr, io);
-  HEARTH_RETURN_IF_ERROR(table->Restore());
+  HEARTH_RETURN_IF_ERROR(table->Restore(options.step));
   return table;
 }
 
@@ -1205,7 +1184,7 @@ absl::StatusOr<std::unique_ptr<EmbeddingTable>> EmbeddingTable::Open(const Table
   auto io = std::make_unique<StoreIo>(Env::Real(), store, 0);
   StoreIo* const borrowed = io.get();
   auto table = std::make_unique<TieredTable>(options, std::move(io), borrowed);
-  HEARTH_RETURN_IF_ERROR(table->Restore());
+  HEARTH_RETURN_IF_ERROR(table->Restore(options.step));
   return table;
 }
 

@@ -43,6 +43,7 @@ struct TableOptions {
   uint64_t seed = 1;             // of the job
   uint32_t shards = 1;           // logical shards of the job
   uint64_t memory_rows_max = 0;  // this server's share; at least 1
+  uint64_t step = 0;             // the cut that the store's rows are from
 };
 
 // One lane's part of a step. Signs strictly ascending, all of this table. gradients: sums over the lane's samples.
@@ -101,11 +102,11 @@ class EmbeddingTable {
 
   // Applies step `step`: `parts` in lane order, n = records of the step over all lanes (the divisor; n >= 1 unless no
   // part has a sign). REQUIRES: steps ascend. g = (sum of the lanes' gradients in lane order) / n, then the optimizer,
-  // then last_step. Lanes without the sign are left out of its sum. BLOOM: a sign without a row counts in its logical
-  // shard's filter, signs in ascending order; a row is born with the filter's estimate as its count. A row whose result
-  // would not be finite keeps weights, state and updates (a row born in this step: its initial ones) and is counted in
-  // rows_non_finite; count and last_step move, because the sign was seen. On an error of the store the step is applied
-  // in part: the caller stops and starts again from a snapshot.
+  // then last_step. Lanes without the sign are left out of its sum. BLOOM: a sign without a live row counts in its
+  // logical shard's filter, signs in ascending order; a row is born with the filter's estimate as its count. A row
+  // whose result would not be finite keeps weights, state and updates (a row born in this step: its initial ones) and
+  // is counted in rows_non_finite; count and last_step move, because the sign was seen. On an error of the store the
+  // step is applied in part: the caller stops and starts again from a snapshot.
   virtual absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) = 0;
   // False: a push of so many signs may find no room while a cut is under way; end the cut first.
   virtual bool HasRoomFor(uint64_t signs) const = 0;
@@ -147,8 +148,7 @@ class EmbeddingTable {
 };
 
 // What every row's share of the model hash is: XXH3-64 of (table u32, sign u64, count u32, last_step u32, flags u32,
-// updates u32, weights and state floats), little-endian, in this order. Counting filters: (table, shard, bytes). Summed
-// mod 2^64.
+// updates u32, weights and state floats), little-endian, in this order. Summed mod 2^64, with the counting filters'.
 uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> weights_and_state);
 
 // A new row's weight i: uniform in [−init, init) from Mix64(seed, sign, i). The tests' and the golden trainer's

@@ -47,11 +47,17 @@ uint64_t CountingBloom::Position(Sign sign, uint32_t hash) const {
   return static_cast<uint64_t>((static_cast<unsigned __int128>(mixed) * counters_) >> 64);
 }
 
-uint32_t CountingBloom::Get(uint64_t position) const {
-  if (counter_bytes_ == 1) return static_cast<uint8_t>(bytes_[position]);
+uint32_t CountingBloom::CounterAt(const char* bytes) const {
+  if (counter_bytes_ == 1) return static_cast<uint8_t>(*bytes);
   uint32_t value;
-  std::memcpy(&value, bytes_.data() + position * 4, 4);
+  std::memcpy(&value, bytes, 4);
   return value;
+}
+
+void CountingBloom::RaiseTo(uint64_t position, uint32_t value) {
+  if (Get(position) >= value) return;
+  std::memcpy(bytes_.data() + position * counter_bytes_, &value, counter_bytes_);  // little-endian: the low byte first
+  chunk_changed_[position * counter_bytes_ / kChunkBytes] = true;
 }
 
 uint32_t CountingBloom::Estimate(Sign sign) const {
@@ -62,13 +68,7 @@ uint32_t CountingBloom::Estimate(Sign sign) const {
 
 void CountingBloom::Add(Sign sign, uint32_t occurrences) {
   const uint32_t value = std::min(AddSaturating(Estimate(sign), occurrences), counter_max_);
-  for (uint32_t hash = 0; hash < hashes_; ++hash) {
-    const uint64_t position = Position(sign, hash);
-    if (Get(position) >= value) continue;
-    std::memcpy(bytes_.data() + position * counter_bytes_, &value,
-                counter_bytes_);  // little-endian: the low byte first
-    chunk_changed_[position * counter_bytes_ / kChunkBytes] = true;
-  }
+  for (uint32_t hash = 0; hash < hashes_; ++hash) RaiseTo(Position(sign, hash), value);
 }
 
 absl::string_view CountingBloom::Chunk(uint64_t chunk) const {
@@ -82,12 +82,21 @@ bool CountingBloom::LoadChunk(uint64_t chunk, absl::string_view bytes) {
   return true;
 }
 
-uint64_t CountingBloom::Hash(TableNumber table, uint32_t shard) const {
+bool CountingBloom::AddChunk(uint64_t chunk, absl::string_view bytes) {
+  if (chunk >= chunks() || bytes.size() != Chunk(chunk).size()) return false;
+  const uint64_t begin = chunk * kChunkBytes / counter_bytes_;
+  for (uint64_t i = 0; i < bytes.size() / counter_bytes_; ++i) {
+    const uint32_t more = CounterAt(bytes.data() + i * counter_bytes_);
+    RaiseTo(begin + i, std::min(AddSaturating(Get(begin + i), more), counter_max_));
+  }
+  return true;
+}
+
+uint64_t CountingBloom::Hash(std::initializer_list<uint32_t> name) const {
   XXH3_state_t state;
   XXH3_INITSTATE(&state);
   XXH3_64bits_reset(&state);
-  XXH3_64bits_update(&state, &table, sizeof(table));
-  XXH3_64bits_update(&state, &shard, sizeof(shard));
+  XXH3_64bits_update(&state, name.begin(), name.size() * sizeof(uint32_t));
   XXH3_64bits_update(&state, bytes_.data(), bytes_.size());
   return XXH3_64bits_digest(&state);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <vector>
 
@@ -50,14 +51,18 @@ class CountingBloom {
   absl::string_view Chunk(uint64_t chunk) const;
   // False when the chunk does not exist or has another length: another job's filter.
   bool LoadChunk(uint64_t chunk, absl::string_view bytes);
+  // Likewise, on top of what is counted. A sign's estimate is then at least the sum of the two.
+  bool AddChunk(uint64_t chunk, absl::string_view bytes);
 
-  // A filter's share of the model hash: XXH3-64 of (table u32, logical shard u32, bytes).
-  uint64_t Hash(TableNumber table, uint32_t shard) const;
+  // XXH3-64 of (what names it, the counters).
+  uint64_t Hash(std::initializer_list<uint32_t> name) const;
   uint64_t bytes() const { return bytes_.size(); }
 
  private:
   uint64_t Position(Sign sign, uint32_t hash) const;
-  uint32_t Get(uint64_t position) const;
+  uint32_t Get(uint64_t position) const { return CounterAt(bytes_.data() + position * counter_bytes_); }
+  uint32_t CounterAt(const char* bytes) const;
+  void RaiseTo(uint64_t position, uint32_t value);
 
   uint64_t counters_;
   uint32_t hashes_;

@@ -23,15 +23,24 @@ inline KvRange RecordsOf(TableNumber table, uint32_t shard) {
   return {{shard, MakeSign(table, 0)}, last};
 }
 // A table's counting filter in one logical shard: one key a chunk, below every sign.
-constexpr int kFilterChunkBits = 40;
+struct FilterChunk {
+  uint64_t number = 0;
+  bool aged = false;    // of a table with expiry: of one generation
+  uint32_t parity = 0;  // of that one's number. A generation takes the keys of the last but one
+};
+constexpr int kFilterChunkBits = 40;  // the two highest: aged, parity
 static_assert(kFilterChunkBits + 12 == kIdBits);
-inline KvKey FilterChunkKey(TableNumber table, uint32_t shard, uint64_t chunk) {
-  return {shard, uint64_t{table} << kFilterChunkBits | chunk};
+inline KvKey FilterChunkKey(TableNumber table, uint32_t shard, const FilterChunk& chunk) {
+  const uint64_t aged = chunk.aged ? 2 + chunk.parity : 0;
+  return {shard, uint64_t{table} << kFilterChunkBits | aged << (kFilterChunkBits - 2) | chunk.number};
 }
 inline KvRange FilterChunksOf(TableNumber table, uint32_t shard) {
-  return {FilterChunkKey(table, shard, 0), FilterChunkKey(table + 1, shard, 0)};
+  return {FilterChunkKey(table, shard, {}), FilterChunkKey(table + 1, shard, {})};
 }
-inline uint64_t FilterChunkOf(KvKey key) { return key.sign & ((uint64_t{1} << kFilterChunkBits) - 1); }
+inline FilterChunk FilterChunkOf(KvKey key) {
+  const uint64_t aged = key.sign >> (kFilterChunkBits - 2) & 3;
+  return {key.sign & ((uint64_t{1} << (kFilterChunkBits - 2)) - 1), aged >= 2, static_cast<uint32_t>(aged & 1)};
+}
 
 // What a server keeps of a table beside its logical shards: the sums of its rows (row_sums.h). Not moved with a shard.
 inline KvKey SumsKey(TableNumber table) { return {0xffffffffu, MakeSign(table, 0)}; }

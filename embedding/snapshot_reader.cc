@@ -8,6 +8,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "embedding/counting_filter.h"
 #include "embedding/kv_store.h"
 #include "embedding/lifecycle.h"
 #include "embedding/rocksdb_store.h"
@@ -52,21 +53,11 @@ absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, Ta
 }
 
 // A logical shard's counting filter's share of the rows hash.
-absl::Status AddFilter(KvStore* store, const Table& config, TableNumber table, uint32_t shard, uint64_t* hash) {
+absl::Status AddFilter(KvStore* store, uint64_t step, const Table& config, TableNumber table, uint32_t shard,
+                       uint64_t* hash) {
   if (config.admission().counter() != Admission::BLOOM) return absl::OkStatus();
-  const KvRange range = FilterChunksOf(table, shard);
-  std::unique_ptr<CountingBloom> filter;
-  bool fits = true;
-  HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
-    if (filter == nullptr) filter = std::make_unique<CountingBloom>(config.admission());
-    fits = filter->LoadChunk(FilterChunkOf(key), value);
-    return fits;
-  }));
-  if (!fits) {
-    return absl::DataLossError(absl::StrCat("counting filter of table \"", config.name(), "\", logical shard ", shard,
-                                            ": does not fit the job's bloom_counters"));
-  }
-  if (filter != nullptr) *hash += filter->Hash(table, shard);
+  HEARTH_ASSIGN_OR_RETURN(const auto filter, CountingFilter::Load(config, table, shard, step, store));
+  if (filter != nullptr) *hash += filter->Hash(step);
   return absl::OkStatus();
 }
 
@@ -134,7 +125,7 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
   }
   for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
     const uint32_t server = shard % manifest.servers();
-    const absl::Status status = AddFilter(stores[server].get(), config, table, shard, rows_hash);
+    const absl::Status status = AddFilter(stores[server].get(), manifest.step(), config, table, shard, rows_hash);
     if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
   return absl::OkStatus();
@@ -152,7 +143,7 @@ absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& jo
     const TableNumber table = static_cast<TableNumber>(t) + 1;
     for (uint32_t shard = server; shard < job.training().shards(); shard += servers) {
       HEARTH_RETURN_IF_ERROR(VisitRecords(store.get(), step, job.table(t), table, shard, add));
-      HEARTH_RETURN_IF_ERROR(AddFilter(store.get(), job.table(t), table, shard, &hash));
+      HEARTH_RETURN_IF_ERROR(AddFilter(store.get(), step, job.table(t), table, shard, &hash));
     }
   }
   return hash;

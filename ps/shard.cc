@@ -104,6 +104,7 @@ class ShardImpl : public Shard {
       } else {
         table.memory_rows_max = std::max<uint64_t>(1, share_of(table.config.memory_rows_max()));
       }
+      table.step = options_.step;
       auto opened = EmbeddingTable::Open(table, io_);
       if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("table ", table.config.name()));
       tables_.push_back(*std::move(opened));

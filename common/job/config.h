@@ -22,7 +22,7 @@ constexpr size_t kExpressionBytesMax = 8192;
 
 // All faults at once: each line is "field: cause; remedy". Pure: looks at no file. Sizes, ranges, names that do not
 // resolve (tables, categories, columns are checked by the log reader), duplicates, combinations that are refused
-// (docs/PROTOCOL.md §4 Bloom admission with expiry, §1 tail with shuffling, …).
+// (docs/PROTOCOL.md §1 tail with shuffling, …).
 std::vector<std::string> FaultsOf(const Job& job);
 absl::Status ValidateJob(const Job& job);  // InvalidArgument with all of them, one a line
 

@@ -59,7 +59,7 @@ RandomJob DrawJob(uint64_t seed) {
   DrawOptimizer(&random, config.mutable_optimizer());
   config.mutable_admission()->set_count_min(1 + static_cast<uint32_t>(random.Below(3)));
   config.set_expire_after_steps(static_cast<uint32_t>(random.Below(4)));
-  if (config.expire_after_steps() == 0 && random.Below(2) == 0) {
+  if (random.Below(2) == 0) {
     config.mutable_admission()->set_counter(Admission::BLOOM);
     config.mutable_admission()->set_bloom_counters(64);  // few: signs do collide
   }
@@ -131,6 +131,7 @@ class Runner {
       store_ = std::move(*store);
     }
     io_ = std::make_unique<StoreIo>(Env::Real(), store_.get(), read_threads_);
+    job_.options.step = applied_;
     auto table = EmbeddingTable::Open(job_.options, io_.get());
     ASSERT_TRUE(table.ok()) << table.status();
     table_ = std::move(*table);
@@ -174,7 +175,9 @@ class Runner {
     ASSERT_EQ(cut.rows, cut_reference_.RowsAt(cut_step_));
     auto store = rocksdb_ ? OpenRocksDbStore(path, RocksDbOptions()) : OpenMapStore(path);
     ASSERT_TRUE(store.ok()) << store.status();
-    auto table = EmbeddingTable::Open(job_.options, store->get());
+    TableOptions options = job_.options;
+    options.step = cut_step_;
+    auto table = EmbeddingTable::Open(options, store->get());
     ASSERT_TRUE(table.ok()) << table.status();
     const uint32_t dim = job_.options.config.dim();
     for (uint64_t id = 0; id < job_.ids; ++id) {
@@ -182,6 +185,9 @@ class Runner {
       const Sign sign = MakeSign(kTable, id);
       ASSERT_TRUE((*table)->Pull(cut_step_, {sign}, {}, row.data()).ok());
       ASSERT_EQ(row, cut_reference_.Pull(cut_step_, sign, 0)) << "id " << id << " of the cut of " << cut_step_;
+      const uint32_t occurrences = 1 + static_cast<uint32_t>(id % 2);
+      ASSERT_TRUE((*table)->Pull(cut_step_ + 1, {sign}, {occurrences}, row.data()).ok());
+      ASSERT_EQ(row, cut_reference_.Pull(cut_step_ + 1, sign, occurrences)) << "id " << id;
     }
   }
 
@@ -230,7 +236,13 @@ class Runner {
     const std::string path = JoinPath(folder_, absl::StrCat("checkpoint-", ++checkpoints_));
     ASSERT_TRUE(store_->Checkpoint(path).ok());
     Close();
+    const bool changes = random_.Below(3) == 0;
+    if (changes) {
+      job_.options.config.set_expire_after_steps(static_cast<uint32_t>(random_.Below(5)));
+      reference_.ChangeExpiry(applied_, job_.options.config.expire_after_steps());
+    }
     OpenAt(path, false);
+    if (changes) return;  // an upper bound until the next cut
     ASSERT_EQ(table_->stats().rows, reference_.RowsAt(applied_));
   }
 
@@ -252,7 +264,7 @@ class Runner {
     }
   }
 
-  const RandomJob job_;
+  RandomJob job_;
   const bool rocksdb_;
   const size_t read_threads_;
   Random random_;
@@ -690,11 +702,11 @@ TEST(EmbeddingTable, RefusesARecordThatIsNotThisJobs) {
   EXPECT_EQ(EmbeddingTable::Open(PlainOptions(5, 10), store.get()).status().code(), absl::StatusCode::kDataLoss);
 }
 
-TEST(EmbeddingTable, RefusesOptionsThatContradictEachOther) {
+TEST(EmbeddingTable, RefusesOptionsThatNoTableHas) {
   auto store = MakeMapStore();
   TableOptions options = PlainOptions(4, 10);
   options.config.mutable_admission()->set_counter(Admission::BLOOM);
-  options.config.set_expire_after_steps(1);
+  options.config.mutable_admission()->set_bloom_hashes(17);
   EXPECT_EQ(EmbeddingTable::Open(options, store.get()).status().code(), absl::StatusCode::kInvalidArgument);
   options = PlainOptions(4, 0);
   EXPECT_EQ(EmbeddingTable::Open(options, store.get()).status().code(), absl::StatusCode::kInvalidArgument);

@@ -84,8 +84,8 @@ TEST(CountingBloom, ComesBackFromItsChunks) {
       if (!filter.ChunkChanged(chunk)) continue;
       EXPECT_TRUE(copy.LoadChunk(chunk, filter.Chunk(chunk)));
     }
-    EXPECT_EQ(copy.Hash(1, 2), filter.Hash(1, 2));
-    EXPECT_NE(copy.Hash(1, 3), filter.Hash(1, 2));
+    EXPECT_EQ(copy.Hash({1, 2}), filter.Hash({1, 2}));
+    EXPECT_NE(copy.Hash({1, 3}), filter.Hash({1, 2}));
     EXPECT_FALSE(copy.LoadChunk(filter.chunks(), "x"));
     EXPECT_FALSE(copy.LoadChunk(0, "x"));
     filter.MarkSaved();

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -79,8 +80,8 @@ class ReferenceTable {
         it = rows_.end();
       }
       if (it == rows_.end() && Bloom()) {
-        const uint32_t seen = Estimate(sign);
-        filters_.try_emplace(Shard(sign), options_.config.admission()).first->second.Add(sign, count);
+        const uint32_t seen = Estimate(step, sign);
+        FilterOf(Shard(sign), Generation(step))->Add(sign, count);
         if (seen + count < CountMin()) continue;
         it = rows_.emplace(sign, Row()).first;
         it->second.meta.count = seen;
@@ -104,12 +105,31 @@ class ReferenceTable {
     }
   }
 
+  // The step after which another job goes on: what has expired by the old rule is gone, what counts in a filter was
+  // seen now.
+  void ChangeExpiry(uint64_t step, uint32_t expire_after_steps) {
+    for (auto it = rows_.begin(); it != rows_.end();) {
+      const bool expired = IsExpired(it->second.meta, options_.config.expire_after_steps(), step);
+      it = expired ? rows_.erase(it) : std::next(it);
+    }
+    if (options_.config.expire_after_steps() == expire_after_steps) return;
+    const auto before = std::move(filters_);
+    filters_.clear();
+    const uint32_t generation = Generation(step);
+    options_.config.set_expire_after_steps(expire_after_steps);
+    for (const auto& [key, filter] : before) {
+      if (key.second + 1 < generation) continue;
+      CountingBloom* merged = FilterOf(key.first, Generation(step));
+      for (uint64_t chunk = 0; chunk < filter.chunks(); ++chunk) merged->AddChunk(chunk, filter.Chunk(chunk));
+    }
+  }
+
   // occurrences 0: read-only.
   std::vector<float> Pull(uint64_t step, Sign sign, uint32_t occurrences) const {
     const auto it = rows_.find(sign);
     const bool live = it != rows_.end() && !IsExpired(it->second.meta, options_.config.expire_after_steps(), step);
     if (live && it->second.meta.flags != 0) return {it->second.floats.begin(), it->second.floats.begin() + dim_};
-    const uint32_t count = live ? it->second.meta.count : Bloom() ? Estimate(sign) : 0;
+    const uint32_t count = live ? it->second.meta.count : Bloom() ? Estimate(step, sign) : 0;
     if (occurrences > 0 && count + occurrences >= CountMin()) return Initial(sign);
     return std::vector<float>(dim_, 0.0f);
   }
@@ -120,7 +140,12 @@ class ReferenceTable {
       if (IsExpired(row.meta, options_.config.expire_after_steps(), step)) continue;
       hash += RowHash(options_.number, sign, row.meta, row.floats);
     }
-    for (const auto& [shard, filter] : filters_) hash += filter.Hash(options_.number, shard);
+    for (const auto& [key, filter] : filters_) {
+      const auto& [shard, generation] = key;
+      if (generation + 1 < Generation(step)) continue;
+      hash += options_.config.expire_after_steps() == 0 ? filter.Hash({options_.number, shard})
+                                                        : filter.Hash({options_.number, shard, generation});
+    }
     return hash;
   }
 
@@ -142,9 +167,19 @@ class ReferenceTable {
   uint32_t CountMin() const { return options_.config.admission().count_min(); }
   bool Bloom() const { return options_.config.admission().counter() == Admission::BLOOM && CountMin() > 1; }
   uint32_t Shard(Sign sign) const { return LogicalShardOf(sign, options_.shards); }
-  uint32_t Estimate(Sign sign) const {
-    const auto it = filters_.find(Shard(sign));
-    return it == filters_.end() ? 0 : it->second.Estimate(sign);
+  uint32_t Generation(uint64_t step) const {
+    const uint32_t span = options_.config.expire_after_steps();
+    return span == 0 ? 0 : static_cast<uint32_t>(step / span);
+  }
+  CountingBloom* FilterOf(uint32_t shard, uint32_t generation) {
+    return &filters_.try_emplace({shard, generation}, options_.config.admission()).first->second;
+  }
+  uint32_t Estimate(uint64_t step, Sign sign) const {
+    uint32_t sum = 0;
+    for (const auto& [key, filter] : filters_) {
+      if (key.first == Shard(sign) && key.second + 1 >= Generation(step)) sum += filter.Estimate(sign);
+    }
+    return sum;
   }
   std::vector<float> Initial(Sign sign) const {
     std::vector<float> weights(dim_);
@@ -158,7 +193,7 @@ class ReferenceTable {
   uint32_t dim_;
   SparseOptimizer optimizer_;
   std::map<Sign, Row> rows_;
-  std::map<uint32_t, CountingBloom> filters_;  // by logical shard
+  std::map<std::pair<uint32_t, uint32_t>, CountingBloom> filters_;  // by logical shard and generation, all there were
 };
 
 }  // namespace hearth

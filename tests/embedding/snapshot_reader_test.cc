@@ -1,5 +1,6 @@
 #include "embedding/snapshot_reader.h"
 
+#include <filesystem>
 #include <fstream>
 #include <set>
 
@@ -19,10 +20,11 @@ constexpr uint32_t kServersMost = 3;
 #else
 constexpr uint32_t kServersMost = 8;
 #endif
+constexpr TableNumber kTables = 3;
 constexpr uint64_t kIds = 200;
 constexpr uint64_t kStep = 6;
 
-Job TwoTables() {
+Job ThreeTables() {
   Job job;
   job.set_seed(9);
   job.mutable_training()->set_shards(kShards);
@@ -38,16 +40,21 @@ Job TwoTables() {
   second->mutable_admission()->set_count_min(2);
   second->mutable_admission()->set_counter(Admission::BLOOM);
   second->mutable_admission()->set_bloom_counters(1000);
+  Table* third = job.add_table();
+  *third = *second;
+  third->set_name("third");
+  third->set_expire_after_steps(2);
   return job;
 }
 
-TableOptions OptionsOf(const Job& job, TableNumber table, uint64_t memory_rows_max) {
+TableOptions OptionsOf(const Job& job, TableNumber table, uint64_t memory_rows_max, uint64_t step = 0) {
   TableOptions options;
   options.config = job.table(static_cast<int>(table) - 1);
   options.number = table;
   options.seed = job.seed();
   options.shards = kShards;
   options.memory_rows_max = memory_rows_max;
+  options.step = step;
   return options;
 }
 
@@ -73,7 +80,7 @@ Part ShareOf(const Part& all, uint32_t dim, uint32_t server, uint32_t servers) {
   return share;
 }
 
-// Trains two tables on `servers` servers and commits them in the new folder `folder`.
+// Trains three tables on `servers` servers and commits them in the new folder `folder`.
 Manifest Save(const Job& job, uint32_t servers, uint64_t memory_rows_max, const std::string& folder) {
   Manifest manifest;
   manifest.set_schema(1);
@@ -89,7 +96,7 @@ Manifest Save(const Job& job, uint32_t servers, uint64_t memory_rows_max, const 
     names.push_back(absl::StrCat("ps-", server));
     auto store = OpenRocksDbStore(JoinPath(live, names.back()), RocksDbOptions());
     EXPECT_TRUE(store.ok()) << store.status();
-    for (TableNumber table = 1; table <= 2; ++table) {
+    for (TableNumber table = 1; table <= kTables; ++table) {
       auto opened = EmbeddingTable::Open(OptionsOf(job, table, memory_rows_max), store->get());
       EXPECT_TRUE(opened.ok()) << opened.status();
       uint64_t step = 0;
@@ -111,11 +118,11 @@ Manifest Save(const Job& job, uint32_t servers, uint64_t memory_rows_max, const 
   return manifest;
 }
 
-// A committed snapshot of two tables on two servers, and what is in it.
+// A committed snapshot of three tables on two servers, and what is in it.
 class SnapshotReaderTest : public testing::Test {
  protected:
   SnapshotReaderTest() {
-    for (TableNumber table = 1; table <= 2; ++table) {
+    for (TableNumber table = 1; table <= kTables; ++table) {
       references_.emplace_back(OptionsOf(job_, table, 1));
       uint64_t step = 0;
       for (const Part& part : StepsOf(job_, table)) references_.back().Push(++step, 4, {part});
@@ -123,10 +130,18 @@ class SnapshotReaderTest : public testing::Test {
     EXPECT_EQ(manifest_.rows_hash(), Hash());
   }
 
-  uint64_t Hash() const { return references_[0].Hash(kStep) + references_[1].Hash(kStep); }
-  uint64_t Rows() const { return references_[0].RowsAt(kStep) + references_[1].RowsAt(kStep); }
+  uint64_t Hash() const {
+    uint64_t hash = 0;
+    for (const ReferenceTable& reference : references_) hash += reference.Hash(kStep);
+    return hash;
+  }
+  uint64_t Rows() const {
+    uint64_t rows = 0;
+    for (const ReferenceTable& reference : references_) rows += reference.RowsAt(kStep);
+    return rows;
+  }
 
-  const Job job_ = TwoTables();
+  const Job job_ = ThreeTables();
   const std::string folder_ = NewTestFolder();
   Manifest manifest_ = Save(job_, kServers, 20, folder_);
   std::vector<ReferenceTable> references_;
@@ -134,7 +149,7 @@ class SnapshotReaderTest : public testing::Test {
 
 TEST_F(SnapshotReaderTest, VisitsEachLiveRowOnceInAnOrderThatDoesNotDependOnServers) {
   uint64_t rows_hash = 0;
-  for (TableNumber table = 1; table <= 2; ++table) {
+  for (TableNumber table = 1; table <= kTables; ++table) {
     std::vector<KvKey> order;
     std::set<Sign> seen;
     const absl::Status status = VisitRows(
@@ -170,9 +185,9 @@ TEST_F(SnapshotReaderTest, StopsAtTheVisitorsFirstError) {
 }
 
 TEST_F(SnapshotReaderTest, RestoresFromAnyNumberOfServersOntoAnyOther) {
-  std::vector<Sign> signs[2];
+  std::vector<Sign> signs[kTables];
   for (uint64_t id = 0; id < kIds; ++id) {
-    for (TableNumber table = 1; table <= 2; ++table) signs[table - 1].push_back(MakeSign(table, id));
+    for (TableNumber table = 1; table <= kTables; ++table) signs[table - 1].push_back(MakeSign(table, id));
   }
   for (const uint64_t memory_rows_max : {2u, 1000u}) {
     for (uint32_t before = 1; before <= kServersMost; ++before) {
@@ -187,8 +202,8 @@ TEST_F(SnapshotReaderTest, RestoresFromAnyNumberOfServersOntoAnyOther) {
           auto store = MakeMapStore();
           const absl::Status status = RestoreShards(folder, manifest, owns, store.get());
           ASSERT_TRUE(status.ok()) << status;
-          for (TableNumber table = 1; table <= 2; ++table) {
-            auto opened = EmbeddingTable::Open(OptionsOf(job_, table, memory_rows_max), store.get());
+          for (TableNumber table = 1; table <= kTables; ++table) {
+            auto opened = EmbeddingTable::Open(OptionsOf(job_, table, memory_rows_max, kStep), store.get());
             ASSERT_TRUE(opened.ok()) << opened.status();
             rows += (*opened)->stats().rows;
             for (const Sign sign : signs[table - 1]) {
@@ -203,9 +218,58 @@ TEST_F(SnapshotReaderTest, RestoresFromAnyNumberOfServersOntoAnyOther) {
         }
         EXPECT_EQ(hash, manifest.rows_hash());
         EXPECT_EQ(rows, Rows());
-        EXPECT_EQ(compared, 2 * kIds) << "each sign has one owner";
+        EXPECT_EQ(compared, kTables * kIds) << "each sign has one owner";
       }
       EXPECT_TRUE(RemoveTree(folder).ok());
+    }
+  }
+}
+
+TEST_F(SnapshotReaderTest, AnotherExpiryGoesOnToTheSameRowsOnAnyNumberOfServersDealtAnewOrNot) {
+  const auto dim = [&](TableNumber table) { return job_.table(static_cast<int>(table) - 1).dim(); };
+  const auto part = [&](TableNumber table, uint64_t step) {
+    Random random(table * 1000 + step);
+    return RandomPart(&random, table, kIds, 90, dim(table));
+  };
+  for (const uint32_t expire_after_steps : {0u, 1u, 2u, 5u, 100u}) {
+    Job job = job_;
+    for (Table& table : *job.mutable_table()) table.set_expire_after_steps(expire_after_steps);
+    std::vector<uint64_t> truth;
+    for (TableNumber table = 1; table <= kTables; ++table) {
+      ReferenceTable reference = references_[table - 1];
+      reference.ChangeExpiry(kStep, expire_after_steps);
+      for (uint64_t step = kStep + 1; step <= kStep + 4; ++step) {
+        reference.Push(step, 4, {part(table, step)});
+        truth.push_back(reference.Hash(step));
+      }
+    }
+    for (const uint32_t servers : {0u, 1u, 2u, 3u}) {  // 0: as many as there were, each with a copy of its store
+      std::vector<uint64_t> hashes(truth.size());
+      const uint32_t dealt = servers > 0 ? servers : kServers;
+      for (uint32_t server = 0; server < dealt; ++server) {
+        const std::string copy = JoinPath(NewTestFolder(), "copy");
+        std::unique_ptr<KvStore> store = MakeMapStore();
+        if (servers > 0) {
+          const auto owns = [&](uint32_t shard) { return shard % servers == server; };
+          ASSERT_TRUE(RestoreShards(folder_, manifest_, owns, store.get()).ok());
+        } else {
+          std::filesystem::copy(JoinPath(folder_, absl::StrCat("ps-", server)), copy);
+          auto opened = OpenRocksDbStore(copy, RocksDbOptions());
+          ASSERT_TRUE(opened.ok()) << opened.status();
+          store = *std::move(opened);
+        }
+        size_t next = 0;
+        for (TableNumber table = 1; table <= kTables; ++table) {
+          auto opened = EmbeddingTable::Open(OptionsOf(job, table, 20, kStep), store.get());
+          ASSERT_TRUE(opened.ok()) << opened.status();
+          for (uint64_t step = kStep + 1; step <= kStep + 4; ++step) {
+            const Part share = ShareOf(part(table, step), dim(table), server, dealt);
+            ASSERT_TRUE((*opened)->Push(step, 4, {share.span()}).ok());
+            hashes[next++] += *(*opened)->Snapshot(step);
+          }
+        }
+      }
+      EXPECT_EQ(hashes, truth) << servers << " servers, expire_after_steps " << expire_after_steps;
     }
   }
 }

@@ -74,6 +74,8 @@ const Job& SmallJob() {
       table->set_memory_rows_max(60);
       table->mutable_optimizer()->set_kind(i % 2 == 0 ? Optimizer::ADAM : Optimizer::ROWWISE_ADAGRAD);
       table->mutable_admission()->set_count_min(2);
+      if (i % 2 == 1) table->mutable_admission()->set_counter(Admission::BLOOM);
+      table->mutable_admission()->set_bloom_counters(100);  // few: signs do collide
       table->set_expire_after_steps(11);
     }
     const auto faults = FaultsOf(*made);

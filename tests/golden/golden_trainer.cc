@@ -4,6 +4,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "common/base/half.h"
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
+#include "embedding/lifecycle.h"
 #include "embedding/sparse_optimizer.h"
 #include "worker/dense/dense_replica.h"
 #include "worker/dense/host_step.h"
@@ -26,7 +28,10 @@ struct Row {
   RowMeta meta;
   std::vector<float> values;  // weights, then state; empty until admitted
 };
-using Tables = std::map<Sign, Row>;
+struct Tables {
+  std::map<Sign, Row> rows;
+  std::map<std::tuple<TableNumber, uint32_t, uint32_t>, CountingBloom> filters;  // by logical shard and generation
+};
 
 class Golden {
  public:
@@ -97,6 +102,24 @@ class Golden {
     return expire == 0 || row.meta.last_step + expire >= step;
   }
 
+  bool HasFilters(Sign sign) const { return TableOfSign(sign).admission().counter() == Admission::BLOOM; }
+
+  uint32_t Generation(TableNumber table, uint64_t step) const {
+    return static_cast<uint32_t>(step / job_.table(static_cast<int>(table) - 1).expire_after_steps());
+  }
+
+  // The count of a sign without a live row: of this step's generation and of the one before.
+  uint32_t Seen(const Tables& tables, Sign sign, uint64_t step) const {
+    const TableNumber table = TableOf(sign);
+    uint32_t seen = 0;
+    for (const auto& [key, filter] : tables.filters) {
+      const auto& [of, shard, generation] = key;
+      if (of != table || shard != LogicalShardOf(sign, job_.training().shards())) continue;
+      if (generation + 1 >= Generation(table, step)) seen += filter.Estimate(sign);
+    }
+    return seen;
+  }
+
   std::vector<float> InitialWeights(Sign sign) const {
     const Table& table = TableOfSign(sign);
     std::vector<float> weights(table.dim());
@@ -124,12 +147,12 @@ class Golden {
     group->rows.assign(group->unique.size() * group->dim, 0);
     for (size_t i = 0; i < group->unique.size(); ++i) {
       const Sign sign = group->unique[i];
-      const auto found = tables.find(sign);
-      const bool live = found != tables.end() && Live(sign, found->second, step);
+      const auto found = tables.rows.find(sign);
+      const bool live = found != tables.rows.end() && Live(sign, found->second, step);
       std::vector<float> weights;
       if (live && (found->second.meta.flags & kRowAdmitted)) {
         weights.assign(found->second.values.begin(), found->second.values.begin() + group->dim);
-      } else if ((live ? found->second.meta.count : 0) + uint64_t{group->occurrences[i]} >=
+      } else if ((live ? found->second.meta.count : Seen(tables, sign, step)) + uint64_t{group->occurrences[i]} >=
                  TableOfSign(sign).admission().count_min()) {
         weights = InitialWeights(sign);
       }
@@ -206,8 +229,17 @@ class Golden {
     for (auto& [sign, sum] : sums) {
       const Table& table = TableOfSign(sign);
       const SparseOptimizer optimizer(table.optimizer(), table.dim());
-      Row& row = (*tables)[sign];
-      if (!Live(sign, row, step)) row = Row();
+      const auto found = tables->rows.find(sign);
+      if (found != tables->rows.end() && !Live(sign, found->second, step)) tables->rows.erase(found);
+      if (HasFilters(sign) && tables->rows.count(sign) == 0) {
+        const uint32_t seen = Seen(*tables, sign, step);
+        const uint32_t shard = LogicalShardOf(sign, job_.training().shards());
+        tables->filters.try_emplace({TableOf(sign), shard, Generation(TableOf(sign), step)}, table.admission())
+            .first->second.Add(sign, static_cast<uint32_t>(sum.occurrences));
+        if (seen + sum.occurrences < table.admission().count_min()) continue;
+        tables->rows[sign].meta.count = seen;
+      }
+      Row& row = tables->rows[sign];
       row.meta.count += sum.occurrences;
       row.meta.last_step = step;
       if (!(row.meta.flags & kRowAdmitted)) {
@@ -227,8 +259,13 @@ class Golden {
 
   absl::StatusOr<GoldenResult> Result(uint64_t step) {
     result_.steps = step;
-    for (const auto& [sign, row] : history_.back().second) {
+    const Tables& tables = history_.back().second;
+    for (const auto& [sign, row] : tables.rows) {
       if (Live(sign, row, step)) result_.rows_hash += RowHash(TableOf(sign), sign, row.meta, row.values);
+    }
+    for (const auto& [key, filter] : tables.filters) {
+      const auto& [table, shard, generation] = key;
+      if (generation + 1 >= Generation(table, step)) result_.rows_hash += filter.Hash({table, shard, generation});
     }
     HEARTH_ASSIGN_OR_RETURN(result_.dense_hash, replica_->Hash());
     result_.model_hash = ModelHash(result_.rows_hash, result_.dense_hash);

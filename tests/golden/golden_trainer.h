@@ -23,8 +23,8 @@ struct GoldenResult {
   uint64_t model_hash = 0;
 };
 
-// Trains the job from its beginning to its end. job.training.lanes is set; admission counters are EXACT. `scratch`: a
-// folder.
+// Trains the job from its beginning to its end. job.training.lanes is set; tables with BLOOM counters have expiry.
+// `scratch`: a folder.
 absl::StatusOr<GoldenResult> TrainGolden(const Job& job, const std::string& scratch);
 
 }  // namespace hearth

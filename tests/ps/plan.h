@@ -8,11 +8,13 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/base/env.h"
 #include "common/proto/job.pb.h"
 #include "embedding/embedding_table.h"
+#include "embedding/lifecycle.h"
 #include "embedding/sparse_optimizer.h"
 
 namespace hearth {
@@ -24,8 +26,8 @@ struct TableBatch {
   std::vector<float> rows;  // [count, dim]: pulled rows, or gradients
 };
 using LaneBatch = std::vector<TableBatch>;
-constexpr uint32_t kTables = 3;
-constexpr uint32_t kDims[kTables] = {4, 3, 1};
+constexpr uint32_t kTables = 4;
+constexpr uint32_t kDims[kTables] = {4, 3, 1, 2};
 
 struct Plan {
   uint64_t seed = 1;
@@ -84,6 +86,14 @@ struct Plan {
     expiring->mutable_optimizer()->set_kind(Optimizer::ADAM);
     expiring->set_expire_after_steps(2);
     expiring->set_memory_rows_max(1000);
+    Table* counted = job.add_table();
+    counted->set_name("counted");
+    counted->set_dim(kDims[3]);
+    counted->mutable_admission()->set_count_min(3);
+    counted->mutable_admission()->set_counter(Admission::BLOOM);
+    counted->mutable_admission()->set_bloom_counters(64);
+    counted->set_expire_after_steps(3);
+    counted->set_memory_rows_max(4);
     return job;
   }
 
@@ -162,9 +172,13 @@ class Reference {
     RowMeta meta;
     std::vector<float> values;  // weights and state; empty below the threshold
   };
-  using Rows = std::vector<std::map<Sign, Row>>;  // [tables]
+  struct Rows {  // of a table
+    std::map<Sign, Row> rows;
+    std::map<std::pair<uint32_t, uint32_t>, CountingBloom> filters;  // by logical shard and generation, all there were
+  };
 
-  explicit Reference(const Plan& plan) : plan_(plan), job_(plan.job()), after_(plan.steps + 1, Rows(kTables)) {
+  explicit Reference(const Plan& plan)
+      : plan_(plan), job_(plan.job()), after_(plan.steps + 1, std::vector<Rows>(kTables)) {
     for (uint64_t s = 1; s <= plan.steps; ++s) {
       std::vector<LaneBatch> parts;
       for (uint32_t lane = 0; lane < plan.lanes; ++lane) {
@@ -188,8 +202,12 @@ class Reference {
   uint64_t Hash(uint64_t s) const {
     uint64_t sum = 0;
     for (size_t t = 0; t < after_[s].size(); ++t) {
-      for (const auto& [sign, row] : after_[s][t]) {
-        if (Live(t, row, s)) sum += RowHash(static_cast<TableNumber>(t + 1), sign, row.meta, row.values);
+      const TableNumber table = static_cast<TableNumber>(t + 1);
+      for (const auto& [sign, row] : after_[s][t].rows) {
+        if (Live(t, row, s)) sum += RowHash(table, sign, row.meta, row.values);
+      }
+      for (const auto& [key, filter] : after_[s][t].filters) {
+        if (key.second + 1 >= Generation(t, s)) sum += filter.Hash({table, key.first, key.second});
       }
     }
     return sum;
@@ -197,7 +215,7 @@ class Reference {
   uint64_t RowsAt(uint64_t s) const {
     uint64_t rows = 0;
     for (size_t t = 0; t < after_[s].size(); ++t) {
-      for (const auto& [sign, row] : after_[s][t]) rows += row.meta.flags != 0 && Live(t, row, s) ? 1 : 0;
+      for (const auto& [sign, row] : after_[s][t].rows) rows += row.meta.flags != 0 && Live(t, row, s) ? 1 : 0;
     }
     return rows;
   }
@@ -207,6 +225,19 @@ class Reference {
     const uint64_t expire = job_.table(t).expire_after_steps();
     return expire == 0 || row.meta.last_step + expire >= s;
   }
+  bool Bloom(size_t t) const { return job_.table(t).admission().counter() == Admission::BLOOM; }
+  uint32_t Generation(size_t t, uint64_t s) const {  // where there is a filter
+    return static_cast<uint32_t>(s / job_.table(t).expire_after_steps());
+  }
+  uint32_t LogicalShard(Sign sign) const { return LogicalShardOf(sign, job_.training().shards()); }
+  // The count of a sign without a live row.
+  uint32_t Seen(size_t t, const Rows& table, Sign sign, uint64_t s) const {
+    uint32_t seen = 0;
+    for (const auto& [key, filter] : table.filters) {
+      if (key.first == LogicalShard(sign) && key.second + 1 >= Generation(t, s)) seen += filter.Estimate(sign);
+    }
+    return seen;
+  }
   std::vector<float> Initial(size_t t, Sign sign) const {
     std::vector<float> weights;
     for (uint32_t i = 0; i < job_.table(t).dim(); ++i) {
@@ -214,11 +245,16 @@ class Reference {
     }
     return weights;
   }
-  void Look(size_t t, const std::map<Sign, Row>& rows, uint64_t s, TableBatch* batch, bool read_only) const {
+  void Look(size_t t, const Rows& table, uint64_t s, TableBatch* batch, bool read_only) const {
     const uint32_t dim = job_.table(t).dim();
     for (size_t i = 0; i < batch->signs.size(); ++i) {
-      const auto found = rows.find(batch->signs[i]);
-      const Row row = found != rows.end() && Live(t, found->second, s) ? found->second : Row();
+      const auto found = table.rows.find(batch->signs[i]);
+      Row row;
+      if (found != table.rows.end() && Live(t, found->second, s)) {
+        row = found->second;
+      } else {
+        row.meta.count = Seen(t, table, batch->signs[i], s);
+      }
       std::vector<float> weights(dim, 0.0f);
       if (!row.values.empty()) {
         weights = row.values;
@@ -242,9 +278,18 @@ class Reference {
           for (uint32_t d = 0; d < config.dim(); ++d) gradient[d] += part[t].rows[i * config.dim() + d];
         }
       }
+      Rows& table = after_[s][t];
       for (auto& [sign, sum] : sums) {
-        Row& row = after_[s][t][sign];
-        if (!Live(t, row, s)) row = Row();
+        const auto found = table.rows.find(sign);
+        if (found != table.rows.end() && !Live(t, found->second, s)) table.rows.erase(found);
+        if (Bloom(t) && table.rows.count(sign) == 0) {
+          const uint32_t seen = Seen(t, table, sign, s);
+          table.filters.try_emplace({LogicalShard(sign), Generation(t, s)}, config.admission())
+              .first->second.Add(sign, sum.first);
+          if (seen + sum.first < config.admission().count_min()) continue;
+          table.rows[sign].meta.count = seen;
+        }
+        Row& row = table.rows[sign];
         row.meta.count += sum.first;
         row.meta.last_step = static_cast<uint32_t>(s);
         if (row.meta.count < config.admission().count_min()) continue;
@@ -264,7 +309,7 @@ class Reference {
 
   const Plan plan_;
   const Job job_;
-  std::vector<Rows> after_;  // [steps + 1]
+  std::vector<std::vector<Rows>> after_;  // [steps + 1][tables]
 };
 
 inline bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {

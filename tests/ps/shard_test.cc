@@ -384,8 +384,8 @@ TEST_F(ShardTest, RefusesSectionsThatDoNotFitTheJob) {
   const Section good = One(MakeSign(1, mine));
 
   Section bad = good;
-  bad.table = 4;
-  ExpectRefused(Give(header, {bad}), "table 4 is not in the job");
+  bad.table = 5;
+  ExpectRefused(Give(header, {bad}), "table 5 is not in the job");
   bad = good;
   bad.dim = 5;
   ExpectRefused(Give(header, {bad}), "table plain: dim 5, the job says 4");

@@ -111,10 +111,6 @@ TEST(ValidateJob, ReportsAllFaultsAtOnceEachWithFieldCauseAndRemedy) {
 
 TEST(ValidateJob, RefusesCombinationsThatCannotKeepTheirPromise) {
   Job job = SmallJob();
-  job.mutable_table(0)->set_expire_after_steps(5);
-  job.mutable_table(0)->mutable_admission()->set_counter(Admission::BLOOM);
-  EXPECT_THAT(FaultsOf(job), Contains(HasSubstr("cannot forget")));
-  job = SmallJob();
   job.mutable_log(0)->clear_path();
   job.mutable_log(0)->set_directory("in");
   job.mutable_log(0)->mutable_shuffle()->set_pieces(true);
@@ -348,6 +344,11 @@ TEST(ValidateJob, BoundsTheMemoryOfCountingFilters) {
   EXPECT_THAT(FaultsOf(job), IsEmpty());
   job.mutable_training()->set_shards(65);
   EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("bloom_counters"), HasSubstr("training.shards"))));
+  job.mutable_table(0)->set_expire_after_steps(5);
+  job.mutable_training()->set_shards(32);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_training()->set_shards(33);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("bloom_counters"), HasSubstr("twice"))));
 }
 
 TEST(ValidateJob, RefusesNamesThatAreNotUtf8AndTakesThoseThatAre) {

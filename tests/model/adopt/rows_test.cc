@@ -36,7 +36,8 @@ Job JobOf(const std::string& text) {
 constexpr char kOld[] = R"(
   training { shards: 4 lanes: 1 }
   table { name: "users" dim: 3 optimizer { kind: ADAM } expire_after_steps: 30 admission { count_min: 2 } }
-  table { name: "videos" dim: 2 optimizer { initial_accumulator: 0.5 } }
+  table { name: "videos" dim: 2 optimizer { initial_accumulator: 0.5 } expire_after_steps: 30
+          admission { count_min: 2 counter: BLOOM bloom_counters: 1000 } }
   slot { name: "user" table: "users" } slot { name: "video" table: "videos" } )";
 
 struct Row {

@@ -44,7 +44,7 @@ Job ThreeTables() {
     return table;
   };
   add("expires", 3, 2, 4)->mutable_optimizer()->set_kind(Optimizer::ADAM);
-  add("counts in a filter", 2, 2, 0)->mutable_admission()->set_counter(Admission::BLOOM);
+  add("counts in a filter", 2, 2, 3)->mutable_admission()->set_counter(Admission::BLOOM);
   job.mutable_table(1)->mutable_admission()->set_bloom_counters(1000);
   add("keeps", 4, 1, 0);
   return job;
