@@ -78,8 +78,8 @@ struct Section {
   absl::Span<const uint64_t> signs;        // [count] or empty
   absl::Span<const uint32_t> occurrences;  // [count] or empty
   absl::Span<const float> values;          // [count, dim] or empty
-  absl::Span<const uint16_t> halves;       // kFloat16 (common/base/half.h): in the place of values
   uint32_t count = 0;
+  absl::Span<const uint16_t> halves = {};  // kFloat16 (common/base/half.h): in the place of values
 };
 
 // Values are float32. Fills magic, version, sections and body_bytes; body_hash and tag are 0.

@@ -139,6 +139,37 @@ TEST(Wire, ValuesWrittenInPlaceGiveTheSameBytes) {
   }
 }
 
+TEST(Wire, ValuesOfSixteenBitsTakeHalfTheBytes) {
+  Random random(3);
+  for (int i = 0; i < 200; ++i) {
+    const std::vector<Table> tables = RandomTables(&random);
+    const Header header = RandomHeader(&random);
+    std::vector<Section> sections = SectionsOf(tables);
+    for (Section& section : sections) section.values = {};
+    std::vector<char*> values;
+    const Bytes bytes = EncodeMessageInPlace(header, sections, Dtype::kFloat16, &values);
+    for (size_t t = 0; t < tables.size(); ++t) {
+      for (size_t k = 0; k < size_t{tables[t].count} * tables[t].dim; ++k) {
+        reinterpret_cast<uint16_t*>(values[t])[k] = static_cast<uint16_t>(k * 7 + t);
+      }
+    }
+    const auto decoded = DecodeMessage(bytes.span());
+    ASSERT_TRUE(decoded.ok()) << decoded.status();
+    for (size_t t = 0; t < tables.size(); ++t) {
+      const Section& section = decoded->sections[t];
+      EXPECT_TRUE(section.values.empty());
+      ASSERT_EQ(section.halves.size(), size_t{tables[t].count} * tables[t].dim);
+      for (size_t k = 0; k < section.halves.size(); ++k) ASSERT_EQ(section.halves[k], static_cast<uint16_t>(k * 7 + t));
+      EXPECT_EQ(section.signs, absl::MakeSpan(tables[t].signs));
+    }
+    for (size_t length = sizeof(Header); length < bytes.size(); length += 1 + random.Below(60)) {
+      Bytes part(length);
+      std::copy_n(bytes.data(), length, part.data());
+      EXPECT_TRUE(absl::IsInternal(DecodeMessage(part.span()).status()));
+    }
+  }
+}
+
 TEST(Wire, EveryTruncationIsFound) {
   Random random(4);
   for (int i = 0; i < 20; ++i) {
@@ -211,9 +242,11 @@ TEST(Wire, SizesThatOverflowAreRefused) {
 
 TEST(Wire, UnknownTypesAndSignsOutOfOrderAreRefused) {
   SectionHeader section;
-  section.dtype = 1;
+  section.dtype = static_cast<Dtype>(2);
   EXPECT_TRUE(absl::IsInternal(DecodeMessage(WithSection(section).span()).status()));
-  section.dtype = 0;
+  section.dtype = Dtype::kFloat16;
+  EXPECT_TRUE(DecodeMessage(WithSection(section).span()).ok());
+  section.dtype = Dtype::kFloat32;
   EXPECT_TRUE(DecodeMessage(WithSection(section).span()).ok());
   Table table;
   table.signs = {5, 5};
