@@ -197,7 +197,7 @@ TEST(RowArena, TakesMemoryAsItFills) {
     ASSERT_TRUE(arena.Reserve(1).ok());
     slots.push_back(arena.Take(MakeSign(1, id)));
   }
-  EXPECT_GT(arena.bytes_committed(), uint64_t{40} << 20);
+  EXPECT_GE(arena.bytes_committed(), uint64_t{40} << 20);
   for (size_t i = 1000; i < slots.size(); ++i) arena.Release(slots[i]);
   arena.Trim();
   EXPECT_EQ(arena.slots(), 1000u);
