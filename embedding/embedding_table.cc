@@ -36,6 +36,11 @@ constexpr size_t kWindowBytes = size_t{1} << 20;
 constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
 constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
 
+uint64_t CapacityFor(uint64_t memory_rows_max) {
+  return std::min<uint64_t>(memory_rows_max + std::clamp(memory_rows_max / 4, kSlackRowsMin, kSlackRowsMax),
+                            4'200'000'000u);
+}
+
 uint64_t WeightStream(uint64_t seed, Sign sign) { return Mix64(Mix64(seed) ^ sign); }
 
 float WeightOf(uint64_t stream, uint32_t i, double init_uniform) {
@@ -78,8 +83,7 @@ class TieredTable final : public EmbeddingTable {
         seed_(options.seed),
         shards_(options.shards),
         memory_rows_max_(options.memory_rows_max),
-        capacity_(std::min<uint64_t>(memory_rows_max_ + std::clamp(memory_rows_max_ / 4, kSlackRowsMin, kSlackRowsMax),
-                                     4'200'000'000u)),
+        capacity_(CapacityFor(memory_rows_max_)),
         dim_(options.config.dim()),
         floats_(dim_ + StateFloatsOf(options.config.optimizer(), dim_)),
         row_bytes_(sizeof(RowMeta) + floats_ * sizeof(float)),
@@ -1138,6 +1142,25 @@ absl::Status CheckOptions(const TableOptions& options) {
 
 float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform) {
   return WeightOf(WeightStream(seed, sign), i, init_uniform);
+}
+
+TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows, uint32_t filter_shards) {
+  const uint64_t capacity = CapacityFor(options.memory_rows_max);
+  const uint32_t dim = options.config.dim();
+  const uint64_t row_bytes = sizeof(RowMeta) + (dim + StateFloatsOf(options.config.optimizer(), dim)) * sizeof(float);
+  const Admission& admission = options.config.admission();
+  TableMemory memory;
+  memory.rows_in_memory = std::min(rows, options.memory_rows_max);
+  memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes, capacity) +
+                 RowIndex::BytesFor(memory.rows_in_memory, capacity) +
+                 2 * SlotSet::BytesFor(memory.rows_in_memory, capacity) +
+                 SignFilter::BytesFor(rows, options.memory_rows_max);
+  if (admission.counter() == Admission::BLOOM && admission.count_min() > 1) {
+    memory.bytes += filter_shards * CountingBloom::BytesFor(admission);
+  }
+  // The writes that are under way and the one that is filled.
+  memory.write_bytes_max = std::min((kWritesAheadMax + 1) * kWriteBytesMax, memory.rows_in_memory * row_bytes);
+  return memory;
 }
 
 absl::StatusOr<uint64_t> EmbeddingTable::Snapshot(uint64_t step) {

@@ -67,6 +67,13 @@ struct EmbeddingTableStats {
   uint64_t bytes_memory = 0;
 };
 
+// What a table of so many rows takes in memory on one server. For plans.
+struct TableMemory {
+  uint64_t rows_in_memory = 0;   // at most
+  uint64_t bytes = 0;            // stats().bytes_memory
+  uint64_t write_bytes_max = 0;  // and beside that rows on their way to the store: of a cut, or that leave memory
+};
+
 // What a cut knows of a table once its rows are copied.
 struct TableCut {
   uint64_t step = 0;
@@ -130,6 +137,8 @@ class EmbeddingTable {
   absl::StatusOr<uint64_t> Snapshot(uint64_t step);
 
   virtual EmbeddingTableStats stats() const = 0;
+  // Of a table that holds `rows` in all, whose filters count `filter_shards` logical shards. REQUIRES: what Open asks.
+  static TableMemory MemoryFor(const TableOptions& options, uint64_t rows, uint32_t filter_shards);
 
  protected:
   // Until all that was handed to the writer is written.

@@ -54,8 +54,10 @@ class CountingBloom {
   // A filter's share of the model hash: XXH3-64 of (table u32, logical shard u32, bytes).
   uint64_t Hash(TableNumber table, uint32_t shard) const;
   uint64_t bytes() const { return bytes_.size(); }
+  static uint64_t BytesFor(const Admission& config) { return config.bloom_counters() * CounterBytes(config); }
 
  private:
+  static uint32_t CounterBytes(const Admission& config) { return config.count_min() <= 255 ? 1 : 4; }
   uint64_t Position(Sign sign, uint32_t hash) const;
   uint32_t Get(uint64_t position) const;
 

@@ -18,6 +18,10 @@ constexpr uint64_t kCommitStepBytesMax = uint64_t{8} << 20;
 
 uint64_t RoundUp(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
+uint64_t UnitOf(uint64_t bytes_max) { return bytes_max >= kHugePageBytes ? kHugePageBytes : kPageBytes; }
+// By which a region grows that has so much.
+uint64_t StepOf(uint64_t committed) { return std::min(std::max(committed, kHugePageBytes), kCommitStepBytesMax); }
+
 absl::Status MemoryError(absl::string_view what, uint64_t bytes) {
   return absl::ResourceExhaustedError(absl::StrCat("memory tier: ", what, " ", bytes, " bytes: ", std::strerror(errno),
                                                    "; lower the tables' memory_rows_max or raise the process's limit"));
@@ -40,7 +44,7 @@ Region& Region::operator=(Region&& other) noexcept {
 
 absl::Status Region::Reserve(uint64_t bytes_max) {
   const bool huge = bytes_max >= kHugePageBytes;
-  const uint64_t unit = huge ? kHugePageBytes : kPageBytes;
+  const uint64_t unit = UnitOf(bytes_max);
   const uint64_t bytes = RoundUp(std::max<uint64_t>(bytes_max, 1), unit);
   // A huge page must begin at a multiple of its size; mmap promises a small page's only. What is over is given back.
   const uint64_t wanted = huge ? bytes + kHugePageBytes : bytes;
@@ -60,8 +64,7 @@ absl::Status Region::Reserve(uint64_t bytes_max) {
 absl::Status Region::Commit(uint64_t bytes) {
   if (bytes <= committed_bytes_) return absl::OkStatus();
   HEARTH_CHECK(bytes <= reserved_bytes_);
-  const uint64_t step = std::min(std::max(committed_bytes_, kHugePageBytes), kCommitStepBytesMax);
-  const uint64_t target = std::min(RoundUp(bytes, step), reserved_bytes_);
+  const uint64_t target = std::min(RoundUp(bytes, StepOf(committed_bytes_)), reserved_bytes_);
   if (mprotect(data_ + committed_bytes_, target - committed_bytes_, PROT_READ | PROT_WRITE) != 0) {
     return MemoryError("cannot take", target - committed_bytes_);
   }
@@ -69,9 +72,15 @@ absl::Status Region::Commit(uint64_t bytes) {
   return absl::OkStatus();
 }
 
+uint64_t Region::BytesFor(uint64_t bytes, uint64_t bytes_max) {
+  uint64_t before = 0;  // the last steps before the largest
+  while (StepOf(before) < std::min(bytes, kCommitStepBytesMax)) before += StepOf(before);
+  return std::min(RoundUp(bytes, StepOf(before)), RoundUp(std::max<uint64_t>(bytes_max, 1), UnitOf(bytes_max)));
+}
+
 absl::Status RowArena::Open(uint64_t row_bytes, uint64_t rows_max) {
   HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull && row_bytes >= sizeof(uint32_t));
-  stride_ = RoundUp(sizeof(Sign) + row_bytes, sizeof(Sign));
+  stride_ = StrideOf(row_bytes);
   rows_max_ = rows_max;
   return region_.Reserve(rows_max * stride_);
 }

@@ -24,6 +24,8 @@ class Region {
   absl::Status Commit(uint64_t bytes);
   char* data() const { return data_; }
   uint64_t committed_bytes() const { return committed_bytes_; }
+  // What is committed once Commits that grow a little each time have come to `bytes`. For plans.
+  static uint64_t BytesFor(uint64_t bytes, uint64_t bytes_max);
 
  private:
   char* data_ = nullptr;
@@ -58,11 +60,18 @@ class RowArena {
     for (uint64_t line = 0; line <= lines; ++line) __builtin_prefetch(begin + line * kLineBytes);
   }
   uint64_t bytes() const { return region_.committed_bytes(); }
+  // bytes() of an arena for rows_max rows that holds `rows`. For plans.
+  static uint64_t BytesFor(uint64_t rows, uint64_t row_bytes, uint64_t rows_max) {
+    return Region::BytesFor(rows * StrideOf(row_bytes), rows_max * StrideOf(row_bytes));
+  }
 
  private:
   static constexpr uint64_t kLineBytes = 64;
   static constexpr uint32_t kNoSlot = 0xffffffffu;
 
+  static uint64_t StrideOf(uint64_t row_bytes) {
+    return (sizeof(Sign) + row_bytes + sizeof(Sign) - 1) / sizeof(Sign) * sizeof(Sign);
+  }
   char* place(uint32_t slot) const { return region_.data() + slot * stride_; }
   uint32_t* next_released(uint32_t slot) const { return reinterpret_cast<uint32_t*>(row(slot)); }
 
@@ -78,9 +87,9 @@ class RowArena {
 // Slots of an arena, a bit each, in memory that is taken as they come.
 class SlotSet {
  public:
-  absl::Status Open(uint64_t rows_max) { return region_.Reserve(rows_max / 8 + sizeof(uint64_t)); }
+  absl::Status Open(uint64_t rows_max) { return region_.Reserve(BitBytes(rows_max)); }
   // Slots below this may be added.
-  absl::Status Reserve(uint64_t slots) { return region_.Commit(slots / 8 + sizeof(uint64_t)); }
+  absl::Status Reserve(uint64_t slots) { return region_.Commit(BitBytes(slots)); }
   uint64_t size() const { return size_; }
   void Add(uint32_t slot) {
     uint64_t* const word = words() + slot / 64;
@@ -91,8 +100,12 @@ class SlotSet {
   // Up to count_max of them, ascending, into `slots`. Each once, round after round: it goes on where it stopped.
   void TakeNext(uint64_t count_max, std::vector<uint32_t>* slots);
   uint64_t bytes() const { return region_.committed_bytes(); }
+  static uint64_t BytesFor(uint64_t slots, uint64_t rows_max) {  // as RowArena's
+    return Region::BytesFor(BitBytes(slots), BitBytes(rows_max));
+  }
 
  private:
+  static uint64_t BitBytes(uint64_t slots) { return slots / 8 + sizeof(uint64_t); }
   uint64_t* words() const { return reinterpret_cast<uint64_t*>(region_.data()); }
 
   uint64_t size_ = 0;

@@ -153,6 +153,14 @@ absl::StatusOr<Section> ReadSection(Reader* reader) {
 
 }  // namespace
 
+uint64_t SectionBytesFor(uint32_t dim, uint64_t count, bool signs, bool occurrences, bool values) {
+  SectionBytes bytes;
+  if (signs) bytes.signs = count * sizeof(uint64_t);
+  if (occurrences) bytes.occurrences = count * sizeof(uint32_t);
+  if (values) bytes.values = count * dim * sizeof(float);
+  return sizeof(SectionHeader) + bytes.Padded();
+}
+
 Bytes EncodeMessage(Header header, absl::Span<const Section> sections) { return Encode(header, sections, nullptr); }
 
 Bytes EncodeMessageInPlace(Header header, absl::Span<const Section> sections, std::vector<float*>* values_out) {

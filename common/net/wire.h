@@ -78,6 +78,9 @@ struct Section {
   uint32_t count = 0;
 };
 
+// What a section takes of a message, its header included. For plans.
+uint64_t SectionBytesFor(uint32_t dim, uint64_t count, bool signs, bool occurrences, bool values);
+
 // Fills magic, version, sections and body_bytes; body_hash and tag are 0.
 Bytes EncodeMessage(Header header, absl::Span<const Section> sections);
 // Space for a message whose values the caller writes itself: `values_out[i]` points at section i's [count, dim].
