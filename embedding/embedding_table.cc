@@ -1151,10 +1151,10 @@ TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows
   const Admission& admission = options.config.admission();
   TableMemory memory;
   memory.rows_in_memory = std::min(rows, options.memory_rows_max);
+  memory.filter_bytes = SignFilter::BytesFor(rows, options.memory_rows_max);
   memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes, capacity) +
                  RowIndex::BytesFor(memory.rows_in_memory, capacity) +
-                 2 * SlotSet::BytesFor(memory.rows_in_memory, capacity) +
-                 SignFilter::BytesFor(rows, options.memory_rows_max);
+                 2 * SlotSet::BytesFor(memory.rows_in_memory, capacity) + memory.filter_bytes;
   if (admission.counter() == Admission::BLOOM && admission.count_min() > 1) {
     memory.bytes += filter_shards * CountingBloom::BytesFor(admission);
   }

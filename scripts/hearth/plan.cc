@@ -21,15 +21,16 @@ namespace hearth {
 namespace {
 
 // Processes without rows and parameters, as Linux counts their resident memory.
-constexpr double kServerBytes = 40 << 20;
-constexpr double kSchedulerBytes = 30 << 20;
+constexpr double kServerBytes = 50 << 20;
+constexpr double kSchedulerBytes = 24 << 20;
 constexpr double kWorkerBytes = 190 << 20;           // LibTorch's code that a CPU's steps touch
 constexpr double kPayingOff = 1.1;                   // largest over mean share, from which on it is worth a warning
 constexpr double kProofBytes = sizeof(Header::tag);  // beside each buffer of an exchange
 // Of rank 0, about: a file of rows in the MANIFEST, and a lane.
 constexpr double kFileEntryBytes = 40;
 constexpr double kLaneStateBytes = 400;
-constexpr double kFilesOfStore = 16;  // 12 sorted runs at most, and RocksDB's own
+constexpr double kTensorEntryBytes = 110;  // of a tensor in the header of dense.safetensors
+constexpr double kFilesOfStore = 16;       // 12 sorted runs at most, and RocksDB's own
 // Multiply-adds a second of a worker's thread in the towers (docs/PERFORMANCE.md: 48 GFLOP/s are 24).
 constexpr double kDenseMultiplyAdds = 20e9;
 
@@ -39,6 +40,7 @@ struct Dense {
   double moment_columns = 0;
   double multiply_adds = 0;  // a record, forward: each weight of a matrix once
   double outputs = 0;        // a record: floats that layers give
+  double tensors = 0;        // arrays of parameters
 };
 
 Dense DenseOf(const Job& job) {
@@ -53,6 +55,7 @@ Dense DenseOf(const Job& job) {
         continue;
       }
       dense.parameters += size;
+      ++dense.tensors;
       (parameter.axes.size() > 1 ? dense.multiply_adds : dense.outputs) += size;
       // A feature gate gives as many columns as it takes.
       if (parameter.leaf == "up") dense.outputs += 2 * static_cast<double>(parameter.axes.back().size);
@@ -110,10 +113,9 @@ class Planner {
     plan_.largest_over_mean = largest_ / mean_;
     if (plan_.largest_over_mean <= kPayingOff) return;
     plan_.warnings.push_back(absl::StrFormat(
-        "training.shards: %d logical shards on %d servers give one server %.2f times the mean load, and no two kinds "
-        "of "
-        "load can be balanced; before the first start set training.shards to a multiple of %d (or to some 10 times as "
-        "many), or take a number of servers that divides %d",
+        "training.shards: %d logical shards on %d servers give one server %.2f times the mean load; set "
+        "training.shards to a "
+        "multiple of %d before the first start (it is fixed from then on), or take a number of servers that divides %d",
         shards, in_.servers, plan_.largest_over_mean, in_.servers, shards));
   }
 
@@ -237,8 +239,7 @@ class Planner {
       return [this, bytes_for](double share, double) {
         double bytes = 0;
         for (int t = 0; t < job_.table_size(); ++t) {
-          const double rows = in_.tables[static_cast<size_t>(t)].rows * share;
-          bytes += static_cast<double>(bytes_for(static_cast<uint64_t>(rows), ValueBytesOf(job_.table(t))));
+          bytes += static_cast<double>(bytes_for(RowsOf(t, share), ValueBytesOf(job_.table(t))));
         }
         return bytes;
       };
@@ -259,31 +260,39 @@ class Planner {
     return rank;
   }
 
+  // Rows of a table on a server with that share.
+  uint64_t RowsOf(int table, double share) const {
+    return static_cast<uint64_t>(std::ceil(in_.tables[static_cast<size_t>(table)].rows * share));
+  }
+
   TableMemory MemoryOf(int table, double share, double shards) const {
     TableOptions options;
     options.config = job_.table(table);
     options.number = static_cast<TableNumber>(table + 1);
     options.shards = job_.training().shards();
     options.memory_rows_max = std::max<uint64_t>(1, (options.config.memory_rows_max() + in_.servers - 1) / in_.servers);
-    const double rows = in_.tables[static_cast<size_t>(table)].rows * share;
-    return EmbeddingTable::MemoryFor(options, static_cast<uint64_t>(rows), static_cast<uint32_t>(std::lround(shards)));
+    return EmbeddingTable::MemoryFor(options, RowsOf(table, share), static_cast<uint32_t>(std::lround(shards)));
+  }
+
+  // Of the rows of the server with the largest share. Each server keeps as many, whatever its share.
+  double ShareInMemory(int table) const {
+    const uint64_t rows = RowsOf(table, largest_);
+    return rows == 0 ? 1 : static_cast<double>(MemoryOf(table, largest_, 0).rows_in_memory) / static_cast<double>(rows);
   }
 
   PlanFigure TableMemoryOf(int table) {
     const std::string& name = job_.table(table).name();
-    const TableMemory memory = MemoryOf(table, mean_, 0);
-    const double rows = in_.tables[static_cast<size_t>(table)].rows * mean_;
-    const double in_memory = rows > 0 ? static_cast<double>(memory.rows_in_memory) / rows : 1;
-    if (in_memory < 1) {
+    if (const double share = ShareInMemory(table); share < 1) {
       plan_.warnings.push_back(absl::StrFormat(
-          "table \"%s\": memory_rows_max keeps %.0f %% of its rows in memory; the others are read from disk ahead of "
-          "their pull",
-          name, 100 * in_memory));
+          "table \"%s\": memory_rows_max keeps %.3g %% of the rows of the fullest server in memory; the "
+          "others are read from disk ahead of their pull",
+          name, 100 * share));
     }
     return OfServer(
         absl::StrCat("table ", name),
-        absl::StrFormat("%d bytes of row, sign in front, index, sets of changed rows, filter of signs",
-                        ValueBytesOf(job_.table(table))),
+        absl::StrFormat("%d bytes a row; sign in front, index, sets of changed rows; %.3g MB filter of signs on disk",
+                        ValueBytesOf(job_.table(table)),
+                        1e-6 * static_cast<double>(MemoryOf(table, mean_, 0).filter_bytes)),
         [&](double share, double shards) { return static_cast<double>(MemoryOf(table, share, shards).bytes); });
   }
 
@@ -325,8 +334,10 @@ class Planner {
                                         "60 + 5 a task for each record of a split, on worker 0 alone")));
     }
     if (worker == 0) {
-      rank.disk = {Same("dense.safetensors, a snapshot", dense_.parameters * sizeof(float) * (1 + state + mean_weights),
-                        "weights and the optimizer's arrays")};
+      rank.disk = {
+          Same("dense.safetensors, a snapshot",
+               (dense_.parameters * sizeof(float) + dense_.tensors * kTensorEntryBytes) * (1 + state + mean_weights),
+               "weights and the optimizer's arrays")};
     }
     rank.network = WorkerNetwork(worker);
     return rank;
@@ -380,9 +391,7 @@ class Planner {
     for (int t = 0; t < job_.table_size(); ++t) {
       const PlanTable& table = in_.tables[static_cast<size_t>(t)];
       const double signs = table.signs * largest_;
-      const TableMemory memory = MemoryOf(t, largest_, 0);
-      const double rows = table.rows * largest_;
-      const double cold = rows > 0 ? 1 - std::min(1.0, static_cast<double>(memory.rows_in_memory) / rows) : 0;
+      const double cold = 1 - ShareInMemory(t);
       pull += signs * RowNs(job_.table(t), &RowRates::pull_ns) * 1e-9;
       push += signs *
               (RowNs(job_.table(t), &RowRates::push_ns) + table.fresh * RowNs(job_.table(t), &RowRates::insert_ns)) *
@@ -428,6 +437,13 @@ class Planner {
                             "the busier direction"));
     }
     if (rates.cores > 0) {
+      if (const double ranks = std::ceil((1.0 + in_.servers + in_.workers) / in_.nodes); ranks > rates.cores + 1) {
+        plan_.warnings.push_back(
+            absl::StrFormat("%.0f ranks on a node of %d cores take turns, and MPI's polling takes some of each turn: a "
+                            "step takes longer "
+                            "than this says",
+                            ranks, rates.cores));
+      }
       const double servers = std::ceil(static_cast<double>(in_.servers) / in_.nodes);
       const double workers = std::ceil(static_cast<double>(in_.workers) / in_.nodes);
       const double moved = lanes_ * (mean.to_server() + mean.from_server()) / rates.bytes_per_s;
