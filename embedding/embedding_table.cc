@@ -36,6 +36,11 @@ constexpr size_t kWindowBytes = size_t{1} << 20;
 constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
 constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
 
+// Rows begin to leave above it; where the steps give places to so many signs.
+uint64_t HighWaterFor(uint64_t memory_rows_max, uint64_t placed_a_step) {
+  return memory_rows_max - std::min(memory_rows_max / 3, std::max(memory_rows_max / 16, 2 * placed_a_step));
+}
+
 uint64_t CapacityFor(uint64_t memory_rows_max) {
   return std::min<uint64_t>(memory_rows_max + std::clamp(memory_rows_max / 4, kSlackRowsMin, kSlackRowsMax),
                             4'200'000'000u);
@@ -193,9 +198,7 @@ class TieredTable final : public EmbeddingTable {
   uint64_t Free() const { return memory_rows_max_ - std::min(memory_rows_max_, tier_.rows()); }
   // Rows begin to leave above the high watermark, down to the low one: what some steps will need stays free, for a
   // write that gives room takes about as long as a step.
-  uint64_t HighWater() const {
-    return memory_rows_max_ - std::min(memory_rows_max_ / 3, std::max(memory_rows_max_ / 16, 2 * placed_a_step_));
-  }
+  uint64_t HighWater() const { return HighWaterFor(memory_rows_max_, placed_a_step_); }
   uint64_t LowWater() const {
     return memory_rows_max_ - std::min(memory_rows_max_ / 2, std::max(memory_rows_max_ / 8, 3 * placed_a_step_));
   }
@@ -1150,7 +1153,8 @@ TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows
   const uint64_t row_bytes = sizeof(RowMeta) + (dim + StateFloatsOf(options.config.optimizer(), dim)) * sizeof(float);
   const Admission& admission = options.config.admission();
   TableMemory memory;
-  memory.rows_in_memory = std::min(rows, options.memory_rows_max);
+  const uint64_t high_water = HighWaterFor(options.memory_rows_max, 0);
+  memory.rows_in_memory = std::min(rows, high_water);
   memory.filter_bytes = SignFilter::BytesFor(rows, options.memory_rows_max);
   memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes, capacity) +
                  RowIndex::BytesFor(memory.rows_in_memory, capacity) +

@@ -69,7 +69,7 @@ struct EmbeddingTableStats {
 
 // What a table of so many rows takes in memory on one server. For plans.
 struct TableMemory {
-  uint64_t rows_in_memory = 0;   // at most
+  uint64_t rows_in_memory = 0;   // where a step brings few of the others
   uint64_t bytes = 0;            // stats().bytes_memory; of these
   uint64_t filter_bytes = 0;     // grow with all rows, wherever they are: which signs the store has
   uint64_t write_bytes_max = 0;  // and beside that rows on their way to the store: of a cut, or that leave memory
