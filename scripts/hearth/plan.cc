@@ -29,8 +29,9 @@ constexpr double kProofBytes = sizeof(Header::tag);  // beside each buffer of an
 // Of rank 0, about: a file of rows in the MANIFEST, and a lane.
 constexpr double kFileEntryBytes = 40;
 constexpr double kLaneStateBytes = 400;
-constexpr double kTensorEntryBytes = 110;  // of a tensor in the header of dense.safetensors
-constexpr double kFilesOfStore = 16;       // 12 sorted runs at most, and RocksDB's own
+constexpr double kTensorEntryBytes = 110;      // of a tensor in the header of dense.safetensors
+constexpr double kFilesOfStore = 16;           // 12 sorted runs at most, and RocksDB's own
+constexpr double kMergedFileBytes = 64 << 20;  // RocksDB's target_file_size_base: a merged run is many files
 // Multiply-adds a second of a worker's thread in the towers (docs/PERFORMANCE.md: 48 GFLOP/s are 24).
 constexpr double kDenseMultiplyAdds = 20e9;
 
@@ -202,11 +203,16 @@ class Planner {
   PlanRank Scheduler() const {
     PlanRank rank;
     rank.name = "scheduler";
-    const double manifest = in_.servers * kFilesOfStore * kFileEntryBytes + lanes_ * kLaneStateBytes;
+    double rows = 0;
+    for (int t = 0; t < job_.table_size(); ++t) {
+      rows += static_cast<double>(StoreBytesFor(RowsOf(t, 1), ValueBytesOf(job_.table(t))));
+    }
+    const double files = in_.servers * kFilesOfStore + rows / kMergedFileBytes;
+    const double manifest = files * kFileEntryBytes + lanes_ * kLaneStateBytes;
     rank.memory = {Same("the process", kSchedulerBytes, "built-in"),
                    AtMost(Same("a MANIFEST being made", 3 * manifest, "files of all servers, lanes"))};
-    rank.disk = {Same("a MANIFEST", manifest, "files of all servers, lanes")};
-    rank.network = {Same("messages received", in_.workers, "Progress, a second, not a step")};
+    rank.disk = {Same("a MANIFEST", manifest, absl::StrFormat("%.0f files of all servers, and the lanes", files))};
+    rank.network = {Same("messages received a second", in_.workers, "Progress: a step needs none")};
     return rank;
   }
 
@@ -429,7 +435,13 @@ class Planner {
                              1e3 * (pull_way + pull), 1e3 * dense, 1e3 * reduce, 1e3 * (push_way + push), staleness_,
                              staleness_ + 1))};
     if (miss > 0) {
-      stages.push_back(Same("rows from disk", miss, "by the store's readers, ahead of the pull; ids drawn uniformly"));
+      const uint32_t readers = job_.store().read_threads() > 0 ? job_.store().read_threads()
+                                                               : std::clamp(rates.cores, 2u, 16u);  // as PsServer has
+      stages.push_back(
+          Same("rows from disk", miss / readers,
+               absl::StrFormat("by %d readers of the store, ahead of the pull, page cache warm; upper bound: "
+                               "ids drawn uniformly",
+                               readers)));
     }
     if (read > 0) stages.push_back(Same("reading the log", read, "a worker's reader, ahead of the step"));
     if (in_.nodes > 1) {
@@ -475,9 +487,12 @@ class Planner {
                                                 in_.rates.wire_from));
     plan_.assumptions.push_back(absl::StrFormat("dense step: %.0f records/s a worker: %s",
                                                 in_.rates.dense_records_per_s, in_.rates.dense_from));
+    plan_.assumptions.push_back(absl::StrFormat(
+        "a full step of %d records; those of this log have %.0f %% of that on average, for batches end where pieces do",
+        Batch(), 100 * in_.fill));
+    plan_.assumptions.push_back("nothing is skipped; evaluations and cuts are not in a step's time");
     plan_.assumptions.push_back(
-        "every step is full, and nothing is skipped; evaluations and cuts are not in a step's time");
-    plan_.assumptions.push_back("network: messages with their headers and proofs, without those of MPI and TCP");
+        "network: of a step; messages with their headers and proofs, without those of MPI and TCP");
     for (const Table& table : job_.table()) {
       if (table.admission().count_min() <= 1 || table.admission().counter() == Admission::BLOOM) continue;
       plan_.assumptions.push_back(absl::StrCat("table ", table.name(),

@@ -56,6 +56,7 @@ struct PlanInput {
   uint32_t workers = 1;
   uint32_t nodes = 1;             // ranks are dealt round them
   std::vector<PlanTable> tables;  // one each of the job's
+  double fill = 1;                // records of the mean step over batch_size: batches end where pieces of the log do
   PlanRates rates;
 };
 

@@ -58,6 +58,7 @@ absl::Status SetSigns(const PlanOptions& options, const Job& job, PlanInput* inp
   const absl::StatusOr<LogSample> sample = SampleLog(job, kSampleRecords);
   if (sample.ok()) {
     input->rates.read_records_per_s = sample->records_per_s;
+    input->fill = sample->fill;
     for (size_t t = 0; t < input->tables.size(); ++t) {
       input->tables[t].signs = sample->signs[t];
       input->tables[t].fresh = sample->fresh[t];
@@ -183,39 +184,42 @@ absl::StatusOr<LogSample> SampleLog(const Job& job, uint64_t records_max) {
   LogSample sample;
   sample.signs.assign(tables, 0);
   sample.fresh.assign(tables, 0);
-  double full_records = 0;
+  double batches = 0;
+  double counted = 0;  // records of the batches that signs are counted in: the full ones, or all while none is full
+  bool full = false;
   absl::flat_hash_set<Sign> seen;
-  std::vector<double> signs(tables), fresh(tables);
   int64_t read_us = 0;
   while (sample.records < static_cast<double>(records_max)) {
     const int64_t begin_us = Env::Real()->NowUs();
     HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<Batch> batch, reader->Next());
     read_us += Env::Real()->NowUs() - begin_us;
     if (batch == nullptr || batch->kind == Batch::Kind::kAtEnd) break;
-    // Short batches, at a window's end, repeat fewer signs; the last ones say best how many are new.
     const double records = static_cast<double>(batch->records);
-    const bool full = records >= lane_records;
-    if (!full && full_records > 0) continue;
     sample.records += records;
-    if (full && full_records == 0) signs.assign(tables, 0);
-    full_records = full ? full_records + records : records;
-    if (!full) signs.assign(tables, 0);
-    fresh.assign(tables, 0);
-    std::vector<double> of_batch(tables, 0);
+    ++batches;
+    if (records >= lane_records && !full) {
+      full = true;
+      counted = 0;
+      sample.signs.assign(tables, 0);
+    }
+    if (full && records < lane_records) continue;  // fewer records repeat fewer signs
+    counted += records;
+    std::vector<double> signs(tables, 0), fresh(tables, 0);
     for (const RowGroup& group : batch->groups) {
       for (const Sign sign : group.unique) {
         const size_t table = TableOf(sign) - 1;
-        ++of_batch[table];
+        ++signs[table];
         fresh[table] += seen.insert(sign).second ? 1 : 0;
       }
     }
     for (size_t t = 0; t < tables; ++t) {
-      signs[t] += of_batch[t];
-      sample.fresh[t] = of_batch[t] > 0 ? fresh[t] / of_batch[t] : 0;
+      sample.signs[t] += signs[t];
+      sample.fresh[t] = signs[t] > 0 ? fresh[t] / signs[t] : 0;  // the last batch says best how many are new
     }
   }
-  if (full_records == 0) return absl::NotFoundError("the job's log has no record");
-  for (size_t t = 0; t < tables; ++t) sample.signs[t] = signs[t] / full_records * job.training().batch_size();
+  if (counted == 0) return absl::NotFoundError("the job's log has no record");
+  for (double& signs : sample.signs) signs *= job.training().batch_size() / counted;
+  sample.fill = sample.records / (batches * lane_records);
   if (read_us > 0) sample.records_per_s = sample.records / (static_cast<double>(read_us) * 1e-6);
   return sample;
 }
@@ -300,7 +304,7 @@ std::string DescribePlan(const Plan& plan, const PlanInput& input) {
     for (const PlanFigure& figure : rank.network) {
       const bool bytes = absl::StartsWith(figure.what, "bytes");
       const auto shown = [&](double value) { return bytes ? InBytes(value) : absl::StrFormat("%.0f", value); };
-      line("a step", figure, shown(figure.value), shown(figure.largest));
+      line("network", figure, shown(figure.value), shown(figure.largest));
     }
   }
   if (!plan.node.empty()) absl::StrAppend(&text, "\nthe fullest node\n");

@@ -48,6 +48,7 @@ absl::StatusOr<NamedNumber> ParseNamedNumber(absl::string_view text);
 struct LogSample {
   double records = 0;
   double records_per_s = 0;
+  double fill = 1;            // mean batch over a full one: a window's last one is short
   std::vector<double> signs;  // a step, added over lanes
   std::vector<double> fresh;
 };

@@ -133,7 +133,7 @@ TEST(Plan, KeepsInMemoryNoMoreRowsThanTheTableMayAndSaysSo) {
   const Plan plan = MakePlan(input);
   EXPECT_LT(ValueOf(plan.ranks[1].memory, "table user"), 2.5e9);  // of which the filter of all signs is most
   ASSERT_EQ(plan.warnings.size(), 1u);
-  EXPECT_THAT(plan.warnings[0], HasSubstr("memory_rows_max keeps 0.1 % of the rows"));
+  EXPECT_THAT(plan.warnings[0], HasSubstr("memory_rows_max keeps 0.0938 % of the rows"));
   EXPECT_GT(ValueOf(plan.stages, "rows from disk"), 0);
 }
 
