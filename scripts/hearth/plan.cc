@@ -261,7 +261,17 @@ class Planner {
     worst.how = "(snapshot.keep + 2) times: everything changes between two snapshots";
     for (double* bytes : {&live.value, &live.largest}) *bytes *= 3;
     for (double* bytes : {&worst.value, &worst.largest}) *bytes *= job_.snapshot().keep() + 2.0;
-    rank.disk = {once, AtMost(live), AtMost(worst)};
+    const PlanFigure cut = OfServer(
+        "written at a cut", "rows that snapshot.every_steps steps change, no row twice", [this](double share, double) {
+          double bytes = 0;
+          for (int t = 0; t < job_.table_size(); ++t) {
+            const double changed = in_.tables[static_cast<size_t>(t)].signs * share * job_.snapshot().every_steps();
+            const double rows = std::min(changed, static_cast<double>(RowsOf(t, share)));
+            bytes += static_cast<double>(StoreBytesFor(static_cast<uint64_t>(rows), ValueBytesOf(job_.table(t))));
+          }
+          return bytes;
+        });
+    rank.disk = {once, AtMost(cut), AtMost(live), AtMost(worst)};
     rank.network = ServerNetwork();
     return rank;
   }
