@@ -116,7 +116,8 @@ class Planner {
     plan_.warnings.push_back(absl::StrFormat(
         "training.shards: %d logical shards on %d servers give one server %.2f times the mean load; set "
         "training.shards to a "
-        "multiple of %d before the first start (it is fixed from then on), or take a number of servers that divides %d",
+        "multiple of %d before the first start (from then on only `hearth adopt` deals rows anew), or take a number of "
+        "servers that divides %d",
         shards, in_.servers, plan_.largest_over_mean, in_.servers, shards));
   }
 
@@ -500,6 +501,10 @@ class Planner {
     plan_.assumptions.push_back(absl::StrFormat(
         "a full step of %d records; those of this log have %.0f %% of that on average, for batches end where pieces do",
         Batch(), 100 * in_.fill));
+    if (lanes_ > 1) {
+      plan_.assumptions.push_back(absl::StrFormat(
+          "rates of pushes are of one lane's signs; a server merges those of %d lanes, which is not counted", lanes_));
+    }
     plan_.assumptions.push_back("nothing is skipped; evaluations and cuts are not in a step's time");
     plan_.assumptions.push_back(
         "network: of a step; messages with their headers and proofs, without those of MPI and TCP");
