@@ -87,8 +87,8 @@ class TieredTable final : public EmbeddingTable {
         number_(options.number),
         seed_(options.seed),
         shards_(options.shards),
-        memory_rows_max_(options.memory_rows_max),
-        capacity_(CapacityFor(memory_rows_max_)),
+        memory_rows_most_(options.memory_rows_max),
+        capacity_max_(CapacityFor(options.memory_rows_max)),
         dim_(options.config.dim()),
         floats_(dim_ + StateFloatsOf(options.config.optimizer(), dim_)),
         row_bytes_(sizeof(RowMeta) + floats_ * sizeof(float)),
@@ -100,11 +100,13 @@ class TieredTable final : public EmbeddingTable {
         optimizer_(options.config.optimizer(), dim_),
         own_io_(std::move(own_io)),
         io_(io),
-        tier_(number_, row_bytes_, capacity_, SeedOf(seed_, "eviction_sample")),
+        tier_(number_, row_bytes_, capacity_max_, SeedOf(seed_, "eviction_sample")),
         sums_(expire_after_steps_),
         filters_(bloom_ ? shards_ : 0),
-        stored_(memory_rows_max_),
+        stored_(options.memory_rows_max),
         cut_sums_(expire_after_steps_),
+        memory_rows_max_(options.memory_rows_max),
+        capacity_(capacity_max_),
         scaled_(dim_),
         record_(row_bytes_, '\0') {}
   // Threads hold what is under way.
@@ -125,6 +127,14 @@ class TieredTable final : public EmbeddingTable {
   absl::StatusOr<bool> ContinueCut(uint64_t rows_max, bool wait) override;
   bool CutWaits() const override { return writes_.size() >= kWritesAheadMax; }
   TableCut EndCut() override;
+  void SetMemoryRowsMax(uint64_t rows) override {
+    HEARTH_CHECK(rows >= 1);
+    // While a cut is under way rows cannot leave, and what there is room for stays.
+    memory_rows_max_ = std::min(rows, cutting_ ? std::min(capacity_, memory_rows_most_) : memory_rows_most_);
+    if (!cutting_) capacity_ = CapacityFor(memory_rows_max_);
+  }
+  absl::Status GiveBackMemory(uint64_t rows_max) override;
+  uint64_t row_bytes_in_memory() const override { return tier_.row_bytes(); }
   EmbeddingTableStats stats() const override;
 
  protected:
@@ -239,8 +249,8 @@ class TieredTable final : public EmbeddingTable {
   const TableNumber number_;
   const uint64_t seed_;
   const uint32_t shards_;
-  const uint64_t memory_rows_max_;
-  const uint64_t capacity_;  // rows in memory at any moment
+  const uint64_t memory_rows_most_;  // of memory_rows_max_
+  const uint64_t capacity_max_;
   const uint32_t dim_;
   const uint64_t floats_;  // weights and state
   const uint64_t row_bytes_;
@@ -286,6 +296,8 @@ class TieredTable final : public EmbeddingTable {
   std::unique_ptr<Spill> cut_chunk_;
 
   // Upkeep. None of it can change a value.
+  uint64_t memory_rows_max_;
+  uint64_t capacity_;           // rows in memory at any moment
   bool spilling_ = false;       // on the way from the high to the low watermark
   uint64_t placed_ = 0;         // signs that were given a place, since the last push
   uint64_t placed_a_step_ = 0;  // about so many, of late, where rows are in the store
@@ -830,6 +842,7 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
         spill_->forced |= forced;
         HandOver(spill_.get(), slot);
         ++leaving_;
+        if (IsFull(*spill_)) SubmitSpill();
       } else {
         Remove(slot);
         ++stats_.rows_spilled;
@@ -837,7 +850,6 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
       }
     }
   }
-  if (spill_ != nullptr && IsFull(*spill_)) SubmitSpill();
   return chosen_.size();
 }
 
@@ -869,6 +881,24 @@ absl::Status TieredTable::SpillDown(uint64_t rows_max, bool bounded_looks) {
   spilling_ = evicted > 0 && tier_.rows() - leaving_ > LowWater();
   if (!spilling_) SubmitSpill();
   return LandWrites();
+}
+
+// Rows of the last slots go to free ones before them. What is under way knows its slot and is waited for.
+absl::Status TieredTable::GiveBackMemory(uint64_t rows_max) {
+  HEARTH_CHECK(!cutting_);
+  spare_.clear();
+  HEARTH_RETURN_IF_ERROR(dirty_.Reserve(tier_.slots()));
+  tier_.Trim();
+  for (uint64_t look = 0; look < rows_max && tier_.rows() < tier_.slots(); ++look) {
+    const uint32_t slot = static_cast<uint32_t>(tier_.slots() - 1);
+    if (tier_.meta(slot)->flags & (kRowLoading | kRowInFlight)) break;
+    const bool dirty = dirty_.Has(slot);
+    const uint32_t to = tier_.MoveDown(slot);
+    if (dirty) dirty_.Add(to);
+    dirty_.Remove(slot);
+    tier_.Trim();
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<bool> TieredTable::Maintain(uint64_t step, uint64_t rows_max) {
@@ -988,7 +1018,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
     if (!wait) return true;
     HEARTH_RETURN_IF_ERROR(LandOldestWrite());
   }
-  cut_slots_.TakeNext(rows_max, &chosen_);
+  cut_slots_.TakeFirst(rows_max, &chosen_);
   HEARTH_RETURN_IF_ERROR(stored_.Reserve(chosen_.size()));
   for (size_t i = 0; i < chosen_.size(); ++i) {
     AheadOfHandOver(chosen_, i);
@@ -1034,6 +1064,7 @@ TableCut TieredTable::EndCut() {
   HEARTH_CHECK(cutting_ && cut_copied_, "the cut is not copied");
   cutting_ = false;
   cut_chunk_.reset();
+  capacity_ = CapacityFor(memory_rows_max_);
   return {cut_step_, cut_sums_.hash() + cut_filters_hash_, cut_sums_.rows()};
 }
 
@@ -1041,7 +1072,7 @@ TableCut TieredTable::EndCut() {
 
 absl::Status TieredTable::Restore() {
   HEARTH_RETURN_IF_ERROR(tier_.Open());
-  for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_));
+  for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_max_));
   KvValues values;
   HEARTH_RETURN_IF_ERROR(io_->store()->MultiGet({SumsKey(number_)}, &values));
   if (bloom_) HEARTH_RETURN_IF_ERROR(RestoreFilters());
@@ -1112,8 +1143,17 @@ absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
 EmbeddingTableStats TieredTable::stats() const {
   EmbeddingTableStats stats = stats_;
   stats.rows_in_memory = tier_.rows() - places_;
+  stats.slots_in_use = tier_.rows();
   stats.bytes_memory = tier_.bytes() + dirty_.bytes() + cut_slots_.bytes() + stored_.bytes();
   for (const auto& filter : filters_) stats.bytes_memory += filter != nullptr ? filter->bytes() : 0;
+  const auto bytes_of = [](const std::unique_ptr<Spill>& spill) -> uint64_t {
+    if (spill == nullptr) return 0;
+    return spill->bytes.capacity() + spill->items.capacity() * sizeof(StoreWrite::Item);
+  };
+  stats.bytes_free = tier_.bytes_free();
+  for (const auto& spill : spare_) stats.bytes_free += bytes_of(spill);
+  stats.bytes_memory += stats.bytes_free - tier_.bytes_free() + bytes_of(spill_) + bytes_of(cut_chunk_);
+  for (const auto& spill : writes_) stats.bytes_memory += bytes_of(spill);
   return stats;
 }
 
@@ -1147,23 +1187,27 @@ float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform) {
   return WeightOf(WeightStream(seed, sign), i, init_uniform);
 }
 
-TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows, uint32_t filter_shards) {
-  const uint64_t capacity = CapacityFor(options.memory_rows_max);
+TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows, uint64_t changed,
+                                      uint32_t filter_shards) {
   const uint32_t dim = options.config.dim();
   const uint64_t row_bytes = sizeof(RowMeta) + (dim + StateFloatsOf(options.config.optimizer(), dim)) * sizeof(float);
   const Admission& admission = options.config.admission();
   TableMemory memory;
-  const uint64_t high_water = HighWaterFor(options.memory_rows_max, 0);
-  memory.rows_in_memory = std::min(rows, high_water);
+  memory.rows_in_memory = std::min(rows, HighWaterFor(options.memory_rows_max, 0));
   memory.filter_bytes = SignFilter::BytesFor(rows, options.memory_rows_max);
-  memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes, capacity) +
-                 RowIndex::BytesFor(memory.rows_in_memory, capacity) +
-                 2 * SlotSet::BytesFor(memory.rows_in_memory, capacity) + memory.filter_bytes;
   if (admission.counter() == Admission::BLOOM && admission.count_min() > 1) {
-    memory.bytes += filter_shards * CountingBloom::BytesFor(admission);
+    memory.filter_bytes += filter_shards * CountingBloom::BytesFor(admission);
   }
-  // The writes that are under way and the one that is filled.
-  memory.write_bytes_max = std::min((kWritesAheadMax + 1) * kWriteBytesMax, memory.rows_in_memory * row_bytes);
+  // A cut's writes: those under way and the one that is filled, whose memory is kept. The first has a window more.
+  const uint64_t chunk_rows = std::min<uint64_t>({changed, kWriteBytesMax / row_bytes + 1, kWriteRowsMax});
+  const uint64_t chunks =
+      chunk_rows == 0 ? 0 : std::min<uint64_t>((changed + chunk_rows - 1) / chunk_rows, kWritesAheadMax + 1);
+  uint64_t items = 1;  // as a vector grows
+  while (items < chunk_rows) items *= 2;
+  memory.write_bytes = chunks * (chunk_rows * row_bytes + items * sizeof(StoreWrite::Item)) + kWindowMax * row_bytes;
+  memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes) +
+                 RowIndex::BytesFor(memory.rows_in_memory, CapacityFor(options.memory_rows_max)) +
+                 2 * SlotSet::BytesFor(memory.rows_in_memory) + memory.filter_bytes + memory.write_bytes;
   return memory;
 }
 

@@ -55,6 +55,7 @@ struct PushPart {
 struct EmbeddingTableStats {
   uint64_t rows = 0;  // live admitted rows at the last cut (exact there), an upper bound between
   uint64_t rows_in_memory = 0;
+  uint64_t slots_in_use = 0;  // rows in memory, and places for signs that are being read or were not found
   uint64_t rows_spilled = 0;  // leavings of the memory tier for the store, so far
   uint64_t rows_expired = 0;
   uint64_t rows_admitted = 0;
@@ -65,14 +66,15 @@ struct EmbeddingTableStats {
   uint64_t rows_prefetched = 0;    // brought into memory by Prefetch
   uint64_t prefetch_hits = 0;      // of memory_hits: rows that Prefetch had brought in for that pull
   uint64_t bytes_memory = 0;
+  uint64_t bytes_free = 0;  // of bytes_memory: places of rows that have left, buffers of writes that are done
 };
 
 // What a table of so many rows takes in memory on one server. For plans.
 struct TableMemory {
-  uint64_t rows_in_memory = 0;   // where a step brings few of the others
-  uint64_t bytes = 0;            // stats().bytes_memory; of these
-  uint64_t filter_bytes = 0;     // grow with all rows, wherever they are: which signs the store has
-  uint64_t write_bytes_max = 0;  // and beside that rows on their way to the store: of a cut, or that leave memory
+  uint64_t rows_in_memory = 0;  // where a step brings few of the others
+  uint64_t bytes = 0;           // stats().bytes_memory; of these
+  uint64_t filter_bytes = 0;    // which signs the store has, wherever their rows are; and filters that count
+  uint64_t write_bytes = 0;     // buffers of cuts
 };
 
 // What a cut knows of a table once its rows are copied.
@@ -137,9 +139,18 @@ class EmbeddingTable {
   // cut's hash.
   absl::StatusOr<uint64_t> Snapshot(uint64_t step);
 
+  // From now on at most so many rows in memory; not more than the options' memory_rows_max. What is too much leaves
+  // with the next steps, or where a cut is under way behind it. REQUIRES: at least 1.
+  virtual void SetMemoryRowsMax(uint64_t rows) = 0;
+  // Looks at about rows_max rows to give memory of bytes_free back to the system. REQUIRES: no cut is under way.
+  virtual absl::Status GiveBackMemory(uint64_t rows_max) = 0;
+  // What a row takes in memory, about: with its sign, counters and place in the index.
+  virtual uint64_t row_bytes_in_memory() const = 0;
+
   virtual EmbeddingTableStats stats() const = 0;
-  // Of a table that holds `rows` in all, whose filters count `filter_shards` logical shards. REQUIRES: what Open asks.
-  static TableMemory MemoryFor(const TableOptions& options, uint64_t rows, uint32_t filter_shards);
+  // Of a table that holds `rows` in all, of which `changed` change from cut to cut, and whose filters count
+  // `filter_shards` logical shards. REQUIRES: what Open asks.
+  static TableMemory MemoryFor(const TableOptions& options, uint64_t rows, uint64_t changed, uint32_t filter_shards);
 
  protected:
   // Until all that was handed to the writer is written.

@@ -1,5 +1,7 @@
 #include "embedding/memory_tier.h"
 
+#include <cstring>
+
 #include "embedding/lifecycle.h"
 
 namespace hearth {
@@ -23,6 +25,14 @@ uint32_t MemoryTier::Insert(Sign sign) {
 void MemoryTier::Remove(uint32_t slot) {
   index_.Remove(slot);
   arena_.Release(slot);
+}
+
+uint32_t MemoryTier::MoveDown(uint32_t slot) {
+  const uint32_t to = arena_.Take(arena_.sign(slot));
+  std::memcpy(arena_.row(to), arena_.row(slot), row_bytes_);
+  index_.Move(slot, to);
+  arena_.Release(slot);
+  return to;
 }
 
 uint64_t MemoryTier::ScoreOfRow(Table::Score score, const RowMeta& meta) {

@@ -44,6 +44,7 @@ class MemoryTier {
   uint64_t rows() const { return arena_.rows(); }
   uint64_t slots() const { return arena_.slots(); }
   uint64_t bytes() const { return arena_.bytes() + index_.bytes(); }
+  uint64_t bytes_free() const { return arena_.bytes_free(); }  // of them, in slots without a row
 
   char* row(uint32_t slot) const { return arena_.row(slot); }
   RowMeta* meta(uint32_t slot) const { return reinterpret_cast<RowMeta*>(arena_.row(slot)); }
@@ -64,6 +65,12 @@ class MemoryTier {
   // A slot for it. REQUIRES: it has none, and a Reserve covers it. The row holds anything.
   uint32_t Insert(Sign sign);
   void Remove(uint32_t slot);
+  // The row goes to a lower slot, which it returns. REQUIRES: rows() < slots(), and nothing else knows its slot.
+  uint32_t MoveDown(uint32_t slot);
+  // Gives back the memory behind the last slot that is in use.
+  void Trim() { arena_.Trim(); }
+  // What a row takes in all, about.
+  uint64_t row_bytes() const { return arena_.stride() + RowIndex::kRowBytes; }
 
   // The step that rows are used by; who is to stay is judged by it.
   void SetNow(uint64_t step) { now_ = std::max(now_, step); }
@@ -74,7 +81,7 @@ class MemoryTier {
     const uint64_t at = std::min(step, now_ + kAheadStepsMax);
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(at) << kTouchShift;
   }
-  // It is in use until the push of now(), whatever becomes of now() meanwhile: a touch would only cost a write.
+  // It is in use for one step more at least: a touch would cost a write and gain a step.
   bool TouchedOfLate(const RowMeta& meta) const {
     return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift)) < kAheadStepsMax + kInUseSteps;
   }

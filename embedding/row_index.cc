@@ -27,7 +27,7 @@ uint64_t RowIndex::BytesFor(uint64_t rows, uint64_t rows_max) {
   const uint64_t needed = std::min(BucketsFor(rows), buckets_max);
   uint64_t buckets = BucketsFor(0);
   while (buckets < needed) buckets = Grown(buckets, buckets + 1, buckets_max);
-  return Region::BytesFor((buckets + kTail) * sizeof(Bucket), (buckets_max + kTail) * sizeof(Bucket));
+  return (buckets + kTail) * sizeof(Bucket);
 }
 
 void RowIndex::Insert(uint64_t hash, uint32_t slot) {
@@ -43,7 +43,7 @@ void RowIndex::Insert(uint64_t hash, uint32_t slot) {
   for (uint64_t at = home;; at = 0) {
     if (Place(at, End(), TagOf(hash), slot)) return;
     // Past the end: the first buckets take it.
-    for (uint64_t b = at; b < End(); ++b) buckets()[b].passed = std::min<uint32_t>(buckets()[b].passed + 1, kPassedMax);
+    for (uint64_t b = at; b < End(); ++b) buckets()[b].passed += buckets()[b].passed < kPassedMax;
   }
 }
 
@@ -55,26 +55,36 @@ bool RowIndex::Place(uint64_t home, uint64_t end, uint8_t tag, uint32_t slot) {
     buckets()[b].tags[cell] = tag;
     buckets()[b].slots[cell] = slot;
     for (uint64_t full = home; full < b; ++full) {
-      buckets()[full].passed = static_cast<uint16_t>(std::min<uint32_t>(buckets()[full].passed + 1, kPassedMax));
+      buckets()[full].passed += buckets()[full].passed < kPassedMax;
     }
     return true;
   }
   return false;
 }
 
-void RowIndex::Remove(uint32_t slot) {
+template <typename At, typename Past>
+void RowIndex::Visit(uint32_t slot, const At& at, const Past& past) {
   const uint64_t hash = HashOf(arena_->sign(slot));
   for (uint64_t b = HomeOf(hash);; b = Next(b)) {
     Bucket& bucket = buckets()[b];
     for (uint32_t match = MatchesOf(bucket, TagOf(hash)); match != 0; match &= match - 1) {
       const uint32_t cell = static_cast<uint32_t>(__builtin_ctz(match));
-      if (bucket.slots[cell] != slot) continue;
-      bucket.tags[cell] = 0;
-      return;
+      if (bucket.slots[cell] == slot) return at(&bucket, cell);
     }
     HEARTH_CHECK(bucket.passed > 0, "slot ", slot, " is not in the index");
-    if (bucket.passed < kPassedMax) --bucket.passed;
+    past(&bucket);
   }
+}
+
+void RowIndex::Remove(uint32_t slot) {
+  Visit(
+      slot, [](Bucket* bucket, uint32_t cell) { bucket->tags[cell] = 0; },
+      [](Bucket* bucket) { bucket->passed -= bucket->passed < kPassedMax; });
+}
+
+void RowIndex::Move(uint32_t from, uint32_t to) {
+  Visit(
+      from, [&](Bucket* bucket, uint32_t cell) { bucket->slots[cell] = to; }, [](Bucket*) {});
 }
 
 void RowIndex::TakeOut(uint64_t bucket, std::vector<uint32_t>* slots) {

@@ -62,10 +62,14 @@ class RowIndex {
   void Insert(uint64_t hash, uint32_t slot);
   // REQUIRES: it is there, and still in the arena.
   void Remove(uint32_t slot);
+  // The sign is at another slot now; both are in the arena with it. REQUIRES: `from` is there.
+  void Move(uint32_t from, uint32_t to);
 
-  uint64_t bytes() const { return region_.committed_bytes(); }
+  uint64_t bytes() const { return End() * sizeof(Bucket); }
   // bytes() of an index for rows_max rows that has grown row by row to `rows`. For plans.
   static uint64_t BytesFor(uint64_t rows, uint64_t rows_max);
+  // Of a row, where it is about as full as it gets.
+  static constexpr uint64_t kRowBytes = 7;
   bool growing() const { return old_buckets_ != 0; }
 
  private:
@@ -111,6 +115,9 @@ class RowIndex {
   uint64_t Next(uint64_t bucket) const { return bucket + 1 == End() ? 0 : bucket + 1; }
   Bucket* buckets() const { return reinterpret_cast<Bucket*>(region_.data()); }
 
+  // Calls at(bucket, cell) for the one that holds the slot, past(bucket) for those before it.
+  template <typename At, typename Past>
+  void Visit(uint32_t slot, const At& at, const Past& past);
   // False, and nothing is changed: between home and `end` there is no room.
   bool Place(uint64_t home, uint64_t end, uint8_t tag, uint32_t slot);
   // The last run of buckets below frontier_ that nothing goes into from before moves to its place.

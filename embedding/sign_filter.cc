@@ -10,7 +10,7 @@ namespace hearth {
 namespace {
 
 constexpr uint64_t kFirstSignsMin = uint64_t{1} << 12;
-constexpr uint64_t kFirstSignsMax = uint64_t{1} << 20;
+constexpr uint64_t kFirstSignsMax = uint64_t{1} << 18;
 constexpr uint64_t kSignsABlock = 42;  // 512 bits of 12
 
 // Odd, of about half their bits: each takes other bits of the hash to the top.
@@ -35,7 +35,7 @@ uint64_t SignFilter::BytesFor(uint64_t signs, uint64_t first) {
   do {
     blocks = NextBlocks(blocks, first, 1);
     room += blocks * kSignsABlock;
-    bytes += Region::BytesFor(blocks * sizeof(Block), blocks * sizeof(Block));
+    bytes += blocks * sizeof(Block);
   } while (room < signs);
   return bytes;
 }

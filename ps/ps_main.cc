@@ -1,5 +1,6 @@
 // hearth-ps: one parameter server of a job. Started by `hearth train` and `hearth eval` under mpirun; its index follows
 // from its rank.
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <CLI/CLI.hpp>
@@ -32,9 +33,23 @@ struct Arguments {
 
 // Under --live: runs do not meet there.
 std::string LiveOf(const Arguments& arguments) {
-  const std::string run = std::filesystem::weakly_canonical(arguments.dir).string();
-  return JoinPath(arguments.live, absl::StrCat(std::filesystem::path(run).filename().string(), "-",
+  const std::string path = std::filesystem::weakly_canonical(arguments.dir).string();
+  struct stat info = {};  // folders of one path in two containers are two
+  stat(path.c_str(), &info);
+  const std::string run = absl::StrCat(path, "/", info.st_ino);
+  return JoinPath(arguments.live, absl::StrCat(std::filesystem::path(path).filename().string(), "-",
                                                absl::Hex(XXH3_64bits(run.data(), run.size()), absl::kZeroPad16)));
+}
+
+// One clear line, a word to the scheduler, and time for it to end the job in good order.
+[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
+  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
+  FlushLogging();
+  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
+    Env* env = Env::Real();
+    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
+  }
+  mpi->Abort(ExitCodeOf(status));
 }
 
 absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
@@ -72,24 +87,18 @@ absl::Status Serve(const Arguments& arguments, MpiRuntime* mpi) {
   }
   const std::string live = options.live_dir;
   PsServer server(std::move(options));
-  HEARTH_RETURN_IF_ERROR(server.Run());
+  if (const absl::Status status = server.Run(); !status.ok()) {
+    // While the server stands: what its threads are at may take long, on a disk that hangs for ever, and is of no use.
+    Fail(arguments, mpi, status);
+  }
   if (live.empty()) return absl::OkStatus();
   // Nobody else tidies up a disk of the host's own.
-  HEARTH_RETURN_IF_ERROR(server.RemoveWorkingStore());
+  if (const absl::Status removed = server.RemoveWorkingStore(); !removed.ok()) {
+    spdlog::warn("event=working_store_stays cause={}", Quoted(removed.message()));
+  }
   std::error_code others_are_there;
   std::filesystem::remove(live, others_are_there);
   return absl::OkStatus();
-}
-
-// One clear line, a word to the scheduler, and time for it to end the job in good order.
-[[noreturn]] void Fail(const Arguments& arguments, MpiRuntime* mpi, const absl::Status& status) {
-  spdlog::error("event=failed code={} reason={}", ExitCodeOf(status), Quoted(status.message()));
-  FlushLogging();
-  if (SendFailed(mpi->transport(), arguments.ranks, status).ok()) {
-    Env* env = Env::Real();
-    env->NewEvent()->WaitUntil(env->NowUs() + kEndedByOthersUs);
-  }
-  mpi->Abort(ExitCodeOf(status));
 }
 
 int Main(int argc, char** argv) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <iterator>
 #include <optional>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -49,15 +50,20 @@ absl::StatusOr<std::optional<Control>> ControlOf(const Message& message, Message
 
 // The checkpoint `from` as a store to go on with in the folder `to`: sorted tables are never changed and so may be
 // shared, all else is copied. The next checkpoint then has only what is new to write.
-absl::Status CloneCheckpoint(const std::string& from, const std::string& to) {
+// Returns the names of the files that are shared.
+absl::StatusOr<std::set<std::string>> CloneCheckpoint(const std::string& from, const std::string& to) {
   HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(from));
+  std::set<std::string> shared;
   for (const std::string& name : names) {
     const std::string source = JoinPath(from, name);
     const std::string target = JoinPath(to, name);
-    if (HoldsRows(name) && LinkFile(source, target).ok()) continue;
-    HEARTH_RETURN_IF_ERROR(CopyFile(source, target));
+    if (HoldsRows(name) && LinkFile(source, target).ok()) {
+      shared.insert(name);
+    } else {
+      HEARTH_RETURN_IF_ERROR(CopyFile(source, target));
+    }
   }
-  return absl::OkStatus();
+  return shared;
 }
 
 }  // namespace
@@ -163,8 +169,12 @@ absl::Status PsServer::Restore(const StartServer& start) {
   const bool same_shards = manifest.servers() == map.servers();
   if (same_shards) {
     saved_in_ = JoinPath(folder, name_);
-    HEARTH_RETURN_IF_ERROR(CloneCheckpoint(saved_in_, live_));
+    HEARTH_ASSIGN_OR_RETURN(const std::set<std::string> shared, CloneCheckpoint(saved_in_, live_));
     Remember(std::vector<FileEntry>(manifest.file().begin(), manifest.file().end()));
+    // A copy is on the disk when the next snapshot, which has a link to it, has synced it.
+    for (auto file = saved_.begin(); links_ && file != saved_.end();) {
+      file = shared.count(file->first) > 0 ? std::next(file) : saved_.erase(file);
+    }
   }
   HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
   if (same_shards) {
@@ -288,6 +298,7 @@ absl::Status PsServer::Describe(Saving* saving) {
   }
   HEARTH_RETURN_IF_ERROR(FsyncPath(snapshots_));
   report->set_peak_rss_bytes(PeakRssBytes());
+  report->set_rows_verified(rows_verified_);
   spdlog::info("event=cut step={} files={} bytes={} seconds={:.3f} stopped_ms={:.1f} rows_hash={:016x}", report->step(),
                report->file_size(), bytes, static_cast<double>(options_.env->NowUs() - saving->begin_us) * 1e-6,
                static_cast<double>(report->stopped_us()) * 1e-3, report->rows_hash());
@@ -341,6 +352,7 @@ void PsServer::VerifyInBackground(const std::string& folder, const Manifest& man
   for (const FileEntry& file : manifest.file()) {
     if (absl::StartsWith(file.path(), name_ + "/") && HoldsRows(file.path())) files.push_back(file);
   }
+  rows_verified_ = false;
   verifier_ = std::make_unique<TaskPool>(options_.env, "verify", 1);
   verifier_->Run([this, folder, files = std::move(files)] {
     const auto leaving = [this] { return leaving_.load(); };
@@ -355,10 +367,13 @@ void PsServer::VerifyInBackground(const std::string& folder, const Manifest& man
         hash = HashFile(JoinPath(live_, std::filesystem::path(path).filename().string()), leaving);
       }
       if (leaving_) return;
-      if (absl::IsNotFound(hash.status())) continue;
-      if (!hash.ok()) {
-        verified_ = hash.status();
-      } else if (*hash != file.xxh3()) {
+      if (!hash.ok()) {  // the disk's affair, or the file is gone: no finding about the rows
+        if (!absl::IsNotFound(hash.status())) {
+          spdlog::warn("event=rows_not_read path={} cause={}", Quoted(path), Quoted(hash.status().message()));
+        }
+        continue;
+      }
+      if (*hash != file.xxh3()) {
         verified_ = absl::DataLossError(absl::StrCat(path, ": checksum is ", absl::Hex(*hash, absl::kZeroPad16),
                                                      ", MANIFEST says ", absl::Hex(file.xxh3(), absl::kZeroPad16),
                                                      "; the job goes back to the newest snapshot that is whole"));
@@ -372,6 +387,7 @@ void PsServer::VerifyInBackground(const std::string& folder, const Manifest& man
       }
     }
     if (verified_.ok()) {
+      rows_verified_ = true;
       spdlog::info("event=rows_verified snapshot={} files={} bytes={} seconds={:.1f}", Quoted(folder), files.size(),
                    bytes, static_cast<double>(options_.env->NowUs() - begin_us) * 1e-6);
     }

@@ -44,9 +44,10 @@ struct PsServerOptions {
 class PsServer {
  public:
   explicit PsServer(PsServerOptions options);
-  ~PsServer();
+  ~PsServer();  // waits for what its threads are at
   // Returns OK after Goodbye. An error is for the caller to report (SendFailed) and to end the process with; nothing
-  // that was committed is touched by it.
+  // that was committed is touched by it. It comes at once, whatever the threads are at, and is best reported before the
+  // destructor waits for them.
   absl::Status Run();
   // After Run: nothing of this server is left in live_dir.
   absl::Status RemoveWorkingStore();
@@ -89,6 +90,7 @@ class PsServer {
   std::atomic<uint64_t> saved_step_ = 0;  // of the newest checkpoint: what is expired there, no snapshot needs
   std::unique_ptr<KvStore> store_;
   std::atomic<bool> leaving_ = false;            // the background looks at it
+  std::atomic<bool> rows_verified_ = true;       // but while verifier_ is at it
   absl::Status verified_;                        // written before kVerified is delivered
   std::unique_ptr<TaskPool> verifier_;           // one thread
   std::unique_ptr<TaskPool> saver_;              // one thread, that describes checkpoints while the writer goes on
@@ -103,7 +105,7 @@ class PsServer {
   std::string saved_in_;
 };
 
-// Tells the scheduler that this process fails with `status`. Fit for a process whose server has already returned.
+// Tells the scheduler that this process fails with `status`. Fit for a process whose server's Run has returned.
 absl::Status SendFailed(Transport* transport, const Ranks& ranks, const absl::Status& status);
 
 }  // namespace hearth

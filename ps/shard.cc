@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/net/wire.h"
+#include "embedding/memory_budget.h"
 #include "ps/shard_map.h"
 
 namespace hearth {
@@ -61,6 +62,11 @@ const char* NameOf(MessageKind kind) {
   return "message";
 }
 
+// Of a record in the store.
+uint64_t RowBytesOf(const Table& table) {
+  return sizeof(RowMeta) + sizeof(float) * (table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())});
+}
+
 class ShardImpl : public Shard {
  public:
   ShardImpl(const ShardOptions& options, StoreIo* io, Reply reply, SaveCut save_cut)
@@ -82,20 +88,29 @@ class ShardImpl : public Shard {
         terms_(window_) {}
 
   absl::Status OpenTables() {
+    const auto share_of = [&](uint64_t whole) { return (whole + options_.servers - 1) / options_.servers; };
+    const uint64_t bytes_max = share_of(options_.job.store().memory_bytes_max());
     for (int i = 0; i < options_.job.table_size(); ++i) {
       TableOptions table;
       table.config = options_.job.table(i);
       table.number = static_cast<TableNumber>(i + 1);
       table.seed = options_.job.seed();
       table.shards = options_.job.training().shards();
-      uint64_t share = (table.config.memory_rows_max() + options_.servers - 1) / options_.servers;
-      table.memory_rows_max = std::max<uint64_t>(1, share);
+      if (bytes_max > 0) {
+        table.memory_rows_max = MemoryBudget::RowsWithin(bytes_max, RowBytesOf(table.config));
+      } else {
+        table.memory_rows_max = std::max<uint64_t>(1, share_of(table.config.memory_rows_max()));
+      }
       auto opened = EmbeddingTable::Open(table, io_);
       if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("table ", table.config.name()));
       tables_.push_back(*std::move(opened));
     }
     parts_.resize(tables_.size());
-    return absl::OkStatus();
+    if (bytes_max == 0) return absl::OkStatus();
+    std::vector<EmbeddingTable*> tables;
+    for (const auto& table : tables_) tables.push_back(table.get());
+    budget_ = std::make_unique<MemoryBudget>(bytes_max, std::move(tables));
+    return budget_->Deal(/*may_give_back=*/true);
   }
 
   absl::Status Handle(Message message) override {
@@ -108,6 +123,7 @@ class ShardImpl : public Shard {
       HEARTH_RETURN_IF_ERROR(ContinueCut(options_.cut_rows_max));
       return !cutting_ || !tables_[cut_table_]->CutWaits();
     }
+    if (budget_ != nullptr) HEARTH_RETURN_IF_ERROR(budget_->Deal(/*may_give_back=*/true));
     bool more = false;
     for (auto& table : tables_) {
       HEARTH_ASSIGN_OR_RETURN(bool table_more, table->Maintain(applied_, kMaintainRowsMax));
@@ -374,6 +390,7 @@ class ShardImpl : public Shard {
         }
       }
       HEARTH_RETURN_IF_ERROR(MakeWayFor(parts_));
+      if (budget_ != nullptr) HEARTH_RETURN_IF_ERROR(budget_->Deal(/*may_give_back=*/!cutting_));
       for (size_t i = 0; i < tables_.size(); ++i) HEARTH_RETURN_IF_ERROR(tables_[i]->Push(j, terms.n, parts_[i]));
     }
     for (uint32_t lane = 0; lane < lanes_.size(); ++lane) SlotOf(lane, j) = Slot();
@@ -545,6 +562,7 @@ class ShardImpl : public Shard {
   const SaveCut save_cut_;
 
   std::vector<std::unique_ptr<EmbeddingTable>> tables_;  // [table number - 1]
+  std::unique_ptr<MemoryBudget> budget_;                 // where one is for all of them
   uint64_t applied_;
   uint64_t last_cut_;           // <= applied_
   uint64_t announced_cut_ = 0;  // by the pushes of applied_; 0: none
@@ -583,8 +601,7 @@ void ShardImpl::FillStats(std::vector<TableStats>* stats) const {
     to.set_rows_prefetched(from.rows_prefetched);
     to.set_prefetch_hits(from.prefetch_hits);
     stats->push_back(std::move(to));
-    const uint64_t row_floats = config.dim() + StateFloatsOf(config.optimizer(), config.dim());
-    weights.push_back(from.rows * (sizeof(RowMeta) + sizeof(float) * row_floats));
+    weights.push_back(from.rows * RowBytesOf(config));
     weight_sum += static_cast<double>(weights.back());
   }
   const double disk_bytes = static_cast<double>(io_->store()->DiskBytes());

@@ -226,6 +226,7 @@ std::string Scheduler::SnapshotsFolder() const { return JoinPath(options_.dir, "
 absl::Status Scheduler::ChooseSnapshot() {
   if (!evaluates()) {
     HEARTH_RETURN_IF_ERROR(MakeDirectories(SnapshotsFolder()));
+    all_verified_ = IsSuspect(SnapshotsFolder());  // before the start, then
     HEARTH_ASSIGN_OR_RETURN(start_, FindNewestSnapshot(SnapshotsFolder()));
     return absl::OkStatus();
   }
@@ -298,6 +299,11 @@ absl::Status Scheduler::TidySnapshots() {
                  Quoted(start_.folder));
     HEARTH_RETURN_IF_ERROR(RemoveTree(aside));
     HEARTH_RETURN_IF_ERROR(RenamePath(folder, aside));
+  }
+  if (restored() != nullptr && !all_verified_) {
+    for (uint32_t server = 0; server < static_cast<uint32_t>(options_.ranks.servers); ++server)
+      unverified_.insert(server);
+    if (committed_.size() > 1) before_start_ = committed_[committed_.size() - 2];
   }
   return ClearSuspect(SnapshotsFolder());
 }
@@ -435,6 +441,7 @@ bool Scheduler::IsDue(const Control& control, bool from_server) const {
 absl::Status Scheduler::HandleServer(uint32_t server, const Control& control) {
   if (control.has_server_ready()) return HandleServerReady(server, control.server_ready());
   report_->OnServer(control.server_at_cut(), server);
+  if (control.server_at_cut().rows_verified()) unverified_.erase(server);
   HEARTH_RETURN_IF_ERROR(coordinator_->AddServer(server, control.server_at_cut()));
   return CommitWholeCuts();
 }
@@ -620,8 +627,9 @@ void Scheduler::HandleFailed(const std::string& who, const Failed& failed) {
   const std::string reason = absl::StrCat(who, ": ", failed.reason());
   report_->EndLine();
   spdlog::error("event=failed role={} code={} reason={}", Quoted(who), code, Quoted(failed.reason()));
-  // Rows that are not what was written are no end: the next start looks at every file, and goes back where it must.
-  if (code == kExitBadData && absl::StartsWith(who, "ps") && !evaluates()) {
+  // Rows that are not what was written are no end: the next start looks at every file, and goes back where it must. Not
+  // where this one has: it would come to the same.
+  if (code == kExitBadData && absl::StartsWith(who, "ps") && restored() != nullptr && !evaluates() && !all_verified_) {
     const absl::Status marked = MarkSuspect(SnapshotsFolder());
     if (marked.ok()) code = kExitInternal;
     if (!marked.ok()) spdlog::error("event=suspicion_not_written cause={}", Quoted(marked.message()));
@@ -698,6 +706,8 @@ absl::Status Scheduler::RemoveOldSnapshots() {
   for (size_t i = committed_.size() > keep ? committed_.size() - keep : 0; i-- > 0;) {
     const uint64_t step = committed_[i];
     if (best_step_ == step) continue;
+    // Until its rows are verified the start may have to go back, and what it began with is in all that came since.
+    if (!unverified_.empty() && (step == restored()->step() || step == before_start_)) continue;
     if (publisher_ != nullptr && publisher_->Waits(step)) continue;
     const bool force = held == kHeldSnapshotsMax;
     HEARTH_ASSIGN_OR_RETURN(const bool removed, RemoveSnapshot(JoinPath(SnapshotsFolder(), absl::StrCat(step)), force));

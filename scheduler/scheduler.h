@@ -136,6 +136,9 @@ class Scheduler {
   std::vector<Evaluation> evaluations_;          // newest of each split, in the job's order
   std::map<std::string, Evaluation> evaluated_;  // of an evaluation of a snapshot
   std::vector<uint64_t> committed_;              // steps of the snapshots in DIR, ascending
+  bool all_verified_ = false;                    // every file of the snapshot was read before this start
+  std::set<uint32_t> unverified_;                // servers that still read the files that they started from
+  std::optional<uint64_t> before_start_;         // the newest snapshot before the one of the start
   std::optional<uint64_t> best_step_;            // of the best snapshot, which stays
   size_t held_ = 0;                              // of those, beyond snapshot.keep and left because somebody reads them
   int64_t removal_retry_us_ = kNever;

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <random>
 #include <utility>
 
 #include "common/base/status.h"
@@ -220,9 +221,9 @@ absl::Status MakePrivateDirectory(const std::string& path) {
   if (errno != EEXIST) return ErrorOf(errno, "cannot make the folder", path);
   struct stat info;
   if (lstat(path.c_str(), &info) != 0) return ErrorOf(errno, "cannot look at it", path);
-  if (S_ISDIR(info.st_mode) && info.st_uid == geteuid() && (info.st_mode & 022) == 0) return absl::OkStatus();
+  if (S_ISDIR(info.st_mode) && info.st_uid == geteuid() && (info.st_mode & 077) == 0) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      absl::StrCat(path, ": is not a folder that this user alone may write to; remove it, or give another place"));
+      absl::StrCat(path, ": is not a folder of this user alone (mode 0700); remove it, or give another place"));
 }
 
 absl::Status RemoveTree(const std::string& path) {
@@ -250,8 +251,9 @@ absl::Status CopyFile(const std::string& from, const std::string& to) {
 }
 
 bool CanLinkFiles(const std::string& from_folder, const std::string& to_folder) {
-  const std::string from = JoinPath(from_folder, absl::StrCat(".link-", getpid()));
-  const std::string to = JoinPath(to_folder, absl::StrCat(".link-", getpid()));
+  std::random_device random;  // others try the same, on other hosts too
+  const std::string name = absl::StrCat(".link-", absl::Hex(uint64_t{random()} << 32 | random()));
+  const std::string from = JoinPath(from_folder, name), to = JoinPath(to_folder, name);
   const absl::StatusOr<OwnedFile> made = OpenForWriting(from, Writing::kReplace);
   const bool can = made.ok() && LinkFile(from, to).ok();
   if (can) RemoveTree(to).IgnoreError();

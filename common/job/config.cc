@@ -752,6 +752,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
   CheckExport(job, &faults);
   faults.Range("store.read_threads", job.store().read_threads(), 0, 256);
   faults.Range("store.compaction_threads", job.store().compaction_threads(), 0, 256);
+  faults.Range("store.memory_bytes_max", static_cast<double>(job.store().memory_bytes_max()), 0, 1e18);
   faults.Range("limits.bad_records_max_fraction", job.limits().bad_records_max_fraction(), 0, 1);
   faults.Range("limits.record_bytes_max", job.limits().record_bytes_max(), 16, 1 << 30);
   faults.Range("limits.spool_bytes_max", static_cast<double>(job.limits().spool_bytes_max()), 1, 1e18);

@@ -9,7 +9,9 @@
 #include "common/base/status.h"
 #include "common/net/wire.h"
 #include "embedding/embedding_table.h"
+#include "embedding/memory_budget.h"
 #include "embedding/rocksdb_store.h"
+#include "embedding/row_index.h"
 #include "embedding/row_record.h"
 #include "model/adopt/parameter_shapes.h"
 #include "model/batch/batch.h"
@@ -231,14 +233,6 @@ class Planner {
     if (const uint64_t cache = job_.store().block_cache_bytes(); cache > 0) {
       rank.memory.push_back(Same("RocksDB's block cache", static_cast<double>(cache), "store.block_cache_bytes"));
     }
-    rank.memory.push_back(AtMost(OfServer("rows on their way to disk", "buffers of cuts and of rows that leave memory",
-                                          [&](double share, double) {
-                                            double bytes = 0;
-                                            for (int t = 0; t < job_.table_size(); ++t) {
-                                              bytes += static_cast<double>(MemoryOf(t, share, 0).write_bytes_max);
-                                            }
-                                            return bytes;
-                                          })));
     rank.memory.push_back(
         AtMost(Same("RocksDB's memtables", 2.0 * static_cast<double>(RocksDbOptions().write_buffer_bytes),
                     "two; rows go past them")));
@@ -266,9 +260,7 @@ class Planner {
         "written at a cut", "rows that snapshot.every_steps steps change, no row twice", [this](double share, double) {
           double bytes = 0;
           for (int t = 0; t < job_.table_size(); ++t) {
-            const double changed = in_.tables[static_cast<size_t>(t)].signs * share * job_.snapshot().every_steps();
-            const double rows = std::min(changed, static_cast<double>(RowsOf(t, share)));
-            bytes += static_cast<double>(StoreBytesFor(static_cast<uint64_t>(rows), ValueBytesOf(job_.table(t))));
+            bytes += static_cast<double>(StoreBytesFor(ChangedOf(t, share), ValueBytesOf(job_.table(t))));
           }
           return bytes;
         });
@@ -282,13 +274,52 @@ class Planner {
     return static_cast<uint64_t>(std::ceil(in_.tables[static_cast<size_t>(table)].rows * share));
   }
 
-  TableMemory MemoryOf(int table, double share, double shards) const {
+  // Rows of it that change from cut to cut.
+  uint64_t ChangedOf(int table, double share) const {
+    const double steps = job_.snapshot().every_steps();
+    const double changed = in_.tables[static_cast<size_t>(table)].signs * share * steps;
+    return static_cast<uint64_t>(std::min(changed, static_cast<double>(RowsOf(table, share))));
+  }
+
+  TableMemory MemoryWithin(int table, double share, double shards, uint64_t memory_rows_max) const {
     TableOptions options;
     options.config = job_.table(table);
     options.number = static_cast<TableNumber>(table + 1);
     options.shards = job_.training().shards();
-    options.memory_rows_max = std::max<uint64_t>(1, (options.config.memory_rows_max() + in_.servers - 1) / in_.servers);
-    return EmbeddingTable::MemoryFor(options, RowsOf(table, share), static_cast<uint32_t>(std::lround(shards)));
+    options.memory_rows_max = memory_rows_max;
+    return EmbeddingTable::MemoryFor(options, RowsOf(table, share), ChangedOf(table, share),
+                                     static_cast<uint32_t>(std::lround(shards)));
+  }
+  TableMemory MemoryOf(int table, double share, double shards) const {
+    const auto of_server = [&](uint64_t whole) { return (whole + in_.servers - 1) / in_.servers; };
+    uint64_t rows_max = std::max<uint64_t>(1, of_server(job_.table(table).memory_rows_max()));
+    if (const uint64_t bytes = of_server(job_.store().memory_bytes_max()); bytes > 0) {
+      rows_max = RowsOfBudget(table, share, static_cast<double>(bytes));
+    }
+    return MemoryWithin(table, share, shards, rows_max);
+  }
+
+  // As MemoryBudget deals where all tables are read alike: those that fit stay whole, the others share what is left.
+  uint64_t RowsOfBudget(int table, double share, double bytes) const {
+    std::vector<std::pair<double, int>> needs;  // of all rows
+    for (int t = 0; t < job_.table_size(); ++t) {
+      const uint64_t all = std::max<uint64_t>(1, RowsOf(t, share));
+      needs.emplace_back(static_cast<double>(MemoryWithin(t, share, 0, all + all / 8).bytes), t);
+    }
+    std::sort(needs.begin(), needs.end());
+    const auto row_bytes = [&](int t) { return ValueBytesOf(job_.table(t)) + sizeof(Sign) + RowIndex::kRowBytes; };
+    for (size_t i = 0; i < needs.size(); ++i) {
+      const auto [need, t] = needs[i];
+      const double part = bytes / static_cast<double>(needs.size() - i);
+      bytes -= std::min(need, part);
+      if (t != table) continue;
+      const uint64_t all = std::max<uint64_t>(1, RowsOf(t, share));
+      if (need <= part) return all + all / 8;
+      const TableMemory none = MemoryWithin(t, share, 0, 1);  // filters and buffers
+      return MemoryBudget::RowsWithin(static_cast<uint64_t>(std::max(1.0, part - static_cast<double>(none.bytes))),
+                                      row_bytes(t));
+    }
+    return 1;
   }
 
   // Of the rows of the server with the largest share. Each server keeps as many, whatever its share.
@@ -300,16 +331,19 @@ class Planner {
   PlanFigure TableMemoryOf(int table) {
     const std::string& name = job_.table(table).name();
     if (const double share = ShareInMemory(table); share < 1) {
-      plan_.warnings.push_back(absl::StrFormat(
-          "table \"%s\": memory_rows_max keeps %.3g %% of the rows of the fullest server in memory; the "
-          "others are read from disk ahead of their pull",
-          name, 100 * share));
+      plan_.warnings.push_back(
+          absl::StrFormat("table \"%s\": %.3g %% of the rows of the fullest server fit into memory; the "
+                          "others are read from disk ahead of their pull",
+                          name, 100 * share));
     }
+    const TableMemory memory = MemoryOf(table, mean_, 0);
     return OfServer(
         absl::StrCat("table ", name),
-        absl::StrFormat("%d bytes a row; sign in front, index, sets of changed rows; %.3g MB filter of signs on disk",
-                        ValueBytesOf(job_.table(table)),
-                        1e-6 * static_cast<double>(MemoryOf(table, mean_, 0).filter_bytes)),
+        absl::StrFormat(
+            "%d bytes a row; sign in front, index, sets of changed rows; filters %.3g MB, buffers of cuts %.3g "
+            "MB",
+            ValueBytesOf(job_.table(table)), 1e-6 * static_cast<double>(memory.filter_bytes),
+            1e-6 * static_cast<double>(memory.write_bytes)),
         [&](double share, double shards) { return static_cast<double>(MemoryOf(table, share, shards).bytes); });
   }
 

@@ -160,7 +160,7 @@ TEST(SlotSet, GivesEachSlotOnceAscending) {
   SlotSet set;
   ASSERT_TRUE(set.Open(100000).ok());
   std::vector<uint32_t> taken;
-  set.TakeNext(10, &taken);
+  set.TakeFirst(10, &taken);
   EXPECT_TRUE(taken.empty());
   Random random(5);
   for (int round = 0; round < 3; ++round) {
@@ -174,7 +174,7 @@ TEST(SlotSet, GivesEachSlotOnceAscending) {
     EXPECT_EQ(set.size(), expected.size());
     std::vector<uint32_t> all;
     while (set.size() > 0) {
-      set.TakeNext(1 + random.Below(200), &taken);
+      set.TakeFirst(1 + random.Below(200), &taken);
       ASSERT_FALSE(taken.empty());
       all.insert(all.end(), taken.begin(), taken.end());
     }
@@ -188,9 +188,22 @@ TEST(RowArena, TakesMemoryAsItFills) {
   // addresses, the kernel's random start takes up to one of them, and one Open in ten found too few left.
   const absl::Status opened = arena.Open(1024, uint64_t{1} << 26);
   ASSERT_TRUE(opened.ok()) << opened;
-  EXPECT_EQ(arena.bytes(), 0u);
+  EXPECT_EQ(arena.bytes_committed(), 0u);
   ASSERT_TRUE(arena.Reserve(1000).ok());
-  EXPECT_LT(arena.bytes(), uint64_t{8} << 20);
+  EXPECT_LT(arena.bytes_committed(), uint64_t{8} << 20);
+  // And gives it back as it empties from behind.
+  std::vector<uint32_t> slots;
+  for (uint64_t id = 0; id < 40000; ++id) {
+    ASSERT_TRUE(arena.Reserve(1).ok());
+    slots.push_back(arena.Take(MakeSign(1, id)));
+  }
+  EXPECT_GT(arena.bytes_committed(), uint64_t{40} << 20);
+  for (size_t i = 1000; i < slots.size(); ++i) arena.Release(slots[i]);
+  arena.Trim();
+  EXPECT_EQ(arena.slots(), 1000u);
+  EXPECT_LT(arena.bytes_committed(), uint64_t{17} << 20);
+  ASSERT_TRUE(arena.Reserve(5000).ok());
+  EXPECT_EQ(arena.Take(MakeSign(1, 7)), 1000u);
 }
 
 }  // namespace

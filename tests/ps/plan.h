@@ -67,6 +67,7 @@ struct Plan {
     job.mutable_training()->set_lanes(lanes);
     job.mutable_training()->set_shards(16);
     job.mutable_snapshot()->set_every_steps(every_steps);
+    if (seed % 3 == 0) job.mutable_store()->set_memory_bytes_max(1000 + Draw(4, 1) % 30000);
     Table* plain = job.add_table();
     plain->set_name("plain");
     plain->set_dim(kDims[0]);
@@ -192,6 +193,13 @@ class Reference {
       }
     }
     return sum;
+  }
+  uint64_t RowsAt(uint64_t s) const {
+    uint64_t rows = 0;
+    for (size_t t = 0; t < after_[s].size(); ++t) {
+      for (const auto& [sign, row] : after_[s][t]) rows += row.meta.flags != 0 && Live(t, row, s) ? 1 : 0;
+    }
+    return rows;
   }
 
  private:

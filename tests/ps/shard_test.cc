@@ -22,6 +22,43 @@ struct Sent {
   DecodedMessage decoded;  // into bytes
 };
 
+// A clock that moves when the store is written to, and not else.
+class StoreClock final : public Env {
+ public:
+  int64_t NowUs() override { return now_us_; }
+  int64_t WallUs() override { return now_us_; }
+  std::unique_ptr<Event> NewEvent() override { return Env::Real()->NewEvent(); }
+  std::unique_ptr<Thread> StartThread(absl::string_view name, std::function<void()> run) override {
+    return Env::Real()->StartThread(name, std::move(run));
+  }
+  void Move() { now_us_ += 5000; }
+
+ private:
+  int64_t now_us_ = 1;
+};
+
+// Each write takes a while.
+class SlowStore final : public KvStore {
+ public:
+  explicit SlowStore(StoreClock* clock) : clock_(clock) {}
+  absl::Status MultiGet(absl::Span<const KvKey> keys, KvValues* values) override {
+    return map_->MultiGet(keys, values);
+  }
+  absl::Status Write(absl::Span<const KvWrite> writes) override {
+    clock_->Move();
+    return map_->Write(writes);
+  }
+  absl::Status Scan(KvKey first, KvKey last, const std::function<bool(KvKey, absl::string_view)>& visit) override {
+    return map_->Scan(first, last, visit);
+  }
+  absl::Status Checkpoint(const std::string& path) override { return map_->Checkpoint(path); }
+  uint64_t DiskBytes() override { return 0; }
+
+ private:
+  StoreClock* const clock_;
+  const std::unique_ptr<KvStore> map_ = MakeMapStore();
+};
+
 // Messages of one table each: table 1 of Plan's job (dim 4, SGD), admitted at once.
 class ShardTest : public ::testing::Test {
  protected:
@@ -37,8 +74,10 @@ class ShardTest : public ::testing::Test {
     options.server = server;
     options.servers = servers;
     options.read_only = read_only;
+    options.cut_rows_max = cut_rows_max_;
+    options.env = &clock_;
     shard_.reset();
-    store_ = MakeMapStore();
+    store_ = std::make_unique<SlowStore>(&clock_);
     io_ = std::make_unique<StoreIo>(Env::Real(), store_.get(), 0);
     auto shard = Shard::Open(
         options, io_.get(),
@@ -105,6 +144,8 @@ class ShardTest : public ::testing::Test {
   std::vector<Sign> signs_;
   std::vector<uint32_t> ones_ = {1};
   std::vector<float> gradient_ = {1, 2, 3, 4};
+  uint64_t cut_rows_max_ = 4096;
+  StoreClock clock_;
   std::unique_ptr<KvStore> store_;
   std::unique_ptr<StoreIo> io_;
   ServerAtCut report_;  // of the last cut
@@ -198,6 +239,41 @@ TEST_F(ShardTest, SavesAtPlannedAndAskedForCuts) {
   ASSERT_TRUE(Push(0, 3).ok());
   ASSERT_TRUE(Push(0, 4).ok());
   EXPECT_THAT(cuts_, ElementsAre(2, 4));
+}
+
+TEST_F(ShardTest, ReportsForHowLongACutStoppedTheOthersAndNotHowLongItWasWritten) {
+  cut_rows_max_ = 1;
+  Open(1, 0, 1);  // every step is a cut
+  const std::vector<Sign> signs = {MakeSign(1, 5), MakeSign(1, 6), MakeSign(1, 7), MakeSign(1, 8)};
+  const std::vector<uint32_t> occurrences(signs.size(), 1);
+  const std::vector<float> gradients(signs.size() * kDims[0], 1.0f);
+  Section section = One(signs[0]);
+  section.count = static_cast<uint32_t>(signs.size());
+  section.signs = signs;
+  section.occurrences = occurrences;
+  section.values = gradients;
+  Header pull;
+  pull.kind = MessageKind::kPull;
+  pull.step = 1;
+  ASSERT_TRUE(Give(pull, {section}).ok());
+  ASSERT_TRUE(Give(PushHeader(0, 1), {section}).ok());
+  pull.step = 2;
+  pull.view = 1;
+  ASSERT_TRUE(Give(pull, {section}).ok());
+  EXPECT_THAT(Steps(MessageKind::kPullReply), ElementsAre(1, 2));
+  ASSERT_TRUE(cuts_.empty()) << "a slice a message: some of the cut is still to be copied";
+  int64_t begin_us = clock_.NowUs();
+  ASSERT_TRUE(Give(PushHeader(0, 2), {section}).ok());  // the second cut has to wait for the first
+  const int64_t waited_us = clock_.NowUs() - begin_us;
+  EXPECT_GT(waited_us, 0);
+  ASSERT_THAT(cuts_, ElementsAre(1));
+  EXPECT_TRUE(report_.has_stopped_us());
+  EXPECT_EQ(report_.stopped_us(), 0u) << "nobody waited for the first cut itself";
+  begin_us = clock_.NowUs();
+  while (cuts_.size() == 1) ASSERT_TRUE(shard_->Idle().ok());
+  ASSERT_THAT(cuts_, ElementsAre(1, 2));
+  EXPECT_GT(clock_.NowUs(), begin_us) << "it was written";
+  EXPECT_EQ(static_cast<int64_t>(report_.stopped_us()), waited_us);
 }
 
 TEST_F(ShardTest, ASkippedStepMovesTheClockAlone) {

@@ -133,8 +133,18 @@ TEST(Plan, KeepsInMemoryNoMoreRowsThanTheTableMayAndSaysSo) {
   const Plan plan = MakePlan(input);
   EXPECT_LT(ValueOf(plan.ranks[1].memory, "table user"), 2.5e9);  // of which the filter of all signs is most
   ASSERT_EQ(plan.warnings.size(), 1u);
-  EXPECT_THAT(plan.warnings[0], HasSubstr("memory_rows_max keeps 0.0938 % of the rows"));
+  EXPECT_THAT(plan.warnings[0], HasSubstr("0.0938 % of the rows of the fullest server fit"));
   EXPECT_GT(ValueOf(plan.stages, "rows from disk"), 0);
+}
+
+TEST(Plan, DealsABoundInBytesSoThatSmallTablesStayWhole) {
+  PlanInput input = Input("store { memory_bytes_max: 100000000 }");
+  input.tables[0].rows = 1e7;
+  const Plan plan = MakePlan(input);
+  const double user = ValueOf(plan.ranks[1].memory, "table user"), item = ValueOf(plan.ranks[1].memory, "table item");
+  EXPECT_NEAR(user + item, 1e8, 1e7);
+  ASSERT_EQ(plan.warnings.size(), 1u);
+  EXPECT_THAT(plan.warnings[0], HasSubstr("table \"user\""));
 }
 
 TEST(Plan, AddsUpTheRanksOfTheFullestNode) {
