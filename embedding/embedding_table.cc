@@ -1201,13 +1201,16 @@ TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows
   // A cut's writes: those under way and the one that is filled, whose memory is kept. The first has a window more, and
   // at least twice what the cut before any step had.
   const uint64_t window_bytes = std::clamp<uint64_t>(kWindowBytes / (dim * sizeof(float)), 1, kWindowMax) * row_bytes;
-  const uint64_t chunk_rows = std::min<uint64_t>({changed, kWriteBytesMax / row_bytes + 1, kWriteRowsMax});
-  const uint64_t chunks =
-      chunk_rows == 0 ? 0 : std::min<uint64_t>((changed + chunk_rows - 1) / chunk_rows, kWritesAheadMax + 1);
-  uint64_t items = 1;  // as a vector grows
-  while (items < chunk_rows) items *= 2;
-  memory.write_bytes = std::max(chunks * chunk_rows * row_bytes, window_bytes) + window_bytes +
-                       chunks * items * sizeof(StoreWrite::Item);
+  const uint64_t chunk_rows = std::min<uint64_t>(kWriteBytesMax / row_bytes + 1, kWriteRowsMax);
+  const uint64_t full = std::min<uint64_t>(changed / chunk_rows, kWritesAheadMax + 1);
+  const uint64_t rest = full > kWritesAheadMax ? 0 : changed % chunk_rows;
+  const auto items_bytes = [](uint64_t rows) {  // as a vector grows
+    uint64_t items = 1;
+    while (items < rows) items *= 2;
+    return items * sizeof(StoreWrite::Item);
+  };
+  memory.write_bytes = std::max((full * chunk_rows + rest) * row_bytes, window_bytes) + window_bytes +
+                       full * items_bytes(chunk_rows) + items_bytes(rest);
   memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes) +
                  RowIndex::BytesFor(memory.rows_in_memory, CapacityFor(options.memory_rows_max)) +
                  2 * SlotSet::BytesFor(memory.rows_in_memory) + memory.filter_bytes + memory.write_bytes;

@@ -691,16 +691,16 @@ TEST(EmbeddingTable, RefusesARecordThatIsNotThisJobs) {
 }
 
 TEST(EmbeddingTable, TakesTheMemoryThatAPlanIsTold) {
-  for (const uint64_t rows : {20000u, 40000u, 150000u}) {
+  for (const auto& [dim, rows] : std::vector<std::pair<uint32_t, uint64_t>>{{8, 20000}, {8, 150000}, {256, 40000}}) {
     auto store = MakeMapStore();
-    const TableOptions options = PlainOptions(8, 200000);
+    const TableOptions options = PlainOptions(dim, 200000);
     auto table = OpenTable(options, store.get());
     uint64_t step = 0;
     for (uint64_t begin = 0; begin < rows; begin += 5000) {
       std::vector<Sign> signs;
       for (uint64_t id = begin; id < std::min(rows, begin + 5000); ++id) signs.push_back(MakeSign(kTable, id + 1));
       const std::vector<uint32_t> ones(signs.size(), 1);
-      const std::vector<float> gradients(signs.size() * 8, 0.5f);
+      const std::vector<float> gradients(signs.size() * dim, 0.5f);
       const PushPart part = {signs, ones, gradients};
       ASSERT_TRUE(table->Push(++step, 1, absl::MakeConstSpan(&part, 1)).ok());
       if (begin > 0) continue;
