@@ -37,6 +37,16 @@ constexpr size_t kWindowBytes = size_t{1} << 20;
 constexpr uint64_t kSlackRowsMin = 65536;  // beyond memory_rows_max, for what a cut holds up
 constexpr uint64_t kSlackRowsMax = uint64_t{1} << 20;
 
+// Rows begin to leave above it; where the steps give places to so many signs.
+uint64_t HighWaterFor(uint64_t memory_rows_max, uint64_t placed_a_step) {
+  return memory_rows_max - std::min(memory_rows_max / 3, std::max(memory_rows_max / 16, 2 * placed_a_step));
+}
+
+uint64_t CapacityFor(uint64_t memory_rows_max) {
+  return std::min<uint64_t>(memory_rows_max + std::clamp(memory_rows_max / 4, kSlackRowsMin, kSlackRowsMax),
+                            4'200'000'000u);
+}
+
 uint64_t WeightStream(uint64_t seed, Sign sign) { return Mix64(Mix64(seed) ^ sign); }
 
 float WeightOf(uint64_t stream, uint32_t i, double init_uniform) {
@@ -135,10 +145,6 @@ class TieredTable final : public EmbeddingTable {
   static size_t BatchOf(size_t rows_max, size_t bytes_max, uint64_t row_bytes) {
     return std::min<size_t>(rows_max, std::max<size_t>(1, bytes_max / row_bytes));
   }
-  static uint64_t CapacityFor(uint64_t memory_rows_max) {
-    return std::min<uint64_t>(memory_rows_max + std::clamp(memory_rows_max / 4, kSlackRowsMin, kSlackRowsMax),
-                              4'200'000'000u);
-  }
   static bool IsFull(const Spill& spill) {
     return spill.bytes.size() >= kWriteBytesMax || spill.items.size() >= kWriteRowsMax;
   }
@@ -204,9 +210,7 @@ class TieredTable final : public EmbeddingTable {
   uint64_t Free() const { return memory_rows_max_ - std::min(memory_rows_max_, tier_.rows()); }
   // Rows begin to leave above the high watermark, down to the low one: what some steps will need stays free, for a
   // write that gives room takes about as long as a step.
-  uint64_t HighWater() const {
-    return memory_rows_max_ - std::min(memory_rows_max_ / 3, std::max(memory_rows_max_ / 16, 2 * placed_a_step_));
-  }
+  uint64_t HighWater() const { return HighWaterFor(memory_rows_max_, placed_a_step_); }
   uint64_t LowWater() const {
     return memory_rows_max_ - std::min(memory_rows_max_ / 2, std::max(memory_rows_max_ / 8, 3 * placed_a_step_));
   }
@@ -1160,6 +1164,37 @@ absl::Status CheckOptions(const TableOptions& options) {
 
 float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform) {
   return WeightOf(WeightStream(seed, sign), i, init_uniform);
+}
+
+TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows, uint64_t changed,
+                                      uint32_t filter_shards) {
+  const uint32_t dim = options.config.dim();
+  const uint64_t row_bytes = sizeof(RowMeta) + (dim + StateFloatsOf(options.config.optimizer(), dim)) * sizeof(float);
+  const Admission& admission = options.config.admission();
+  TableMemory memory;
+  memory.rows_in_memory = std::min(rows, HighWaterFor(options.memory_rows_max, 0));
+  memory.filter_bytes = SignFilter::BytesFor(rows, options.memory_rows_max);
+  if (admission.counter() == Admission::BLOOM && admission.count_min() > 1) {
+    const uint64_t generations = options.config.expire_after_steps() > 0 ? 2 : 1;
+    memory.filter_bytes += filter_shards * generations * CountingBloom::BytesFor(admission);
+  }
+  // A cut's writes: those under way and the one that is filled, whose memory is kept. The first has a window more, and
+  // at least twice what the cut before any step had.
+  const uint64_t window_bytes = std::clamp<uint64_t>(kWindowBytes / (dim * sizeof(float)), 1, kWindowMax) * row_bytes;
+  const uint64_t chunk_rows = std::min<uint64_t>(kWriteBytesMax / row_bytes + 1, kWriteRowsMax);
+  const uint64_t full = std::min<uint64_t>(changed / chunk_rows, kWritesAheadMax + 1);
+  const uint64_t rest = full > kWritesAheadMax ? 0 : changed % chunk_rows;
+  const auto items_bytes = [](uint64_t rows) {  // as a vector grows
+    uint64_t items = 1;
+    while (items < rows) items *= 2;
+    return items * sizeof(StoreWrite::Item);
+  };
+  memory.write_bytes = std::max((full * chunk_rows + rest) * row_bytes, window_bytes) + window_bytes +
+                       full * items_bytes(chunk_rows) + items_bytes(rest);
+  memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes) +
+                 RowIndex::BytesFor(memory.rows_in_memory, CapacityFor(options.memory_rows_max)) +
+                 2 * SlotSet::BytesFor(memory.rows_in_memory) + memory.filter_bytes + memory.write_bytes;
+  return memory;
 }
 
 absl::StatusOr<uint64_t> EmbeddingTable::Snapshot(uint64_t step) {

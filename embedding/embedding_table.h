@@ -70,6 +70,14 @@ struct EmbeddingTableStats {
   uint64_t bytes_free = 0;  // of bytes_memory: places of rows that have left, buffers of writes that are done
 };
 
+// What a table of so many rows takes in memory on one server. For plans.
+struct TableMemory {
+  uint64_t rows_in_memory = 0;  // where a step brings few of the others
+  uint64_t bytes = 0;           // stats().bytes_memory; of these
+  uint64_t filter_bytes = 0;    // which signs the store has, wherever their rows are; and filters that count
+  uint64_t write_bytes = 0;     // buffers of cuts
+};
+
 // What a cut knows of a table once its rows are copied.
 struct TableCut {
   uint64_t step = 0;
@@ -141,6 +149,9 @@ class EmbeddingTable {
   virtual uint64_t row_bytes_in_memory() const = 0;
 
   virtual EmbeddingTableStats stats() const = 0;
+  // Of a table that holds `rows` in all, of which `changed` change from cut to cut, and whose filters count
+  // `filter_shards` logical shards. REQUIRES: what Open asks.
+  static TableMemory MemoryFor(const TableOptions& options, uint64_t rows, uint64_t changed, uint32_t filter_shards);
 
  protected:
   // Until all that was handed to the writer is written.

@@ -35,9 +35,9 @@ uint64_t ScoreOf(Table::Score score, const RowMeta& meta) {
 CountingBloom::CountingBloom(const Admission& config)
     : counters_(config.bloom_counters()),
       hashes_(config.bloom_hashes()),
-      counter_bytes_(config.count_min() <= 255 ? 1 : 4),
+      counter_bytes_(CounterBytes(config)),
       counter_max_(config.count_min() <= 255 ? 255 : std::numeric_limits<uint32_t>::max()),
-      bytes_(counters_ * counter_bytes_),
+      bytes_(BytesFor(config)),
       chunk_changed_((bytes_.size() + kChunkBytes - 1) / kChunkBytes) {
   HEARTH_CHECK(counters_ > 0 && hashes_ > 0);
 }

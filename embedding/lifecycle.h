@@ -57,8 +57,10 @@ class CountingBloom {
   // XXH3-64 of (what names it, the counters).
   uint64_t Hash(std::initializer_list<uint32_t> name) const;
   uint64_t bytes() const { return bytes_.size(); }
+  static uint64_t BytesFor(const Admission& config) { return config.bloom_counters() * CounterBytes(config); }
 
  private:
+  static uint32_t CounterBytes(const Admission& config) { return config.count_min() <= 255 ? 1 : 4; }
   uint64_t Position(Sign sign, uint32_t hash) const;
   uint32_t Get(uint64_t position) const { return CounterAt(bytes_.data() + position * counter_bytes_); }
   uint32_t CounterAt(const char* bytes) const;

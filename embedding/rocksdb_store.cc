@@ -417,6 +417,28 @@ uint64_t DiskBytesAllowed(const RocksDbOptions& options, uint64_t used_bytes, ui
   return allowed;
 }
 
+// A record in a block: three lengths, of which the value's takes two bytes from 128 on; the key with RocksDB's own 8
+// bytes, of which records that ascend share the shard and the table's number (kSharedKeyBytes); the value. A block of
+// some 4 KiB has a checksum and restart points behind it.
+constexpr uint64_t kSharedKeyBytes = 5;
+constexpr uint64_t kBlockBytes = 4096;
+constexpr uint64_t kBlockTailBytes = 32;   // of a block itself
+constexpr uint64_t kBlockIndexBytes = 24;  // its last key and its place, in the index
+
+uint64_t RecordsBytesFor(uint64_t records, uint64_t value_bytes) {
+  return records * (3 + (value_bytes >= 128 ? 1 : 0) + kKeyBytes + 8 - kSharedKeyBytes + value_bytes);
+}
+
+uint64_t StoreIndexBytesFor(uint64_t records, uint64_t value_bytes) {
+  return records * kBloomBitsPerKey / 8 + RecordsBytesFor(records, value_bytes) / kBlockBytes * kBlockIndexBytes;
+}
+
+uint64_t StoreBytesFor(uint64_t records, uint64_t value_bytes) {
+  constexpr uint64_t kOwnFilesBytes = 16 << 10;  // RocksDB's MANIFEST, OPTIONS and properties
+  const uint64_t bytes = RecordsBytesFor(records, value_bytes);
+  return kOwnFilesBytes + bytes + bytes / kBlockBytes * kBlockTailBytes + StoreIndexBytesFor(records, value_bytes);
+}
+
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& path, const RocksDbOptions& options) {
   auto store = std::make_unique<RocksDbStore>(path, options, false);
   HEARTH_RETURN_IF_ERROR(store->Open());

@@ -28,6 +28,13 @@ struct RocksDbOptions {
 // checkpoints and RocksDB's own flushes and compactions keep to it; it is looked at again before every write.
 uint64_t DiskBytesAllowed(const RocksDbOptions& options, uint64_t used_bytes, uint64_t free_bytes);
 
+// What a store takes on the disk that holds so many records of value_bytes once, within some percent: RocksDB's format
+// of sorted files as this one sets it. For plans.
+uint64_t StoreBytesFor(uint64_t records, uint64_t value_bytes);
+// What reading it has RocksDB look at again and again: each file's index of blocks and its filter of keys. In the page
+// cache where files are mapped, in RocksDB's own where it has one.
+uint64_t StoreIndexBytesFor(uint64_t records, uint64_t value_bytes);
+
 // Opens or creates. ResourceExhausted, DataLoss or Unavailable name path and cause.
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksDbStore(const std::string& path, const RocksDbOptions& options);
 // An existing checkpoint, for reading alone: Write and Checkpoint are FailedPrecondition. Leaves no file behind in it.

@@ -94,7 +94,7 @@ void SlotSet::TakeFirst(uint64_t count_max, std::vector<uint32_t>* slots) {
 
 absl::Status RowArena::Open(uint64_t row_bytes, uint64_t rows_max) {
   HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull);
-  stride_ = RoundUp(sizeof(Sign) + row_bytes, sizeof(Sign));
+  stride_ = StrideOf(row_bytes);
   rows_max_ = rows_max;
   HEARTH_RETURN_IF_ERROR(released_.Open(rows_max));
   return region_.Reserve(rows_max * stride_);

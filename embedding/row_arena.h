@@ -56,7 +56,8 @@ class SlotSet {
   uint32_t TakeFirst();
   // Up to count_max of the lowest, ascending.
   void TakeFirst(uint64_t count_max, std::vector<uint32_t>* slots);
-  uint64_t bytes() const { return slots_ / 8; }
+  uint64_t bytes() const { return BytesFor(slots_); }
+  static uint64_t BytesFor(uint64_t slots) { return slots / 8; }
 
  private:
   uint64_t* words() const { return reinterpret_cast<uint64_t*>(region_.data()); }
@@ -97,6 +98,10 @@ class RowArena {
   }
   // Of all slots, and of those that are free.
   uint64_t bytes() const { return slots_ * stride_ + released_.bytes(); }
+  // bytes() of one that has had so many rows. For plans.
+  static uint64_t BytesFor(uint64_t slots, uint64_t row_bytes) {
+    return slots * StrideOf(row_bytes) + SlotSet::BytesFor(slots);
+  }
   uint64_t bytes_committed() const { return region_.committed_bytes(); }
   uint64_t bytes_free() const { return released_.size() * stride_; }
   uint64_t stride() const { return stride_; }
@@ -104,6 +109,9 @@ class RowArena {
  private:
   static constexpr uint64_t kLineBytes = 64;
 
+  static uint64_t StrideOf(uint64_t row_bytes) {
+    return (sizeof(Sign) + row_bytes + sizeof(Sign) - 1) / sizeof(Sign) * sizeof(Sign);
+  }
   char* place(uint32_t slot) const { return region_.data() + slot * stride_; }
 
   uint64_t stride_ = 0;

@@ -12,7 +12,7 @@ absl::Status RowIndex::Reserve(uint64_t rows) {
   if (needed <= buckets_count_) return absl::OkStatus();
   while (growing()) Advance();
   if (region_.data() == nullptr) HEARTH_RETURN_IF_ERROR(region_.Reserve((buckets_max_ + kTail) * sizeof(Bucket)));
-  const uint64_t count = std::min(std::max(needed, buckets_count_ + buckets_count_ / 2), buckets_max_);
+  const uint64_t count = Grown(buckets_count_, needed, buckets_max_);
   HEARTH_RETURN_IF_ERROR(region_.Commit((count + kTail) * sizeof(Bucket)));
   const bool wrapped = buckets_count_ != 0 && buckets()[End() - 1].passed != 0;
   frontier_ = End();
@@ -20,6 +20,14 @@ absl::Status RowIndex::Reserve(uint64_t rows) {
   buckets_count_ = count;
   if (wrapped) Rebuild({});
   return absl::OkStatus();
+}
+
+uint64_t RowIndex::BytesFor(uint64_t rows, uint64_t rows_max) {
+  const uint64_t buckets_max = BucketsFor(rows_max);
+  const uint64_t needed = std::min(BucketsFor(rows), buckets_max);
+  uint64_t buckets = BucketsFor(0);
+  while (buckets < needed) buckets = Grown(buckets, buckets + 1, buckets_max);
+  return (buckets + kTail) * sizeof(Bucket);
 }
 
 void RowIndex::Insert(uint64_t hash, uint32_t slot) {

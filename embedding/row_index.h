@@ -1,6 +1,7 @@
 // Sign → slot: flat open addressing, one bucket a cache line, no tombstones, no pause as it grows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -65,6 +66,8 @@ class RowIndex {
   void Move(uint32_t from, uint32_t to);
 
   uint64_t bytes() const { return End() * sizeof(Bucket); }
+  // bytes() of an index for rows_max rows that has grown row by row to `rows`. For plans.
+  static uint64_t BytesFor(uint64_t rows, uint64_t rows_max);
   // Of a row, where it is about as full as it gets.
   static constexpr uint64_t kRowBytes = 7;
   bool growing() const { return old_buckets_ != 0; }
@@ -81,6 +84,9 @@ class RowIndex {
   static_assert(sizeof(Bucket) == 64);
 
   static uint64_t BucketsFor(uint64_t rows) { return rows * 5 / 48 + 2; }  // at most 9.6 rows in a bucket of 12
+  static uint64_t Grown(uint64_t buckets, uint64_t needed, uint64_t buckets_max) {
+    return std::min(std::max(needed, buckets + buckets / 2), buckets_max);
+  }
   static uint8_t TagOf(uint64_t hash) { return static_cast<uint8_t>(hash % 255 + 1); }
   static uint64_t Scale(uint64_t hash, uint64_t buckets) {
     return static_cast<uint64_t>((static_cast<unsigned __int128>(hash) * buckets) >> 64);

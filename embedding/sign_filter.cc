@@ -25,12 +25,25 @@ uint64_t SignFilter::HashOf(Sign sign) { return Mix64(sign ^ 0x510e527fade682d1u
 
 uint64_t SignFilter::BitOf(uint64_t hash, uint32_t word) { return uint64_t{1} << ((hash * kSpread[word]) >> 58); }
 
+uint64_t SignFilter::NextBlocks(uint64_t blocks, uint64_t first, uint64_t signs) {
+  const uint64_t wanted = blocks == 0 ? std::clamp(first, kFirstSignsMin, kFirstSignsMax) : blocks * kSignsABlock * 2;
+  return (std::max(wanted, signs) + kSignsABlock - 1) / kSignsABlock;
+}
+
+uint64_t SignFilter::BytesFor(uint64_t signs, uint64_t first) {
+  uint64_t bytes = 0, room = 0, blocks = 0;
+  do {
+    blocks = NextBlocks(blocks, first, 1);
+    room += blocks * kSignsABlock;
+    bytes += blocks * sizeof(Block);
+  } while (room < signs);
+  return bytes;
+}
+
 absl::Status SignFilter::Reserve(uint64_t signs) {
   if (!layers_.empty() && layers_.back().free >= signs) return absl::OkStatus();
-  const uint64_t doubled = layers_.empty() ? std::clamp(first_signs_, kFirstSignsMin, kFirstSignsMax)
-                                           : layers_.back().blocks * kSignsABlock * 2;
   Layer layer;
-  layer.blocks = (std::max(doubled, signs) + kSignsABlock - 1) / kSignsABlock;
+  layer.blocks = NextBlocks(layers_.empty() ? 0 : layers_.back().blocks, first_signs_, signs);
   layer.free = layer.blocks * kSignsABlock;
   HEARTH_RETURN_IF_ERROR(layer.region.Reserve(layer.blocks * sizeof(Block)));
   HEARTH_RETURN_IF_ERROR(layer.region.Commit(layer.blocks * sizeof(Block)));  // zeros; real memory comes by use

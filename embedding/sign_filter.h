@@ -23,6 +23,8 @@ class SignFilter {
   bool MayContain(Sign sign) const;
   void Prefetch(Sign sign) const;
   uint64_t bytes() const;
+  // bytes() of a filter for `first` signs at first that has come to hold `signs`. For plans.
+  static uint64_t BytesFor(uint64_t signs, uint64_t first);
 
  private:
   static constexpr uint32_t kWords = 8;  // one bit of each is a sign's
@@ -40,6 +42,8 @@ class SignFilter {
     }
   };
 
+  // Of the layer behind one of `blocks`, 0 for the first, where `signs` are to be added.
+  static uint64_t NextBlocks(uint64_t blocks, uint64_t first, uint64_t signs);
   static uint64_t HashOf(Sign sign);
   static uint64_t BitOf(uint64_t hash, uint32_t word);
 

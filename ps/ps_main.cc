@@ -127,6 +127,7 @@ int Main(int argc, char** argv) {
   }
   const absl::Status status = Serve(arguments, mpi->get());
   if (!status.ok()) Fail(arguments, mpi->get(), status);
+  (*mpi)->TellTraffic();
   FlushLogging();
   return kExitOk;
 }

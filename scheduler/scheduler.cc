@@ -301,7 +301,7 @@ absl::Status Scheduler::TidySnapshots() {
     HEARTH_RETURN_IF_ERROR(RenamePath(folder, aside));
   }
   if (restored() != nullptr && !all_verified_) {
-    for (uint32_t server = 0; server < static_cast<uint32_t>(options_.servers); ++server) unverified_.insert(server);
+    for (uint32_t server = 0; server < options_.servers; ++server) unverified_.insert(server);
     if (committed_.size() > 1) before_start_ = committed_[committed_.size() - 2];
   }
   return ClearSuspect(SnapshotsFolder());

@@ -91,6 +91,7 @@ int Main(const Arguments& arguments) {
   const absl::StatusOr<int> code = RunScheduler(arguments, (*runtime)->transport());
   if (!code.ok())
     spdlog::error("event=failed code={} reason={}", ExitCodeOf(code.status()), Quoted(code.status().message()));
+  (*runtime)->TellTraffic();
   FlushLogging();
   const int exit_code = code.ok() ? *code : ExitCodeOf(code.status());
   // Everybody was told Goodbye, or nobody will be.

@@ -127,6 +127,7 @@ int Main(int argc, char** argv) {
   }
   const absl::Status status = Train(arguments, runtime->get());
   if (!status.ok()) Fail(status, arguments, runtime->get());
+  (*runtime)->TellTraffic();
   FlushLogging();
   return kExitOk;
 }

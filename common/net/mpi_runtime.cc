@@ -105,6 +105,18 @@ struct MpiRuntime::State : public Transport {
   bool stopping = false;             // guarded by mutex
   int abort_code = -1;               // guarded by mutex; >= 0: end the job
 
+  // Counted by whoever sends or exchanges, and by the loop.
+  struct Flow {
+    std::atomic<uint64_t> messages{0};
+    std::atomic<uint64_t> bytes{0};
+    void Count(size_t more) {
+      if (more == 0) return;  // an empty buffer is not sent
+      ++messages;
+      bytes += more;
+    }
+  };
+  Flow sent, received;
+
   std::atomic<uint64_t> refused_messages{0};
   std::set<int> refused_ranks;  // the loop's; which have been told
 
@@ -268,6 +280,7 @@ class MpiRuntime::Loop {
     const Address to = {state_->own_rank, receive->tag % kPortsMax};
     const absl::Status proof = state_->seal.Check(from, to, receive->payload.span());
     if (!proof.ok()) return state_->Refuse(receive->source, receive->tag, proof.message());
+    state_->received.Count(receive->payload.size());
     state_->mailboxes.Get(to.port)->Deliver({from, std::move(receive->payload)});
   }
 
@@ -429,6 +442,7 @@ absl::Status MpiRuntime::State::Send(int from_port, Address to, Bytes payload) {
     return absl::OkStatus();
   }
   seal.Put({own_rank, from_port}, to, &payload);
+  sent.Count(payload.size());
   {
     std::lock_guard<std::mutex> lock(mutex);
     if (stopping) return absl::UnavailableError("send: this process is leaving");
@@ -536,6 +550,8 @@ absl::Status MpiRuntime::Exchange(absl::Span<const SendBuffer> sends, absl::Span
     const size_t bytes = receives[i].bytes.empty() ? 0 : sizeof(SealTag);
     all_receives.push_back({receives[i].rank, absl::MakeSpan(reinterpret_cast<char*>(received[i].data()), bytes)});
   }
+  for (const SendBuffer& send : all_sends) state_->sent.Count(send.bytes.size());
+  for (const ReceiveBuffer& receive : all_receives) state_->received.Count(receive.bytes.size());
   State::ExchangeCall call{all_sends, all_receives, absl::OkStatus()};
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
@@ -546,6 +562,12 @@ absl::Status MpiRuntime::Exchange(absl::Span<const SendBuffer> sends, absl::Span
   state_->exchanged->WaitUntil(kNever);
   call.result.Update(state_->CheckProofs(receives, received));
   return call.result;
+}
+
+void MpiRuntime::TellTraffic() const {
+  spdlog::info("event=traffic messages_sent={} bytes_sent={} messages_received={} bytes_received={}",
+               state_->sent.messages.load(), state_->sent.bytes.load(), state_->received.messages.load(),
+               state_->received.bytes.load());
 }
 
 void MpiRuntime::Abort(int exit_code) {

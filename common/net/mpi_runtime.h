@@ -43,6 +43,10 @@ class MpiRuntime {
   // the job, so there is no deadline; one rank may not name itself.
   absl::Status Exchange(absl::Span<const SendBuffer> sends, absl::Span<const ReceiveBuffer> receives);
 
+  // Writes into the log what went to other ranks and came from them so far: messages, buffers of exchanges and the
+  // proofs beside these, without MPI's own headers. Any thread.
+  void TellTraffic() const;
+
   // Ends every rank of the job now with this exit code. Any thread. Does not return.
   [[noreturn]] void Abort(int exit_code);
 

@@ -159,6 +159,14 @@ absl::StatusOr<Section> ReadSection(Reader* reader) {
 
 }  // namespace
 
+uint64_t SectionBytesFor(uint32_t dim, uint64_t count, bool signs, bool occurrences, std::optional<Dtype> values) {
+  SectionBytes bytes;
+  if (signs) bytes.signs = count * sizeof(uint64_t);
+  if (occurrences) bytes.occurrences = count * sizeof(uint32_t);
+  if (values.has_value()) bytes.values = count * dim * BytesOf(*values);
+  return sizeof(SectionHeader) + bytes.Padded();
+}
+
 Bytes EncodeMessage(Header header, absl::Span<const Section> sections) {
   return Encode(header, sections, Dtype::kFloat32, nullptr);
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -81,6 +82,9 @@ struct Section {
   uint32_t count = 0;
   absl::Span<const uint16_t> halves = {};  // kFloat16 (common/base/half.h): in the place of values
 };
+
+// What a section takes of a message, its header included. For plans.
+uint64_t SectionBytesFor(uint32_t dim, uint64_t count, bool signs, bool occurrences, std::optional<Dtype> values);
 
 // Values are float32. Fills magic, version, sections and body_bytes; body_hash and tag are 0.
 Bytes EncodeMessage(Header header, absl::Span<const Section> sections);

@@ -37,12 +37,8 @@ constexpr int64_t kVersionUsMax = 30 * 1000000;
 constexpr int64_t kPollUs = 5000;
 constexpr uint64_t kTextBytesMax = 1 << 20;
 
-struct Ran {
-  int code = 0;
-  std::string text;  // of both outputs
-};
+}  // namespace
 
-// Runs a program to its end, or kills it at the deadline.
 absl::StatusOr<Ran> RunFor(const std::vector<std::string>& argv, int64_t us_max) {
   const char* root = std::getenv("TMPDIR");
   std::string log = JoinPath(root != nullptr && *root != 0 ? root : "/tmp", "hearth-doctor-XXXXXX");
@@ -66,8 +62,14 @@ absl::StatusOr<Ran> RunFor(const std::vector<std::string>& argv, int64_t us_max)
   return Ran{*code, text};
 }
 
+namespace {
+
 std::string FirstLine(absl::string_view text) {
   return std::string(absl::StripAsciiWhitespace(text.substr(0, text.find('\n'))));
+}
+
+void LetRootRunMpi() {
+  for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}) setenv(name, "1", 0);
 }
 
 std::string FindOnPath(const std::string& program) {
@@ -117,9 +119,15 @@ Finding CheckMpi(const std::string& mpirun) {
   return Fine("mpi", absl::StrCat(version, ", ", mpirun));
 }
 
-Finding CheckPing(const DoctorOptions& options, const std::string& mpirun) {
+}  // namespace
+
+absl::StatusOr<std::string> PingRanks(const DoctorOptions& options) {
+  LetRootRunMpi();
+  const std::string mpirun = FindOnPath(options.programs.mpirun);
   const std::string ping = JoinPath(options.programs.folder, "hearth-ping");
-  if (mpirun.empty() || access(ping.c_str(), X_OK) != 0) return Fault("ping", "not tried: see mpi and programs");
+  if (mpirun.empty() || access(ping.c_str(), X_OK) != 0) {
+    return absl::FailedPreconditionError("not tried: see mpi and programs");
+  }
   std::vector<std::string> argv = {mpirun, "--oversubscribe", "--bind-to", "none"};
   if (!options.hostfile.empty()) argv.insert(argv.end(), {"--hostfile", options.hostfile, "--map-by", "node"});
   argv.insert(argv.end(), {"-np", "2", ping});
@@ -127,15 +135,24 @@ Finding CheckPing(const DoctorOptions& options, const std::string& mpirun) {
   const char* const remedy =
       "; look at MPI's interfaces (OMPI_MCA_oob_tcp_if_include, OMPI_MCA_btl_tcp_if_include), "
       "at the hosts' names and at ssh without a password";
-  if (!ran.ok()) return Fault("ping", absl::StrCat("two ranks: ", std::string(ran.status().message()), remedy));
+  if (!ran.ok()) {
+    return absl::UnavailableError(absl::StrCat("two ranks: ", std::string(ran.status().message()), remedy));
+  }
   MpirunFilter filter;
   std::string text;
   filter.Take(ran->text, &text);
   filter.Finish(&text);
-  if (ran->code == 0) return Fine("ping", FirstLine(text));
+  if (ran->code == 0) return FirstLine(text);
   const std::string reason = RefusalOf(filter);
-  return Fault("ping", absl::StrCat("two ranks: ", reason.empty() ? FirstLine(ran->text) : reason, " (",
-                                    DescribeEnd(ran->code), ")", remedy));
+  return absl::UnavailableError(absl::StrCat("two ranks: ", reason.empty() ? FirstLine(ran->text) : reason, " (",
+                                             DescribeEnd(ran->code), ")", remedy));
+}
+
+namespace {
+
+Finding CheckPing(const DoctorOptions& options) {
+  const absl::StatusOr<std::string> line = PingRanks(options);
+  return line.ok() ? Fine("ping", *line) : Fault("ping", std::string(line.status().message()));
 }
 
 void CheckPrograms(const std::string& folder, std::vector<Finding>* findings) {
@@ -239,12 +256,12 @@ Finding CheckGpus(bool built_for_gpus) {
 }  // namespace
 
 std::vector<Finding> Diagnose(const DoctorOptions& options) {
-  for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}) setenv(name, "1", 0);
+  LetRootRunMpi();
   std::vector<Finding> findings;
   const std::string mpirun = FindOnPath(options.programs.mpirun);
   findings.push_back(CheckMpi(mpirun));
   CheckPrograms(options.programs.folder, &findings);
-  findings.push_back(CheckPing(options, mpirun));
+  findings.push_back(CheckPing(options));
   findings.push_back(CheckCores());
   findings.push_back(CheckMemory());
   findings.push_back(CheckRoom("disk", options.out, kDiskBytesMin, "; give --out a folder with room"));

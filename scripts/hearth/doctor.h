@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "scripts/hearth/launch.h"
 
 namespace hearth {
@@ -30,5 +31,15 @@ struct Finding {
 std::vector<Finding> Diagnose(const DoctorOptions& options);
 std::string DescribeFindings(const std::vector<Finding>& findings);  // a table for people
 bool AllFine(const std::vector<Finding>& findings);
+
+struct Ran {
+  int code = 0;
+  std::string text;  // of both outputs
+};
+// Runs a program to its end, or kills it at the deadline.
+absl::StatusOr<Ran> RunFor(const std::vector<std::string>& argv, int64_t us_max);
+
+// What hearth-ping says, which two ranks under mpirun run; an error has cause and remedy.
+absl::StatusOr<std::string> PingRanks(const DoctorOptions& options);
 
 }  // namespace hearth

@@ -22,6 +22,7 @@
 #include "scripts/hearth/generate.h"
 #include "scripts/hearth/inspect.h"
 #include "scripts/hearth/launch.h"
+#include "scripts/hearth/plan_command.h"
 #include "scripts/hearth/show_history.h"
 #include "scripts/hearth/submit.h"
 
@@ -50,6 +51,7 @@ struct CommandName {
 constexpr CommandName kCommands[] = {
     {"doctor", "Begin", "Check this machine: MPI, programs, cores, memory, disk, ports, GPU", "generate, train"},
     {"generate", "Begin", "Generate a synthetic log, its true probabilities, and a job that trains on it", "train"},
+    {"plan", "Begin", "Tell what a job will need: memory, disk, network, and the time of a step", "train, submit"},
     {"train", "Train", "Train a job, or go on with it from its newest snapshot", "inspect, eval, export"},
     {"adopt", "Train", "Take a model over into a new run: other features, tasks or tables", "train"},
     {"submit", "Train", "Submit a job to Slurm: saves before its time limit, requeues, resumes", "inspect"},
@@ -294,6 +296,43 @@ void AddDoctor(CLI::App* app, int* code) {
   });
 }
 
+void AddPlan(CLI::App* app, int* code) {
+  static PlanOptions plan;
+  CLI::App* command = AddCommand(app, "plan");
+  command->add_option("JOB", plan.job, "The job file, job.txtpb; without one --calibrate measures this machine alone");
+  AddOverrides(command, &plan.overrides);
+  AddRanks(command, &plan.servers, &plan.workers);
+  command->add_option("--nodes", plan.nodes, "Nodes that the ranks are dealt round")
+      ->check(CLI::Range(1, kRanksMax))
+      ->capture_default_str();
+  const auto many = [&](const char* name, std::vector<std::string>* values, const char* what, const char* type) {
+    return command->add_option(name, *values, what)
+        ->type_name(type)
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  };
+  many("--rows", &plan.rows, "Rows that are expected, of all tables together or of one", "N|TABLE=N");
+  many("--signs", &plan.signs, "Distinct signs a step of a table; if not said: from the job's log", "TABLE=N");
+  CLI::Option* const calibrate =
+      command->add_flag("--calibrate", plan.calibrate, "Measure this machine first: tables, messages, the dense step");
+  command->add_option("--out", plan.out, "Keep there what --calibrate measured")->needs(calibrate);
+  command->add_option("--hostfile", plan.hostfile, "Hosts for mpirun: --calibrate's messages go between them")
+      ->needs(calibrate);
+  command->add_option("--calibration", plan.calibration, "What --calibrate --out has kept")->excludes(calibrate);
+  command->add_option("--measured", plan.measured, "A run's folder: the dense step and the rows are as in its run.json")
+      ->type_name("RUN");
+  command->add_flag("--json", plan.json, "As JSON");
+  command->callback([code] {
+    plan.programs = ProgramsBesideThis();
+    *code = Finish(kProgram, PlanRun(plan));
+    if (*code == kExitOk && !plan.json && !plan.job.empty()) {
+      SayNext(
+          absl::StrCat("hearth train ", plan.job, " --out DIR --np-ps ", plan.servers, " --np-worker ", plan.workers));
+    }
+  });
+}
+
 void AddCompletion(CLI::App* app, int* code) {
   static std::string shell;
   CLI::App* command = AddCommand(app, "completion");
@@ -315,6 +354,7 @@ int Main(int argc, char** argv) {
   int code = 0;
   AddDoctor(&app, &code);
   AddGenerate(&app, &code);
+  AddPlan(&app, &code);
   AddTrain(&app, &code);
   AddSubmit(&app, &code);
   AddBatch(&app, &code);

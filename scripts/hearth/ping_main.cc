@@ -1,5 +1,5 @@
-// hearth-ping: two ranks under mpirun that send each other a mebibyte a few times and look at what came. `hearth
-// doctor` starts it.
+// hearth-ping: two ranks under mpirun that send each other a mebibyte a few times, and look at what came, then eight
+// bytes. `hearth doctor` and `hearth plan --calibrate` start it.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <string>
@@ -25,20 +25,25 @@ absl::StatusOr<std::string> Ping(MpiRuntime* runtime) {
         absl::StrCat("MPI started ", runtime->transport()->size(),
                      " ranks that know each other, and the ping has 2; mpirun and the program's MPI library differ"));
   }
-  int64_t shortest_us = kNever;
-  for (int round = 0; round < kRounds; ++round) {
-    const std::string mine(kBytes, static_cast<char>(1 + round + 100 * rank));
-    std::string theirs(kBytes, '\0');
-    const int64_t start_us = Env::Real()->NowUs();
-    HEARTH_RETURN_IF_ERROR(
-        runtime->Exchange({{1 - rank, {mine.data(), mine.size()}}}, {{1 - rank, {&theirs[0], theirs.size()}}}));
-    shortest_us = std::min(shortest_us, Env::Real()->NowUs() - start_us);
-    if (theirs != std::string(kBytes, static_cast<char>(1 + round + 100 * (1 - rank)))) {
-      return absl::InternalError("what came is not what was sent");
+  const auto shortest_us = [&](size_t bytes) -> absl::StatusOr<int64_t> {
+    int64_t shortest = kNever;
+    for (int round = 0; round < kRounds; ++round) {
+      const std::string mine(bytes, static_cast<char>(1 + round + 100 * rank));
+      std::string theirs(bytes, '\0');
+      const int64_t start_us = Env::Real()->NowUs();
+      HEARTH_RETURN_IF_ERROR(
+          runtime->Exchange({{1 - rank, {mine.data(), mine.size()}}}, {{1 - rank, {&theirs[0], theirs.size()}}}));
+      shortest = std::min(shortest, Env::Real()->NowUs() - start_us);
+      if (theirs != std::string(bytes, static_cast<char>(1 + round + 100 * (1 - rank)))) {
+        return absl::InternalError("what came is not what was sent");
+      }
     }
-  }
+    return shortest;
+  };
+  HEARTH_ASSIGN_OR_RETURN(const int64_t mebibyte_us, shortest_us(kBytes));
+  HEARTH_ASSIGN_OR_RETURN(const int64_t word_us, shortest_us(sizeof(uint64_t)));
   if (rank != 0) return std::string();
-  return absl::StrFormat("two ranks swap a mebibyte in %d us\n", shortest_us);
+  return absl::StrFormat("two ranks swap a mebibyte in %d us, 8 bytes in %d us\n", mebibyte_us, word_us);
 }
 
 int Main(int argc, char** argv) {

@@ -54,7 +54,9 @@ const std::map<std::string, std::set<std::string>>& Arrows() {
       {"worker",
        {"common/*", "model/batch", "ps/ps_client.h", "ps/shard_map.h", "worker/log", "worker/collective", "worker/step",
         "worker/evaluation", "worker/device", "worker/dense"}},
-      {"scripts/hearth", {"common/*", "embedding", "worker/log"}},
+      {"scripts/hearth",
+       {"common/*", "embedding", "model/adopt/parameter_shapes.h", "model/batch", "ps/shard_map.h",
+        "worker/collective/lane_sum.h", "worker/log", "worker/step/step_verdict.h"}},
   };
   return *arrows;
 }

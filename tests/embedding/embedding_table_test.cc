@@ -702,6 +702,30 @@ TEST(EmbeddingTable, RefusesARecordThatIsNotThisJobs) {
   EXPECT_EQ(EmbeddingTable::Open(PlainOptions(5, 10), store.get()).status().code(), absl::StatusCode::kDataLoss);
 }
 
+TEST(EmbeddingTable, TakesTheMemoryThatAPlanIsTold) {
+  for (const auto& [dim, rows] : std::vector<std::pair<uint32_t, uint64_t>>{{8, 20000}, {8, 150000}, {256, 40000}}) {
+    auto store = MakeMapStore();
+    const TableOptions options = PlainOptions(dim, 200000);
+    auto table = OpenTable(options, store.get());
+    uint64_t step = 0;
+    for (uint64_t begin = 0; begin < rows; begin += 5000) {
+      std::vector<Sign> signs;
+      for (uint64_t id = begin; id < std::min(rows, begin + 5000); ++id) signs.push_back(MakeSign(kTable, id + 1));
+      const std::vector<uint32_t> ones(signs.size(), 1);
+      const std::vector<float> gradients(signs.size() * dim, 0.5f);
+      const PushPart part = {signs, ones, gradients};
+      ASSERT_TRUE(table->Push(++step, 1, absl::MakeConstSpan(&part, 1)).ok());
+      if (begin > 0) continue;
+      ASSERT_TRUE(table->Snapshot(step).ok());
+    }
+    ASSERT_TRUE(table->Snapshot(step).ok());
+    const TableMemory planned = EmbeddingTable::MemoryFor(options, rows, rows, options.shards);
+    EXPECT_EQ(planned.rows_in_memory, rows);
+    EXPECT_NEAR(static_cast<double>(planned.bytes) / static_cast<double>(table->stats().bytes_memory), 1, 0.15)
+        << rows << " rows, planned " << planned.bytes << ", taken " << table->stats().bytes_memory;
+  }
+}
+
 TEST(EmbeddingTable, RefusesOptionsThatNoTableHas) {
   auto store = MakeMapStore();
   TableOptions options = PlainOptions(4, 10);

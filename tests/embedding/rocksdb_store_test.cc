@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
@@ -88,6 +89,24 @@ TEST(RocksDbStore, ReportsTheCapBeforeItIsExceededAndStaysReadable) {
   EXPECT_GT(written, 10000u);
   EXPECT_GE(CountRows(store.get()), written - 1000);
   EXPECT_LE(store->DiskBytes(), options.disk_bytes_max);
+}
+
+TEST(RocksDbStore, TakesOnTheDiskWhatAPlanIsTold) {
+  for (const uint64_t value_bytes : {80u, 144u, 528u}) {
+    auto store = OpenStore(JoinPath(NewTestFolder(), absl::StrCat(value_bytes)), RocksDbOptions());
+    constexpr uint64_t kRows = 40000;
+    const std::string value(value_bytes, 'v');
+    std::vector<KvWrite> writes;
+    for (uint64_t id = 0; id < kRows; ++id) {
+      const Sign sign = MakeSign(1, Mix64(id));
+      writes.push_back({{LogicalShardOf(sign, kShards), sign}, value, false});
+    }
+    std::sort(writes.begin(), writes.end(), [](const KvWrite& a, const KvWrite& b) { return a.key < b.key; });
+    ASSERT_TRUE(store->Write(writes).ok());
+    EXPECT_NEAR(static_cast<double>(StoreBytesFor(kRows, value_bytes)) / static_cast<double>(store->DiskBytes()), 1,
+                0.05)
+        << value_bytes << ": " << store->DiskBytes();
+  }
 }
 
 TEST(RocksDbStore, MayComeToItsCapAndToItsShareOfWhatIsFree) {

@@ -27,7 +27,9 @@ StepTail::StepTail(uint32_t lanes, int64_t moment_columns)
     : lanes_(lanes),
       columns_(static_cast<size_t>(moment_columns)),
       bytes_(sizeof(Fixed) + 2 * columns_ * sizeof(float)),
-      moments_(lanes) {}
+      moments_(lanes) {
+  static_assert(sizeof(Fixed) == kVoteBytes);
+}
 
 size_t StepTail::skip_offset() { return offsetof(Fixed, skip); }
 size_t StepTail::moments_offset() { return sizeof(Fixed); }

@@ -1,9 +1,13 @@
 // What a step's reduction decided.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace hearth {
+
+// What a lane says in the reduction of a step, in bytes, beside its gradients and BatchNorm's moments (StepTail).
+constexpr size_t kVoteBytes = 56;
 
 // What all lanes together said in the reduction of a step: the same on every worker.
 struct StepVerdict {

@@ -52,6 +52,18 @@ Header RandomHeader(Random* random) {
   return header;
 }
 
+TEST(Wire, TellsAPlanHowLongASectionIs) {
+  Random random(7);
+  for (int round = 0; round < 200; ++round) {
+    const Table table = RandomTable(&random, 1);
+    const Section section = table.section();
+    EXPECT_EQ(
+        sizeof(Header) + SectionBytesFor(table.dim, table.count, !table.signs.empty(), !table.occurrences.empty(),
+                                         table.values.empty() ? std::nullopt : std::make_optional(Dtype::kFloat32)),
+        EncodeMessage(Header(), absl::MakeConstSpan(&section, 1)).size());
+  }
+}
+
 std::vector<Table> RandomTables(Random* random) {
   std::vector<Table> tables;
   const uint64_t count = random->Below(5);
