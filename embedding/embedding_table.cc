@@ -91,8 +91,8 @@ class TieredTable final : public EmbeddingTable {
         memory_rows_most_(options.memory_rows_max),
         capacity_max_(CapacityFor(options.memory_rows_max)),
         dim_(options.config.dim()),
-        floats_(dim_ + StateFloatsOf(options.config.optimizer(), dim_)),
-        row_bytes_(sizeof(RowMeta) + floats_ * sizeof(float)),
+        floats_(RowFloatsOf(options.config)),
+        row_bytes_(RowBytesOf(options.config)),
         count_min_(options.config.admission().count_min()),
         bloom_(options.config.admission().counter() == Admission::BLOOM && count_min_ > 1),
         expire_after_steps_(options.config.expire_after_steps()),
@@ -1169,7 +1169,7 @@ float InitialWeight(uint64_t seed, Sign sign, uint32_t i, double init_uniform) {
 TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows, uint64_t changed,
                                       uint32_t filter_shards) {
   const uint32_t dim = options.config.dim();
-  const uint64_t row_bytes = sizeof(RowMeta) + (dim + StateFloatsOf(options.config.optimizer(), dim)) * sizeof(float);
+  const uint64_t row_bytes = RowBytesOf(options.config);
   const Admission& admission = options.config.admission();
   TableMemory memory;
   memory.rows_in_memory = std::min(rows, HighWaterFor(options.memory_rows_max, 0));

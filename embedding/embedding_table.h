@@ -34,6 +34,11 @@ constexpr uint32_t kRowAdmitted = 1;
 
 // Floats of optimizer state behind the weights: SGD 0, ROWWISE_ADAGRAD 1, ADAGRAD and MOMENTUM dim, the others 2·dim.
 uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim);
+// Weights and state of an admitted row, and its bytes with the meta.
+inline uint64_t RowFloatsOf(const Table& table) {
+  return table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())};
+}
+inline uint64_t RowBytesOf(const Table& table) { return sizeof(RowMeta) + RowFloatsOf(table) * sizeof(float); }
 
 class StoreIo;
 

@@ -82,17 +82,13 @@ class MemoryTier {
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(at) << kTouchShift;
   }
   // It is in use for one step more at least: a touch would cost a write and gain a step.
-  bool TouchedOfLate(const RowMeta& meta) const {
-    return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift)) < kAheadStepsMax + kInUseSteps;
-  }
+  bool TouchedOfLate(const RowMeta& meta) const { return StepsBehind(meta) < kAheadStepsMax + kInUseSteps; }
   // Not used of late.
   void TouchUnused(RowMeta* meta) const {
     meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(now_ - kInUseSteps - 1) << kTouchShift;
   }
   // A step from now() − 2 to now() + kAheadStepsMax uses it.
-  bool InUse(const RowMeta& meta) const {
-    return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift)) <= kAheadStepsMax + kInUseSteps;
-  }
+  bool InUse(const RowMeta& meta) const { return StepsBehind(meta) <= kAheadStepsMax + kInUseSteps; }
   // Up to `wanted` slots that nothing is under way for and of which fit(meta) holds, the lowest scores first, about;
   // looks at about looks_max of them. Those without a record go before all others.
   template <typename Fit>
@@ -105,6 +101,10 @@ class MemoryTier {
   static constexpr uint32_t kExactSlots = 4096;    // up to so many slots it looks at all of them
   static constexpr uint32_t kScoreSamples = 1024;  // else it estimates a quantile of the scores
 
+  // How far its touch lies behind now() + kAheadStepsMax, in 16 bits.
+  uint64_t StepsBehind(const RowMeta& meta) const {
+    return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift));
+  }
   static uint64_t ScoreOfRow(Table::Score score, const RowMeta& meta);
 
   const TableNumber number_;

@@ -24,10 +24,6 @@ std::string ServerFolder(const std::string& folder, uint32_t server) {
   return JoinPath(folder, absl::StrCat("ps-", server));
 }
 
-uint64_t FloatsOfTable(const Table& table) {
-  return table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())};
-}
-
 absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) {
   // Every server has files in it, so their number is known before anything is allocated by it.
   const uint32_t servers_max = static_cast<uint32_t>(manifest.file_size());
@@ -40,7 +36,7 @@ absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) 
 using RecordVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::string_view value)>;
 absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, TableNumber table, uint32_t shard,
                           const RecordVisitor& visit) {
-  const uint64_t floats = FloatsOfTable(config);
+  const uint64_t floats = RowFloatsOf(config);
   const KvRange range = RecordsOf(table, shard);
   absl::Status status;
   HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
@@ -110,7 +106,7 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
     HEARTH_ASSIGN_OR_RETURN(stores[server], OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
   }
-  std::vector<float> floats(FloatsOfTable(config));  // values in a store lie unaligned
+  std::vector<float> floats(RowFloatsOf(config));  // values in a store lie unaligned
   for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
     const uint32_t server = shard % manifest.servers();
     const absl::Status status =

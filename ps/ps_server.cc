@@ -167,10 +167,14 @@ absl::Status PsServer::Restore(const StartServer& start) {
                                                       "; it is fixed at the first start"));
   }
   const bool same_shards = manifest.servers() == map.servers();
+  std::vector<FileEntry> rows;  // files of this server's, as the MANIFEST has them
   if (same_shards) {
+    for (const FileEntry& file : manifest.file()) {
+      if (absl::StartsWith(file.path(), name_ + "/") && HoldsRows(file.path())) rows.push_back(file);
+    }
     saved_in_ = JoinPath(folder, name_);
     HEARTH_ASSIGN_OR_RETURN(const std::set<std::string> shared, CloneCheckpoint(saved_in_, live_));
-    Remember(std::vector<FileEntry>(manifest.file().begin(), manifest.file().end()));
+    Remember(rows);
     // A copy is on the disk when the next snapshot, which has a link to it, has synced it.
     for (auto file = saved_.begin(); links_ && file != saved_.end();) {
       file = shared.count(file->first) > 0 ? std::next(file) : saved_.erase(file);
@@ -178,7 +182,7 @@ absl::Status PsServer::Restore(const StartServer& start) {
   }
   HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
   if (same_shards) {
-    if (!start.read_only()) VerifyInBackground(folder, manifest);
+    if (!start.read_only()) VerifyInBackground(folder, std::move(rows));
     return absl::OkStatus();
   }
   return RestoreShards(
@@ -347,11 +351,7 @@ absl::Status PsServer::TellOfCuts(bool wait) {
   return absl::OkStatus();
 }
 
-void PsServer::VerifyInBackground(const std::string& folder, const Manifest& manifest) {
-  std::vector<FileEntry> files;
-  for (const FileEntry& file : manifest.file()) {
-    if (absl::StartsWith(file.path(), name_ + "/") && HoldsRows(file.path())) files.push_back(file);
-  }
+void PsServer::VerifyInBackground(const std::string& folder, std::vector<FileEntry> files) {
   rows_verified_ = false;
   verifier_ = std::make_unique<TaskPool>(options_.env, "verify", 1);
   verifier_->Run([this, folder, files = std::move(files)] {

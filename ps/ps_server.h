@@ -77,7 +77,7 @@ class PsServer {
   void Remember(absl::Span<const FileEntry> files);
   absl::Status TellOfCuts(bool wait);
   // Reads the files that this server started from, slowly, beside its work.
-  void VerifyInBackground(const std::string& folder, const Manifest& manifest);
+  void VerifyInBackground(const std::string& folder, std::vector<FileEntry> files);
   absl::Status SendControl(const Control& control);
 
   const PsServerOptions options_;

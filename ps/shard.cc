@@ -64,11 +64,6 @@ const char* NameOf(MessageKind kind) {
   return "message";
 }
 
-// Of a record in the store.
-uint64_t RowBytesOf(const Table& table) {
-  return sizeof(RowMeta) + sizeof(float) * (table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())});
-}
-
 class ShardImpl : public Shard {
  public:
   ShardImpl(const ShardOptions& options, StoreIo* io, Reply reply, SaveCut save_cut)

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -275,6 +276,15 @@ absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) 
   if (errno != 0) return ErrorOf(errno, "cannot list", path);
   std::sort(names.begin(), names.end());
   return names;
+}
+
+absl::StatusOr<std::unique_ptr<TemporaryFolder>> TemporaryFolder::Make(absl::string_view name) {
+  const char* root = std::getenv("TMPDIR");
+  std::string path = JoinPath(root != nullptr && *root != 0 ? root : "/tmp", absl::StrCat(name, "-XXXXXX"));
+  if (mkdtemp(path.data()) == nullptr) {
+    return absl::UnavailableError(absl::StrCat(path, ": ", std::strerror(errno), "; set TMPDIR"));
+  }
+  return std::unique_ptr<TemporaryFolder>(new TemporaryFolder(std::filesystem::canonical(path).string()));
 }
 
 bool PathExists(const std::string& path) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -50,6 +51,18 @@ absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path);
 // A failed system call as a status, from its errno: NotFound (it does not exist), ResourceExhausted (the disk is full,
 // or a quota or a file's length is reached), else Unavailable. "path: what: strerror".
 absl::Status ErrorOf(int error, absl::string_view what, const std::string& path);
+// A folder of this user's under TMPDIR, else /tmp, that goes with its owner. Its path has no links in it.
+class TemporaryFolder {
+ public:
+  // Its name begins so. Unavailable.
+  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Make(absl::string_view name);
+  ~TemporaryFolder() { RemoveTree(path_).IgnoreError(); }
+  const std::string& path() const { return path_; }
+
+ private:
+  explicit TemporaryFolder(std::string path) : path_(std::move(path)) {}
+  const std::string path_;
+};
 bool PathExists(const std::string& path);
 absl::StatusOr<uint64_t> FileBytes(const std::string& path);
 // Asked by what may take long, some times a second, whether to give up: then it ends with Cancelled. Empty: never.

@@ -1,12 +1,7 @@
 #include "scripts/hearth/calibrate.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -50,25 +45,6 @@ std::vector<Sign> DrawSigns(uint64_t rows, Random* random) {
   signs.erase(std::unique(signs.begin(), signs.end()), signs.end());
   return signs;
 }
-
-// A folder that goes with it.
-class TemporaryFolder {
- public:
-  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Make() {
-    const char* root = std::getenv("TMPDIR");
-    std::string path = JoinPath(root != nullptr && *root != 0 ? root : "/tmp", "hearth-plan-XXXXXX");
-    if (mkdtemp(path.data()) == nullptr) {
-      return absl::UnavailableError(absl::StrCat(path, ": ", std::strerror(errno), "; set TMPDIR"));
-    }
-    return std::unique_ptr<TemporaryFolder>(new TemporaryFolder(path));
-  }
-  ~TemporaryFolder() { static_cast<void>(RemoveTree(path_)); }
-  const std::string& path() const { return path_; }
-
- private:
-  explicit TemporaryFolder(std::string path) : path_(std::move(path)) {}
-  const std::string path_;
-};
 
 // A job of the same model and batches that reads the same logs, ends after some steps, and leaves nothing else behind.
 Job ShortJob(Job job) {
@@ -208,7 +184,7 @@ absl::StatusOr<Calibration> Calibrate(const CalibrateOptions& options) {
   calibration.when =
       absl::FormatTime("%Y-%m-%d %H:%M UTC", absl::FromUnixMicros(Env::Real()->WallUs()), absl::UTCTimeZone());
   calibration.cores = UsableCores();
-  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<TemporaryFolder> folder, TemporaryFolder::Make());
+  HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<TemporaryFolder> folder, TemporaryFolder::Make("hearth-plan"));
   std::vector<Table> tables;
   if (options.job != nullptr) tables.assign(options.job->table().begin(), options.job->table().end());
   if (tables.empty()) tables.emplace_back();
@@ -218,10 +194,10 @@ absl::StatusOr<Calibration> Calibrate(const CalibrateOptions& options) {
     });
     if (known || calibration.rows.size() == kKindsMax) continue;
     Say(absl::StrCat("measuring rows of ", table.dim(), " weights"));
-    const uint64_t floats = table.dim() + StateFloatsOf(table.optimizer(), table.dim());
+    const uint64_t row_bytes = RowFloatsOf(table) * sizeof(float) + 24;
     const std::string own = JoinPath(folder->path(), absl::StrCat(calibration.rows.size()));
     HEARTH_RETURN_IF_ERROR(MakeDirectories(own));
-    HEARTH_ASSIGN_OR_RETURN(RowRates rates, MeasureRows(table, kTableBytes / (floats * sizeof(float) + 24), own));
+    HEARTH_ASSIGN_OR_RETURN(RowRates rates, MeasureRows(table, kTableBytes / row_bytes, own));
     calibration.rows.push_back(rates);
   }
   Say("measuring messages between two ranks");

@@ -40,11 +40,8 @@ constexpr uint64_t kTextBytesMax = 1 << 20;
 }  // namespace
 
 absl::StatusOr<Ran> RunFor(const std::vector<std::string>& argv, int64_t us_max) {
-  const char* root = std::getenv("TMPDIR");
-  std::string log = JoinPath(root != nullptr && *root != 0 ? root : "/tmp", "hearth-doctor-XXXXXX");
-  const int descriptor = mkstemp(log.data());
-  if (descriptor < 0) return absl::UnavailableError(absl::StrCat(log, ": ", std::strerror(errno), "; set TMPDIR"));
-  close(descriptor);
+  HEARTH_ASSIGN_OR_RETURN(const auto folder, TemporaryFolder::Make("hearth-doctor"));
+  const std::string log = JoinPath(folder->path(), "output");
   absl::StatusOr<std::unique_ptr<ChildProcess>> child = ChildProcess::Start(argv, log);
   std::optional<int> code;
   if (child.ok()) {
@@ -54,7 +51,6 @@ absl::StatusOr<Ran> RunFor(const std::vector<std::string>& argv, int64_t us_max)
       event->WaitUntil(Env::Real()->NowUs() + kPollUs);
   }
   const std::string text = ReadFile(log, kTextBytesMax).value_or("");
-  unlink(log.c_str());
   HEARTH_RETURN_IF_ERROR(child.status());
   if (!code) {
     return absl::DeadlineExceededError(absl::StrCat("did not end within ", us_max / 1000000, " s"));

@@ -4,11 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 
@@ -233,23 +231,6 @@ int RunToEnd(const TrainOptions& options, const Job& job, const std::string& fol
 
 // --- eval ---
 
-// A folder under TMPDIR that goes with its owner.
-class TemporaryFolder {
- public:
-  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Create() {
-    const char* root = std::getenv("TMPDIR");
-    std::string path = JoinPath(root != nullptr && *root != 0 ? root : "/tmp", "hearth-eval-XXXXXX");
-    if (mkdtemp(path.data()) == nullptr) return absl::UnavailableError(absl::StrCat(path, ": ", std::strerror(errno)));
-    return std::unique_ptr<TemporaryFolder>(new TemporaryFolder(std::filesystem::canonical(path).string()));
-  }
-  ~TemporaryFolder() { RemoveTree(path_).IgnoreError(); }
-  const std::string& path() const { return path_; }
-
- private:
-  explicit TemporaryFolder(std::string path) : path_(std::move(path)) {}
-  const std::string path_;
-};
-
 // The job's only split becomes `eval`: the given files, read as the job reads its first split, or its last log.
 Job WithEvalSplit(const EvalOptions& options, Job job) {
   Split split = job.split_size() > 0 ? job.split(0) : Split();
@@ -443,7 +424,7 @@ int Evaluate(const EvalOptions& options) {
     return Complain(status);
   }
   Supervisor supervisor;
-  const absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = TemporaryFolder::Create();
+  const absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = TemporaryFolder::Make("hearth-eval");
   if (!folder.ok()) return Complain(folder.status());
   const std::string& path = (*folder)->path();
   const absl::StatusOr<Job> job = PrepareEval(options, *snapshot, path);

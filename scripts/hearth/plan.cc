@@ -67,9 +67,6 @@ Dense DenseOf(const Job& job) {
   return dense;
 }
 
-uint64_t FloatsOf(const Table& table) { return table.dim() + StateFloatsOf(table.optimizer(), table.dim()); }
-uint64_t ValueBytesOf(const Table& table) { return sizeof(RowMeta) + FloatsOf(table) * sizeof(float); }
-
 // What one lane's messages of a step take to one server, and from it.
 struct LaneBytes {
   double prefetch = 0, pull = 0, reply = 0, push = 0, acknowledgement = 0;
@@ -209,7 +206,7 @@ class Planner {
     rank.name = "scheduler";
     double rows = 0;
     for (int t = 0; t < job_.table_size(); ++t) {
-      rows += static_cast<double>(StoreBytesFor(RowsOf(t, 1), ValueBytesOf(job_.table(t))));
+      rows += static_cast<double>(StoreBytesFor(RowsOf(t, 1), RowBytesOf(job_.table(t))));
     }
     const double files = in_.servers * kFilesOfStore + rows / kMergedFileBytes;
     const double manifest = files * kFileEntryBytes + lanes_ * kLaneStateBytes;
@@ -241,7 +238,7 @@ class Planner {
       return [this, bytes_for](double share, double) {
         double bytes = 0;
         for (int t = 0; t < job_.table_size(); ++t) {
-          bytes += static_cast<double>(bytes_for(RowsOf(t, share), ValueBytesOf(job_.table(t))));
+          bytes += static_cast<double>(bytes_for(RowsOf(t, share), RowBytesOf(job_.table(t))));
         }
         return bytes;
       };
@@ -261,7 +258,7 @@ class Planner {
         "written at a cut", "rows that snapshot.every_steps steps change, no row twice", [this](double share, double) {
           double bytes = 0;
           for (int t = 0; t < job_.table_size(); ++t) {
-            bytes += static_cast<double>(StoreBytesFor(ChangedOf(t, share), ValueBytesOf(job_.table(t))));
+            bytes += static_cast<double>(StoreBytesFor(ChangedOf(t, share), RowBytesOf(job_.table(t))));
           }
           return bytes;
         });
@@ -308,7 +305,7 @@ class Planner {
       needs.emplace_back(static_cast<double>(MemoryWithin(t, share, 0, all + all / 8).bytes), t);
     }
     std::sort(needs.begin(), needs.end());
-    const auto row_bytes = [&](int t) { return ValueBytesOf(job_.table(t)) + sizeof(Sign) + RowIndex::kRowBytes; };
+    const auto row_bytes = [&](int t) { return RowBytesOf(job_.table(t)) + sizeof(Sign) + RowIndex::kRowBytes; };
     for (size_t i = 0; i < needs.size(); ++i) {
       const auto [need, t] = needs[i];
       const double part = bytes / static_cast<double>(needs.size() - i);
@@ -343,7 +340,7 @@ class Planner {
         absl::StrFormat(
             "%d bytes a row; sign in front, index, sets of changed rows; filters %.3g MB, buffers of cuts %.3g "
             "MB",
-            ValueBytesOf(job_.table(table)), 1e-6 * static_cast<double>(memory.filter_bytes),
+            RowBytesOf(job_.table(table)), 1e-6 * static_cast<double>(memory.filter_bytes),
             1e-6 * static_cast<double>(memory.write_bytes)),
         [&](double share, double shards) { return static_cast<double>(MemoryOf(table, share, shards).bytes); });
   }
@@ -434,7 +431,7 @@ class Planner {
     }
     Table of_rate = table;
     of_rate.set_dim(nearest->dim);
-    const double scale = static_cast<double>(ValueBytesOf(table)) / static_cast<double>(ValueBytesOf(of_rate));
+    const double scale = static_cast<double>(RowBytesOf(table)) / static_cast<double>(RowBytesOf(of_rate));
     return nearest->*rate * scale;
   }
 

@@ -490,13 +490,19 @@ def flip(path):
     path.write_bytes(data)
 
 
-def a_corrupt_snapshot_is_found_and_passed_over(bench):
+def whole_and_half(bench, name, **options):
+    """run.json of a whole run; another of the same job, called `name`, is saved on its way."""
     bench.generate(records=LONG)
-    whole = bench.train("whole", ps=2, worker=2)
-    process = bench.start("hurt", ps=2, worker=2)
-    bench.wait_for_step("hurt", 36, process)
+    whole = bench.train("whole", **options)
+    process = bench.start(name, **options)
+    bench.wait_for_step(name, 36, process)
     process.send_signal(signal.SIGUSR1)
     check_equal(bench.end(process), 75, "exit code after SIGUSR1")
+    return whole
+
+
+def a_corrupt_snapshot_is_found_and_passed_over(bench):
+    whole = whole_and_half(bench, "hurt", ps=2, worker=2)
     newest = bench.root / "hurt" / "snapshots" / str(bench.newest_step("hurt"))
     bench.run("verify", newest)
     victim = newest / "dense.safetensors"
@@ -518,12 +524,7 @@ def a_corrupt_snapshot_is_found_and_passed_over(bench):
 
 
 def damaged_rows_send_a_run_back_to_the_newest_whole_snapshot(bench):
-    bench.generate(records=LONG)
-    whole = bench.train("whole", ps=1, worker=2)
-    process = bench.start("hurt", ps=1, worker=2)
-    bench.wait_for_step("hurt", 36, process)
-    process.send_signal(signal.SIGUSR1)
-    check_equal(bench.end(process), 75, "exit code after SIGUSR1")
+    whole = whole_and_half(bench, "hurt", ps=1, worker=2)
     step = bench.newest_step("hurt")
     newest = bench.root / "hurt" / "snapshots" / str(step)
     older = {p.stat().st_ino for p in newest.parent.rglob("*.sst") if newest not in p.parents}

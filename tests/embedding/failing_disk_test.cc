@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "common/base/status.h"
-#include "common/base/task_pool.h"
 #include "embedding/rocksdb_store.h"
 #include "embedding/store_io.h"
 #include "tests/embedding/reference_table.h"
@@ -25,8 +24,6 @@ constexpr uint64_t kSteps = 13;
 constexpr uint64_t kFirstCut = 3;                    // the disk is sound until then
 constexpr uint64_t kCuts[] = {kFirstCut, 6, 9, 13};  // each goes on beside the next step
 
-// RocksDB waits a second after an error, so runs are side by side.
-constexpr size_t kRunsAtOnce = 16;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr uint64_t kRunsMax = 6;
 #else
@@ -233,27 +230,15 @@ TEST_P(AFailingStore, IsOneClearErrorAndEveryReportedCutIsWhole) {
   const Outcome sound = RunWith(DiskFault(), NewTestFolder());
   ASSERT_TRUE(sound.status.ok()) << sound.status;
   ASSERT_GT(sound.calls, 100u);
-  std::vector<Outcome> outcomes(std::min(sound.calls, kRunsMax));
-  {
-    TaskPool pool(Env::Real(), "run", kRunsAtOnce);
-    for (uint64_t run = 0; run < outcomes.size(); ++run) {
-      DiskFault fault = GetParam();
-      fault.at = 1 + run * sound.calls / outcomes.size();
-      pool.Run([fault, outcome = &outcomes[run], folder = NewTestFolder()] { *outcome = RunWith(fault, folder); });
-    }
-  }
+  const std::vector<Outcome> outcomes = RunWithFaults(
+      GetParam(), sound.calls, kRunsMax, [](const DiskFault& fault) { return RunWith(fault, NewTestFolder()); });
   const auto went_on = [](const Outcome& outcome) { return outcome.status.ok(); };
   std::cout << sound.calls << " calls; of " << outcomes.size() << " runs "
             << std::count_if(outcomes.begin(), outcomes.end(), went_on) << " went on\n";
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AFailingStore,
-                         testing::Values(DiskFault{0, true, EIO}, DiskFault{0, false, EIO}, DiskFault{0, true, ENOSPC},
-                                         DiskFault{0, false, ENOSPC}),
-                         [](const auto& info) {
-                           return absl::StrCat(info.param.error == EIO ? "Broken" : "Full",
-                                               info.param.once ? "Once" : "FromThereOn");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, AFailingStore, testing::ValuesIn(kDiskFaults),
+                         [](const auto& info) { return NameOf(info.param); });
 
 }  // namespace
 }  // namespace hearth

@@ -101,27 +101,33 @@ const GoldenResult& Golden(uint32_t staleness) {
   return results[staleness];
 }
 
+// The MANIFEST at the end of a run of the real system, which has to end well.
+Manifest EndOf(const Job& job, const std::string& name, int servers, int workers) {
+  InProcessRun run;
+  run.job = job;
+  run.dir = Folder(name);
+  run.servers = servers;
+  run.workers = workers;
+  int exit_code = -1;
+  const auto manifest = RunInProcess(run, &exit_code);
+  EXPECT_TRUE(manifest.ok()) << manifest.status();
+  EXPECT_EQ(exit_code, 0);
+  return manifest.ok() ? *manifest : Manifest();
+}
+
 // (staleness, servers, workers)
 class GoldenRun : public testing::TestWithParam<std::tuple<uint32_t, int, int>> {};
 
 TEST_P(GoldenRun, EqualsTheRealSystemBitForBit) {
   const auto [staleness, servers, workers] = GetParam();
   const GoldenResult& golden = Golden(staleness);
-  InProcessRun run;
-  run.job = WithStaleness(staleness);
-  run.dir = Folder("run");
-  run.servers = servers;
-  run.workers = workers;
-  int exit_code = -1;
-  const auto manifest = RunInProcess(run, &exit_code);
-  ASSERT_TRUE(manifest.ok()) << manifest.status();
-  EXPECT_EQ(exit_code, 0);
-  EXPECT_EQ(manifest->step(), golden.steps);
-  EXPECT_EQ(manifest->dense_hash(), golden.dense_hash);
-  EXPECT_EQ(manifest->rows_hash(), golden.rows_hash);
-  EXPECT_EQ(manifest->model_hash(), golden.model_hash);
+  const Manifest manifest = EndOf(WithStaleness(staleness), "run", servers, workers);
+  EXPECT_EQ(manifest.step(), golden.steps);
+  EXPECT_EQ(manifest.dense_hash(), golden.dense_hash);
+  EXPECT_EQ(manifest.rows_hash(), golden.rows_hash);
+  EXPECT_EQ(manifest.model_hash(), golden.model_hash);
   uint64_t trained = 0, read = 0;
-  for (const LaneState& lane : manifest->lane()) {
+  for (const LaneState& lane : manifest.lane()) {
     trained += lane.ledger().trained();
     read += lane.ledger().read();
   }
@@ -136,19 +142,12 @@ INSTANTIATE_TEST_SUITE_P(AnyShape, GoldenRun,
                                          std::make_tuple(3, 1, 4), std::make_tuple(3, 2, 1), std::make_tuple(3, 3, 2)));
 
 TEST(GoldenRun, TwoRowsInMemoryAndACutAtEveryStepGiveTheSameModel) {
-  InProcessRun run;
-  run.job = WithStaleness(0);
-  run.job.mutable_snapshot()->set_every_steps(1);  // at staleness 0 a cut changes no view
-  for (Table& table : *run.job.mutable_table()) table.set_memory_rows_max(2);
-  run.dir = Folder("two_rows");
-  run.servers = 2;
-  run.workers = 2;
-  int exit_code = -1;
-  const auto manifest = RunInProcess(run, &exit_code);
-  ASSERT_TRUE(manifest.ok()) << manifest.status();
-  EXPECT_EQ(exit_code, 0);
-  EXPECT_EQ(manifest->step(), Golden(0).steps);
-  EXPECT_EQ(manifest->model_hash(), Golden(0).model_hash);
+  Job job = WithStaleness(0);
+  job.mutable_snapshot()->set_every_steps(1);  // at staleness 0 a cut changes no view
+  for (Table& table : *job.mutable_table()) table.set_memory_rows_max(2);
+  const Manifest manifest = EndOf(job, "two_rows", 2, 2);
+  EXPECT_EQ(manifest.step(), Golden(0).steps);
+  EXPECT_EQ(manifest.model_hash(), Golden(0).model_hash);
 }
 
 TEST(GoldenRun, ValuesOfSixteenBitsOnTheWireGiveOneModelOnAnyNumberOfProcesses) {
@@ -157,16 +156,7 @@ TEST(GoldenRun, ValuesOfSixteenBitsOnTheWireGiveOneModelOnAnyNumberOfProcesses) 
   const GoldenResult golden = *TrainGolden(job, Folder("golden"));
   EXPECT_NE(golden.model_hash, Golden(1).model_hash);
   for (const auto& [servers, workers] : {std::make_pair(1, 2), std::make_pair(3, 4)}) {
-    InProcessRun run;
-    run.job = job;
-    run.dir = Folder(absl::StrCat("wire_", servers));
-    run.servers = servers;
-    run.workers = workers;
-    int exit_code = -1;
-    const auto manifest = RunInProcess(run, &exit_code);
-    ASSERT_TRUE(manifest.ok()) << manifest.status();
-    EXPECT_EQ(exit_code, 0);
-    EXPECT_EQ(manifest->model_hash(), golden.model_hash);
+    EXPECT_EQ(EndOf(job, absl::StrCat("wire_", servers), servers, workers).model_hash(), golden.model_hash);
   }
 }
 

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <iostream>
 
-#include "common/base/task_pool.h"
 #include "embedding/snapshot_reader.h"
 #include "tests/ps/servers.h"
 
@@ -15,8 +14,6 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kFirstCut = 6;  // the disk is sound until then
 constexpr int kServers = 2;
-// RocksDB waits a second after an error, so runs are side by side.
-constexpr size_t kRunsAtOnce = 16;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr uint64_t kRunsMax = 6;
 #else
@@ -127,27 +124,15 @@ TEST_P(AServersFailingDisk, IsTheErrorThatTheSchedulerHearsAndTheRunGoesOnFromTh
   const Outcome sound = RunWith(plan, reference, DiskFault());
   ASSERT_TRUE(sound.finished);
   ASSERT_GT(sound.calls, 50u);
-  std::vector<Outcome> outcomes(std::min(sound.calls, kRunsMax));
-  {
-    TaskPool pool(Env::Real(), "run", kRunsAtOnce);
-    for (uint64_t run = 0; run < outcomes.size(); ++run) {
-      DiskFault fault = GetParam();
-      fault.at = 1 + run * sound.calls / outcomes.size();
-      pool.Run([&, fault, outcome = &outcomes[run]] { *outcome = RunWith(plan, reference, fault); });
-    }
-  }
+  const std::vector<Outcome> outcomes = RunWithFaults(
+      GetParam(), sound.calls, kRunsMax, [&](const DiskFault& fault) { return RunWith(plan, reference, fault); });
   std::cout << sound.calls << " calls; of " << outcomes.size() << " runs "
             << std::count_if(outcomes.begin(), outcomes.end(), [](const Outcome& outcome) { return outcome.finished; })
             << " went on\n";
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AServersFailingDisk,
-                         testing::Values(DiskFault{0, true, EIO}, DiskFault{0, false, EIO}, DiskFault{0, true, ENOSPC},
-                                         DiskFault{0, false, ENOSPC}),
-                         [](const auto& info) {
-                           return absl::StrCat(info.param.error == EIO ? "Broken" : "Full",
-                                               info.param.once ? "Once" : "FromThereOn");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, AServersFailingDisk, testing::ValuesIn(kDiskFaults),
+                         [](const auto& info) { return NameOf(info.param); });
 
 }  // namespace
 }  // namespace hearth

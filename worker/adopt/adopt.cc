@@ -232,7 +232,7 @@ absl::StatusOr<WantedRows> ReadBack(const Job& job, const std::vector<Sign>& sig
     if (!values.found(i)) continue;
     RowMeta meta;
     const Table& table = job.table(static_cast<int>(TableOf(signs[i])) - 1);
-    const uint64_t floats = table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())};
+    const uint64_t floats = RowFloatsOf(table);
     HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], values[i], floats, &meta));
     if (!IsAdmitted(meta)) continue;
     std::vector<float>& weights = rows[signs[i]];
