@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -22,7 +23,7 @@
 namespace hearth {
 
 inline std::string NewTestFolder() {
-  static int made = 0;
+  static std::atomic<int> made{0};  // runs side by side each have one
   const std::string path = JoinPath(testing::TempDir(), absl::StrCat("hearth-embedding-", getpid(), "-", ++made));
   EXPECT_TRUE(RemoveTree(path).ok());
   EXPECT_TRUE(MakeDirectories(path).ok());
