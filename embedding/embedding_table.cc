@@ -101,7 +101,7 @@ class TieredTable final : public EmbeddingTable {
         optimizer_(options.config.optimizer(), dim_),
         own_io_(std::move(own_io)),
         io_(io),
-        tier_(number_, row_bytes_, capacity_max_, SeedOf(seed_, "eviction_sample")),
+        tier_(number_, row_bytes_, options.memory_rows_max, capacity_max_, SeedOf(seed_, "eviction_sample")),
         sums_(expire_after_steps_),
         filters_(bloom_ ? shards_ : 0),
         stored_(options.memory_rows_max),
@@ -148,12 +148,15 @@ class TieredTable final : public EmbeddingTable {
   static bool IsFull(const Spill& spill) {
     return spill.bytes.size() >= kWriteBytesMax || spill.items.size() >= kWriteRowsMax;
   }
-  static float* FloatsOfRow(char* row) { return reinterpret_cast<float*>(row + sizeof(RowMeta)); }
-  static uint32_t NextFlight(uint32_t flags) { return flags + (1u << kInFlightShift); }
+  bool IsGone(const RowHead& head, uint64_t step) const {
+    return IsExpired(head.last_step(), expire_after_steps_, step);
+  }
 
   // Pull.
+  void CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_t* occurrences, float* out) const;
   void CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights, const uint32_t* occurrences,
                   float* out) const;
+  void CopyWeights(const char* weights, float* out) const;
   void CopyAbsent(uint64_t step, Sign sign, const uint32_t* occurrences, float* out) const;
   void CopyUnadmitted(Sign sign, uint32_t count, const uint32_t* occurrences, float* out) const;
   absl::Status PullMisses(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
@@ -171,7 +174,11 @@ class TieredTable final : public EmbeddingTable {
   bool CountInFilter(uint64_t step, Sign sign, uint32_t occurrences, uint32_t* count);
 
   // Places and reads.
-  uint32_t NewPlace(Sign sign, uint32_t flags);
+  void SetRecord(uint32_t slot, const RowMeta& meta, absl::string_view record) {  // as it is stored
+    tier_.SetMeta(slot, meta);
+    std::memcpy(tier_.floats(slot), FloatsOf(record), record.size() - sizeof(RowMeta));
+  }
+  uint32_t NewPlace(Sign sign, uint64_t state);
   void Want(Sign sign, uint32_t slot, size_t index) {
     wanted_.push_back({KeyOf(sign, shards_), {slot, static_cast<uint32_t>(index)}});
   }
@@ -193,8 +200,9 @@ class TieredTable final : public EmbeddingTable {
     return LandWrites();
   }
 
-  // Writes. The record as it is stored, its extra flags taken off.
+  // Writes. The record as it is stored, in record_.
   absl::string_view RecordOf(uint32_t slot);
+  const RowMeta& record_meta() const { return *reinterpret_cast<const RowMeta*>(record_.data()); }
   uint64_t HandOver(Spill* spill, uint32_t slot);  // its hash
   // What handing over slots[i] and those behind it will touch comes into the cache: rows, then what their signs lead
   // to.
@@ -225,13 +233,13 @@ class TieredTable final : public EmbeddingTable {
   absl::Status KeepWithinBounds();
   absl::Status SpillDown(uint64_t rows_max, bool bounded_looks);
   void SweepExpired(uint64_t looks_max);
-  void CountExpired(const RowMeta& meta) {  // of a row that the sums do not have; those they drop are counted there
-    if (!IsAdmitted(meta)) return;
+  void CountExpired(const RowHead& head) {  // of a row that the sums do not have; those they drop are counted there
+    if (!head.Has(kRowIsAdmitted)) return;
     ++stats_.rows_expired;
     --stats_.rows;
   }
   void RemoveExpired(uint32_t slot) {
-    if (tier_.meta(slot)->flags & kRowDirty) CountExpired(*tier_.meta(slot));
+    if (tier_.head(slot)->Has(kRowDirty)) CountExpired(*tier_.head(slot));
     Remove(slot);
   }
   absl::Status FillFromStore(uint64_t rows_max);
@@ -239,9 +247,7 @@ class TieredTable final : public EmbeddingTable {
   // Cut.
   void CopyForCut(uint32_t slot, bool changing);
   void SubmitCutChunk();
-  bool OfCut(const RowMeta& meta) const {
-    return cutting_ && (meta.flags & kRowDirty) && (meta.flags & kRowDirtyEra) != era_;
-  }
+  bool OfCut(const RowHead& head) const { return cutting_ && head.Has(kRowDirty) && head.Only(kRowDirtyEra) != era_; }
 
   absl::Status ScanRecords(const RowSums* kept, uint64_t kept_step);
 
@@ -287,7 +293,7 @@ class TieredTable final : public EmbeddingTable {
 
   // The cut.
   bool cutting_ = false;
-  uint32_t era_ = 0;   // kRowDirtyEra of rows that become dirty now
+  uint64_t era_ = 0;   // kRowDirtyEra of rows that become dirty now
   SlotSet dirty_;      // became dirty since the last cut; some may be clean or another's again
   SlotSet cut_slots_;  // those of the cut, as far as it has not come to them
   bool cut_copied_ = false;
@@ -332,25 +338,25 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
   const bool touch = !read_only && Tiered();
   uint64_t hits = 0;
   misses_.clear();
-  tier_.ForEach(signs, sizeof(RowMeta) + dim_ * sizeof(float), [&](size_t i, uint32_t slot) {
-    if (slot == MemoryTier::kNone || (tier_.meta(slot)->flags & kRowLoading)) {
+  tier_.ForEach(signs, sizeof(RowHead) + dim_ * sizeof(float), [&](size_t i, uint32_t slot) {
+    if (slot == MemoryTier::kNone || tier_.head(slot)->Has(kRowLoading)) {
       misses_.push_back(static_cast<uint32_t>(i));
       return;
     }
-    RowMeta* meta = tier_.meta(slot);
+    RowHead* head = tier_.head(slot);
     const uint32_t* occurrence = read_only ? nullptr : &occurrences[i];
     if (touch) {
-      if (!tier_.TouchedOfLate(*meta)) tier_.Touch(meta);
-      if (meta->flags & kRowPrefetched) {
-        meta->flags &= ~kRowPrefetched;
+      if (!tier_.TouchedOfLate(*head)) tier_.Touch(head);
+      if (head->Has(kRowPrefetched)) {
+        head->Unset(kRowPrefetched);
         ++stats_.prefetch_hits;
       }
     }
-    if (meta->flags & kRowAbsent) {
+    if (head->Has(kRowAbsent)) {
       CopyAbsent(step, signs[i], occurrence, rows + i * dim_);
     } else {
       ++hits;
-      CopyRecord(step, signs[i], *meta, tier_.row(slot) + sizeof(RowMeta), occurrence, rows + i * dim_);
+      CopyRow(step, signs[i], slot, occurrence, rows + i * dim_);
     }
   });
   if (!read_only) stats_.memory_hits += hits;
@@ -403,17 +409,28 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
   HEARTH_RETURN_IF_ERROR(LandReads());
   for (const uint32_t i : misses_) {
     const uint32_t slot = tier_.Find(signs[i]);
-    RowMeta* meta = tier_.meta(slot);
-    tier_.Touch(meta);
-    meta->flags &= ~kRowPrefetched;  // it came too late
-    if (meta->flags & kRowAbsent) {
+    RowHead* head = tier_.head(slot);
+    tier_.Touch(head);
+    head->Unset(kRowPrefetched);  // it came too late
+    if (head->Has(kRowAbsent)) {
       CopyAbsent(step, signs[i], occurrence(i), rows + i * dim_);
     } else {
-      CopyRecord(step, signs[i], *meta, tier_.row(slot) + sizeof(RowMeta), occurrence(i), rows + i * dim_);
+      CopyRow(step, signs[i], slot, occurrence(i), rows + i * dim_);
       ++stats_.memory_misses;
     }
   }
   return absl::OkStatus();
+}
+
+void TieredTable::CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_t* occurrences, float* out) const {
+  const RowHead& head = *tier_.head(slot);
+  if (IsGone(head, step)) {
+    CopyAbsent(step, sign, occurrences, out);
+  } else if (!head.Has(kRowIsAdmitted)) {
+    CopyUnadmitted(sign, tier_.CountOf(slot), occurrences, out);
+  } else {
+    CopyWeights(reinterpret_cast<const char*>(tier_.floats(slot)), out);
+  }
 }
 
 void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights,
@@ -422,7 +439,13 @@ void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, cons
     CopyAbsent(step, sign, occurrences, out);
   } else if (!IsAdmitted(meta)) {
     CopyUnadmitted(sign, meta.count, occurrences, out);
-  } else if (dim_ % 4 == 0) {  // a few registers instead of a call
+  } else {
+    CopyWeights(weights, out);
+  }
+}
+
+void TieredTable::CopyWeights(const char* weights, float* out) const {
+  if (dim_ % 4 == 0) {  // a few registers instead of a call
     for (uint32_t d = 0; d < dim_; d += 4) std::memcpy(out + d, weights + d * sizeof(float), 4 * sizeof(float));
   } else {
     std::memcpy(out, weights, dim_ * sizeof(float));
@@ -504,8 +527,8 @@ absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs
         return;
       }
       slot = NewPlace(signs[i], kRowAbsent);
-    } else if (tier_.meta(slot)->flags & (bloom_ ? kRowLoading | kRowAbsent : kRowLoading) ||
-               (bloom_ && IsExpired(*tier_.meta(slot), expire_after_steps_, step))) {
+    } else if (tier_.head(slot)->Has(bloom_ ? kRowLoading | kRowAbsent : kRowLoading) ||
+               (bloom_ && IsGone(*tier_.head(slot), step))) {
       misses_.push_back(static_cast<uint32_t>(i));
       return;
     }
@@ -531,15 +554,15 @@ absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs
   }
   for (const uint32_t i : misses_) {
     uint32_t slot = tier_.Find(signs[i]);
-    const bool record = slot != MemoryTier::kNone && !(tier_.meta(slot)->flags & kRowAbsent);
-    const bool live = record && !IsExpired(*tier_.meta(slot), expire_after_steps_, step);
+    const bool record = slot != MemoryTier::kNone && !tier_.head(slot)->Has(kRowAbsent);
+    const bool live = record && !IsGone(*tier_.head(slot), step);
     uint32_t count = 0;
     if (!live && bloom_ && !CountInFilter(step, signs[i], occurrences[i], &count)) {
       stats_.gradients_dropped += occurrences[i];
       continue;
     }
     if (slot == MemoryTier::kNone) slot = NewPlace(signs[i], kRowAbsent);
-    if (!record) tier_.meta(slot)->count = count;
+    if (!record) tier_.SetMeta(slot, RowMeta{count, 0, 0, 0});
     Apply(step, slot, occurrences[i], gradients + i * dim_, count);
   }
   return absl::OkStatus();
@@ -556,37 +579,38 @@ bool TieredTable::CountInFilter(uint64_t step, Sign sign, uint32_t occurrences, 
 
 // Makes the row dirty: what it is now leaves the sums, and goes to a cut that has not seen it yet.
 void TieredTable::BeforeChange(uint32_t slot) {
-  RowMeta* meta = tier_.meta(slot);
-  if (meta->flags & kRowAbsent) {
-    meta->flags &= kTouchMask;
+  RowHead* head = tier_.head(slot);
+  if (head->Has(kRowAbsent)) {
+    head->Unset(kRowAbsent);
     --places_;
-  } else if (meta->flags & kRowDirty) {
+  } else if (head->Has(kRowDirty)) {
     CopyForCut(slot, true);
-  } else if (!IsExpired(*meta, expire_after_steps_, cut_step_)) {  // else the sums have dropped it
-    sums_.Remove(*meta, RecordHash(tier_.sign(slot), RecordOf(slot)));
+  } else if (!IsGone(*head, cut_step_)) {  // else the sums have dropped it
+    const uint64_t hash = RecordHash(tier_.sign(slot), RecordOf(slot));
+    sums_.Remove(record_meta(), hash);
   }
-  meta->flags = (meta->flags & ~kRowDirtyEra) | kRowDirty | era_;
+  head->Unset(kRowDirtyEra);
+  head->Set(kRowDirty | era_);
   dirty_.Add(slot);
 }
 
 void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient, uint32_t seen) {
-  char* row = tier_.row(slot);
-  RowMeta* meta = tier_.meta(slot);
-  float* weights = FloatsOfRow(row);
-  if (!(meta->flags & kRowDirty) || OfCut(*meta)) BeforeChange(slot);
-  if (IsExpired(*meta, expire_after_steps_, step)) {  // starts anew; a fresh row's meta may pass here too
-    if (!IsExpired(*meta, expire_after_steps_, cut_step_)) CountExpired(*meta);  // else it was counted there
-    *meta = RowMeta{seen, 0, meta->flags & ~kStoredFlags, 0};
+  RowHead* head = tier_.head(slot);
+  float* weights = tier_.floats(slot);
+  if (!head->Has(kRowDirty) || OfCut(*head)) BeforeChange(slot);
+  if (IsGone(*head, step)) {                             // starts anew; a fresh row may pass here too
+    if (!IsGone(*head, cut_step_)) CountExpired(*head);  // else it was counted there
+    tier_.SetMeta(slot, RowMeta{seen, 0, 0, 0});
   }
-  meta->count = AddSaturating(meta->count, occurrences);
-  meta->last_step = static_cast<uint32_t>(step);
-  tier_.Touch(meta);
-  if (!IsAdmitted(*meta)) {
-    if (meta->count < count_min_) {
+  tier_.AddOccurrences(slot, occurrences);
+  head->set_last_step(static_cast<uint32_t>(step));
+  tier_.Touch(head);
+  if (!head->Has(kRowIsAdmitted)) {
+    if (tier_.CountOf(slot) < count_min_) {
       stats_.gradients_dropped += occurrences;
       return;
     }
-    meta->flags |= kRowAdmitted;
+    head->Set(kRowIsAdmitted);
     ++stats_.rows_admitted;
     ++stats_.rows;
     const uint64_t stream = WeightStream(seed_, tier_.sign(slot));
@@ -594,8 +618,9 @@ void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, cons
     optimizer_.InitState(weights + dim_);
   }
   for (uint32_t d = 0; d < dim_; ++d) scaled_[d] = gradient[d] / divisor_;
-  if (optimizer_.Update(weights, weights + dim_, scaled_.data(), meta->updates + 1, rate_)) {
-    ++meta->updates;
+  const uint32_t t = optimizer_.uses_updates() ? tier_.UpdatesOf(slot) + 1 : 1;
+  if (optimizer_.Update(weights, weights + dim_, scaled_.data(), t, rate_)) {
+    tier_.AddUpdate(slot);
   } else {
     ++stats_.rows_non_finite;
   }
@@ -603,11 +628,11 @@ void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, cons
 
 // --- Places and reads -----------------------------------------------------------------------------------------------
 
-uint32_t TieredTable::NewPlace(Sign sign, uint32_t flags) {
+uint32_t TieredTable::NewPlace(Sign sign, uint64_t state) {
   const uint32_t slot = tier_.Insert(sign);
-  RowMeta* meta = tier_.meta(slot);
-  *meta = RowMeta{0, 0, flags, 0};
-  tier_.Touch(meta);
+  RowHead* head = tier_.head(slot);
+  head->Set(state);
+  tier_.Touch(head);
   ++places_;
   ++placed_;
   return slot;
@@ -623,7 +648,7 @@ void TieredTable::ReadWanted(size_t batch, bool prefetch) {
       const auto& [key, place] = wanted_[i];
       fetch->keys.push_back(key);
       fetch->places.push_back(place);
-      if (place.slot != MemoryTier::kNone) tier_.meta(place.slot)->updates = number;
+      if (place.slot != MemoryTier::kNone) tier_.head(place.slot)->set_last_step(number);
     }
     reads_.push_back(std::move(fetch));
     io_->Read(reads_.back().get(), !prefetch);
@@ -641,8 +666,8 @@ void TieredTable::WaitForReads(uint64_t first, absl::Span<const Sign> signs) {
   for (const uint32_t i : misses_) {
     const uint32_t slot = tier_.Find(signs[i]);
     if (slot == MemoryTier::kNone) continue;
-    const RowMeta& meta = *tier_.meta(slot);
-    if (meta.flags & kRowLoading) wait(meta.updates);
+    const RowHead& head = *tier_.head(slot);
+    if (head.Has(kRowLoading)) wait(head.last_step());
   }
 }
 
@@ -684,18 +709,19 @@ absl::Status TieredTable::LandRead(Fetch* fetch) {
   for (size_t i = 0; i < fetch->places.size(); ++i) {
     const uint32_t slot = fetch->places[i].slot;
     if (slot == MemoryTier::kNone) continue;
-    RowMeta* meta = tier_.meta(slot);
-    const uint32_t touch = meta->flags & kTouchMask;
+    RowHead* head = tier_.head(slot);
     RowMeta stored;
     if (fetch->values.found(i)) {
       HEARTH_RETURN_IF_ERROR(DecodeMeta(tier_.sign(slot), fetch->values[i], floats_, &stored));
     }
+    head->Unset(kRowLoading);
     if (!fetch->values.found(i) || IsExpired(stored, expire_after_steps_, applied_step_)) {
-      *meta = RowMeta{0, 0, kRowAbsent | touch, 0};
+      head->Set(kRowAbsent);
+      head->set_last_step(0);
       continue;
     }
-    std::memcpy(tier_.row(slot), fetch->values[i].data(), fetch->values[i].size());
-    meta->flags = (stored.flags & kStoredFlags) | touch | (fetch->prefetch ? kRowPrefetched : 0);
+    SetRecord(slot, stored, fetch->values[i]);
+    if (fetch->prefetch) head->Set(kRowPrefetched);
     --places_;
     if (fetch->prefetch) ++stats_.rows_prefetched;
   }
@@ -710,7 +736,7 @@ absl::Status TieredTable::Prefetch(uint64_t step, absl::Span<const Sign> signs) 
     if (slot == MemoryTier::kNone) {
       misses_.push_back(static_cast<uint32_t>(i));
     } else {
-      tier_.Touch(tier_.meta(slot), step);
+      tier_.Touch(tier_.head(slot), step);
     }
   });
   TakeOutAbsent(signs, [](size_t) {});
@@ -718,7 +744,7 @@ absl::Status TieredTable::Prefetch(uint64_t step, absl::Span<const Sign> signs) 
   if (misses_.size() > room) misses_.resize(room);
   for (const uint32_t i : misses_) {
     const uint32_t slot = NewPlace(signs[i], kRowLoading);
-    tier_.Touch(tier_.meta(slot), step);
+    tier_.Touch(tier_.head(slot), step);
     Want(signs[i], slot, i);
   }
   ReadWanted(read_batch_, true);
@@ -728,23 +754,24 @@ absl::Status TieredTable::Prefetch(uint64_t step, absl::Span<const Sign> signs) 
 // --- Writes ---------------------------------------------------------------------------------------------------------
 
 absl::string_view TieredTable::RecordOf(uint32_t slot) {
-  const RowMeta& meta = *tier_.meta(slot);
-  const uint64_t bytes = IsAdmitted(meta) ? row_bytes_ : sizeof(RowMeta);
-  std::memcpy(record_.data(), tier_.row(slot), bytes);
-  reinterpret_cast<RowMeta*>(record_.data())->flags &= kStoredFlags;
-  return {record_.data(), bytes};
+  const RowMeta meta = tier_.meta(slot);
+  std::memcpy(record_.data(), &meta, sizeof(meta));
+  if (!IsAdmitted(meta)) return {record_.data(), sizeof(meta)};
+  std::memcpy(record_.data() + sizeof(meta), tier_.floats(slot), floats_ * sizeof(float));
+  return record_;
 }
 
 // The newest version of a dirty row goes to the writer: it is clean, and stays until it has landed.
 uint64_t TieredTable::HandOver(Spill* spill, uint32_t slot) {
-  RowMeta* meta = tier_.meta(slot);
+  RowHead* head = tier_.head(slot);
   const Sign sign = tier_.sign(slot);
   const absl::string_view record = RecordOf(slot);
   const uint64_t hash = RecordHash(sign, record);
-  sums_.Add(*meta, hash);
+  sums_.Add(record_meta(), hash);
   spill->Add(KeyOf(sign, shards_), slot, record);
   stored_.Add(sign);
-  meta->flags = NextFlight(meta->flags & ~(kRowDirty | kRowDirtyEra));
+  head->Unset(kRowDirty | kRowDirtyEra);
+  head->BeginFlight();
   return hash;
 }
 
@@ -774,12 +801,12 @@ absl::Status TieredTable::LandWrites() {
       if (const auto* item = ahead(i + kAhead)) tier_.PrefetchPlace(item->slot);
       const StoreWrite::Item& item = spill.items[i];
       if (item.slot == MemoryTier::kNone) continue;
-      RowMeta* meta = tier_.meta(item.slot);
-      meta->flags -= 1u << kInFlightShift;
+      RowHead* head = tier_.head(item.slot);
+      head->EndFlight();
       if (!spill.leave) continue;
       --leaving_;
-      if (meta->flags & (kRowDirty | kRowInFlight)) continue;  // it changed meanwhile
-      if (!spill.forced && tier_.InUse(*meta)) continue;
+      if (head->Has(kRowDirty | kRowInFlight)) continue;  // it changed meanwhile
+      if (!spill.forced && tier_.InUse(*head)) continue;
       Remove(item.slot);
       ++stats_.rows_spilled;
       left_memory_ = maybe_in_store_ = true;
@@ -802,7 +829,7 @@ absl::Status TieredTable::WaitForWrites() {
 // --- Tiers ----------------------------------------------------------------------------------------------------------
 
 void TieredTable::Remove(uint32_t slot) {
-  if (tier_.meta(slot)->flags & kRowAbsent) --places_;
+  if (tier_.head(slot)->Has(kRowAbsent)) --places_;
   tier_.Remove(slot);
 }
 
@@ -828,19 +855,19 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
   const bool clean_only = cutting_ || (writes_.size() >= kWritesAheadMax && !forced);
   tier_.ChooseLeaving(
       config_.score(), wanted, looks_max,
-      [&](const RowMeta& meta) { return (forced || !tier_.InUse(meta)) && !(clean_only && (meta.flags & kRowDirty)); },
+      [&](const RowHead& head) { return (forced || !tier_.InUse(head)) && !(clean_only && head.Has(kRowDirty)); },
       &chosen_);
   for (size_t i = 0; i < chosen_.size(); ++i) {
     AheadOfHandOver(chosen_, i);
     const uint32_t slot = chosen_[i];
-    const RowMeta& meta = *tier_.meta(slot);
-    if (meta.flags & kRowAbsent) {
+    const RowHead& head = *tier_.head(slot);
+    if (head.Has(kRowAbsent)) {
       Remove(slot);
-    } else if (IsExpired(meta, expire_after_steps_, applied_step_)) {
+    } else if (IsGone(head, applied_step_)) {
       RemoveExpired(slot);
     } else {
       maybe_in_store_ = true;
-      if (meta.flags & kRowDirty) {
+      if (head.Has(kRowDirty)) {
         if (spill_ == nullptr) spill_ = NewSpill();
         spill_->leave = true;
         spill_->forced |= forced;
@@ -895,7 +922,7 @@ absl::Status TieredTable::GiveBackMemory(uint64_t rows_max) {
   tier_.Trim();
   for (uint64_t look = 0; look < rows_max && tier_.rows() < tier_.slots(); ++look) {
     const uint32_t slot = static_cast<uint32_t>(tier_.slots() - 1);
-    if (tier_.meta(slot)->flags & (kRowLoading | kRowInFlight)) break;
+    if (tier_.head(slot)->Has(kRowLoading | kRowInFlight)) break;
     const bool dirty = dirty_.Has(slot);
     const uint32_t to = tier_.MoveDown(slot);
     if (dirty) dirty_.Add(to);
@@ -920,11 +947,9 @@ absl::StatusOr<bool> TieredTable::Maintain(uint64_t step, uint64_t rows_max) {
 
 void TieredTable::SweepExpired(uint64_t looks_max) {
   for (uint64_t look = 0; look < looks_max && expire_hand_ < tier_.slots(); ++look, ++expire_hand_) {
-    if (tier_.sign(expire_hand_) == 0) continue;
-    const RowMeta& meta = *tier_.meta(expire_hand_);
-    if (meta.flags & (kRowLoading | kRowAbsent | kRowInFlight) || OfCut(meta)) continue;
-    if (!IsExpired(meta, expire_after_steps_, applied_step_)) continue;
-    RemoveExpired(expire_hand_);
+    const RowHead& head = *tier_.head(expire_hand_);
+    if (head.Only(kRowIsThere | kRowLoading | kRowAbsent | kRowInFlight) != kRowIsThere || OfCut(head)) continue;
+    if (IsGone(head, applied_step_)) RemoveExpired(expire_hand_);
   }
   if (expire_hand_ >= tier_.slots()) {
     expire_hand_ = 0;
@@ -961,9 +986,8 @@ absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
       if (status.ok()) status = tier_.Reserve(1);
       if (!status.ok()) return false;
       const uint32_t slot = tier_.Insert(key.sign);
-      std::memcpy(tier_.row(slot), value.data(), value.size());
-      tier_.meta(slot)->flags = meta.flags & kStoredFlags;
-      tier_.TouchUnused(tier_.meta(slot));
+      SetRecord(slot, meta, value);
+      tier_.TouchUnused(tier_.head(slot));
       return true;
     }));
     HEARTH_RETURN_IF_ERROR(status);
@@ -1022,7 +1046,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
   for (size_t i = 0; i < chosen_.size(); ++i) {
     AheadOfHandOver(chosen_, i);
     const uint32_t slot = chosen_[i];
-    if (tier_.sign(slot) != 0 && OfCut(*tier_.meta(slot))) CopyForCut(slot, false);
+    if (tier_.head(slot)->Has(kRowIsThere) && OfCut(*tier_.head(slot))) CopyForCut(slot, false);
   }
   if (cut_slots_.size() > 0) return true;
   cut_chunk_->Add(SumsKey(number_), MemoryTier::kNone, cut_sums_.Encode(cut_step_, floats_));
@@ -1035,20 +1059,21 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
 // A row that is dirty since before the cut goes to it as it was then: it has not changed since. `changing`: it is about
 // to, so it stays dirty.
 void TieredTable::CopyForCut(uint32_t slot, bool changing) {
-  RowMeta* meta = tier_.meta(slot);
+  RowHead* head = tier_.head(slot);
   const Sign sign = tier_.sign(slot);
-  if (IsExpired(*meta, expire_after_steps_, cut_step_)) {  // gone for good: nothing needs to be written for that
-    CountExpired(*meta);
-    if (!changing) meta->flags &= ~(kRowDirty | kRowDirtyEra);
+  if (IsGone(*head, cut_step_)) {  // nothing needs to be written for that
+    CountExpired(*head);
+    if (!changing) head->Unset(kRowDirty | kRowDirtyEra);
     return;
   }
   if (changing) {
     const absl::string_view record = RecordOf(slot);
-    cut_sums_.Add(*meta, RecordHash(sign, record));
+    cut_sums_.Add(record_meta(), RecordHash(sign, record));
     cut_chunk_->Add(KeyOf(sign, shards_), MemoryTier::kNone, record);
     stored_.Add(sign);
   } else {
-    cut_sums_.Add(*meta, HandOver(cut_chunk_.get(), slot));
+    const uint64_t hash = HandOver(cut_chunk_.get(), slot);
+    cut_sums_.Add(record_meta(), hash);
   }
   if (IsFull(*cut_chunk_)) SubmitCutChunk();
 }
@@ -1191,9 +1216,10 @@ TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows
   };
   memory.write_bytes = std::max((full * chunk_rows + rest) * row_bytes, window_bytes) + window_bytes +
                        full * items_bytes(chunk_rows) + items_bytes(rest);
-  memory.bytes = RowArena::BytesFor(memory.rows_in_memory, row_bytes) +
-                 RowIndex::BytesFor(memory.rows_in_memory, CapacityFor(options.memory_rows_max)) +
-                 2 * SlotSet::BytesFor(memory.rows_in_memory) + memory.filter_bytes + memory.write_bytes;
+  memory.bytes =
+      RowArena::BytesFor(memory.rows_in_memory, row_bytes) +
+      RowIndex::BytesFor(memory.rows_in_memory, options.memory_rows_max, CapacityFor(options.memory_rows_max)) +
+      2 * SlotSet::BytesFor(memory.rows_in_memory) + memory.filter_bytes + memory.write_bytes;
   return memory;
 }
 

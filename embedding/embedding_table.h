@@ -1,7 +1,8 @@
 // Sign → trained row, whatever tier it is in. The deep module of Hearth.
 //
-// A row is [meta | weights dim | optimizer state], contiguous, the same bytes in the memory tier (flat open addressing
-// over an arena) and in the store: weights and state never come from different moments. Rules: docs/PROTOCOL.md §4.
+// A row is [meta | weights dim | optimizer state], contiguous, in the memory tier (flat open addressing over an arena,
+// the meta packed with the sign: RowHead) and in the store: weights and state never come from different moments. Rules:
+// docs/PROTOCOL.md §4.
 //
 //  - A pull changes nothing but the tier a row is in.
 //  - Rows are born, counted, stamped and trained in Push, which applies one whole step.
@@ -28,8 +29,7 @@ struct RowMeta {
   uint32_t updates = 0;    // optimizer updates so far (Adam's t)
 };
 static_assert(sizeof(RowMeta) == 16);
-// Without it a record is a counter alone and its value ends after the meta. Flags below 256 are the record's and saved;
-// the others are the memory tier's own.
+// Without it a record is a counter alone and its value ends after the meta.
 constexpr uint32_t kRowAdmitted = 1;
 
 // Floats of optimizer state behind the weights: SGD 0, ROWWISE_ADAGRAD 1, ADAGRAD and MOMENTUM dim, the others 2·dim.

@@ -2,8 +2,6 @@
 
 #include <cstring>
 
-#include "embedding/lifecycle.h"
-
 namespace hearth {
 
 absl::Status MemoryTier::Open() {
@@ -23,6 +21,7 @@ uint32_t MemoryTier::Insert(Sign sign) {
 }
 
 void MemoryTier::Remove(uint32_t slot) {
+  if (arena_.head(slot)->Has(kRowIsBeyond)) beyond_.erase(slot);
   index_.Remove(slot);
   arena_.Release(slot);
 }
@@ -30,13 +29,43 @@ void MemoryTier::Remove(uint32_t slot) {
 uint32_t MemoryTier::MoveDown(uint32_t slot) {
   const uint32_t to = arena_.Take(arena_.sign(slot));
   std::memcpy(arena_.row(to), arena_.row(slot), row_bytes_);
+  if (arena_.head(slot)->Has(kRowIsBeyond)) {
+    const Beyond beyond = beyond_[slot];
+    beyond_.erase(slot);
+    beyond_[to] = beyond;
+  }
   index_.Move(slot, to);
   arena_.Release(slot);
   return to;
 }
 
-uint64_t MemoryTier::ScoreOfRow(Table::Score score, const RowMeta& meta) {
-  return meta.flags & kRowAbsent ? 0 : ScoreOf(score, meta);
+void MemoryTier::SetMeta(uint32_t slot, const RowMeta& meta) {
+  RowHead* head = arena_.head(slot);
+  head->set_last_step(meta.last_step);
+  head->Unset(kRowIsAdmitted);
+  if (meta.flags & kRowAdmitted) head->Set(kRowIsAdmitted);
+  SetCounts(slot, meta.count, meta.updates);
+}
+
+void MemoryTier::SetCounts(uint32_t slot, uint32_t count, uint32_t updates) {
+  RowHead* head = arena_.head(slot);
+  head->set_count(count & RowHead::kCountMax);
+  head->set_updates(updates & RowHead::kCountMax);
+  const Beyond beyond = {count & ~RowHead::kCountMax, updates & ~RowHead::kCountMax};
+  if ((beyond.count | beyond.updates) != 0) {
+    beyond_[slot] = beyond;
+    head->Set(kRowIsBeyond);
+  } else if (head->Has(kRowIsBeyond)) {
+    beyond_.erase(slot);
+    head->Unset(kRowIsBeyond);
+  }
+}
+
+uint32_t MemoryTier::FarCount(uint32_t slot) const {
+  return beyond_.find(slot)->second.count | arena_.head(slot)->count();
+}
+uint32_t MemoryTier::FarUpdates(uint32_t slot) const {
+  return beyond_.find(slot)->second.updates | arena_.head(slot)->updates();
 }
 
 }  // namespace hearth

@@ -1,54 +1,76 @@
-// The rows of a table that are in memory: sign → slot → row, in what state each is, and which may leave.
+// The rows of a table that are in memory: sign → slot → row, in what state each is (RowHead), and which may leave.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "common/proto/job.pb.h"
 #include "embedding/embedding_table.h"
+#include "embedding/lifecycle.h"
 #include "embedding/row_arena.h"
+#include "embedding/row_head.h"
 #include "embedding/row_index.h"
 #include "embedding/sign.h"
 
 namespace hearth {
 
-// The memory tier's bits of RowMeta::flags. They never reach the store, a hash or a result.
-constexpr uint32_t kStoredFlags = 0xff;
-constexpr uint32_t kRowDirty = 1 << 8;        // newer than what the store has or is being given
-constexpr uint32_t kRowDirtyEra = 1 << 9;     // of a dirty row: an odd or even number of cuts were begun before
-constexpr uint32_t kRowLoading = 1 << 10;     // a place for what is being read; only the touch means anything
-constexpr uint32_t kRowAbsent = 1 << 11;      // a place for a sign that the store has no live record of
-constexpr uint32_t kRowPrefetched = 1 << 12;  // brought in ahead of its pull, which has not come yet
-constexpr int kInFlightShift = 13;            // 3 bits: writes of it that are under way. Until they land it must stay
-constexpr uint32_t kRowInFlight = 7u << kInFlightShift;
-constexpr int kTouchShift = 16;  // the low 16 bits of the step that last used it, or will
-constexpr uint32_t kTouchMask = 0xffffu << kTouchShift;
-
 // One thread.
 class MemoryTier {
  public:
   static constexpr uint32_t kNone = RowIndex::kNone;
-  static constexpr uint64_t kAheadStepsMax = 1024;  // that a touch may lie ahead
+  static constexpr uint64_t kAheadStepsMax = 24;  // that a touch may lie ahead
 
-  // At most rows_max rows of row_bytes each; memory is taken as it fills.
-  MemoryTier(TableNumber number, uint64_t row_bytes, uint64_t rows_max, uint64_t seed)
-      : number_(number), row_bytes_(row_bytes), rows_max_(rows_max), index_(&arena_, rows_max), random_(seed) {}
+  // At most rows_max rows of row_bytes each, rows_full for most of the time; memory is taken as it fills.
+  MemoryTier(TableNumber number, uint64_t row_bytes, uint64_t rows_full, uint64_t rows_max, uint64_t seed)
+      : number_(number),
+        row_bytes_(row_bytes),
+        rows_max_(rows_max),
+        arena_(number),
+        index_(&arena_, rows_full, rows_max),
+        random_(seed) {}
   MemoryTier(const MemoryTier&) = delete;
   absl::Status Open();
 
   uint64_t rows() const { return arena_.rows(); }
   uint64_t slots() const { return arena_.slots(); }
-  uint64_t bytes() const { return arena_.bytes() + index_.bytes(); }
+  uint64_t bytes() const { return arena_.bytes() + index_.bytes() + beyond_.size() * kBeyondBytes; }
   uint64_t bytes_free() const { return arena_.bytes_free(); }  // of them, in slots without a row
 
-  char* row(uint32_t slot) const { return arena_.row(slot); }
-  RowMeta* meta(uint32_t slot) const { return reinterpret_cast<RowMeta*>(arena_.row(slot)); }
+  RowHead* head(uint32_t slot) const { return arena_.head(slot); }
+  float* floats(uint32_t slot) const { return reinterpret_cast<float*>(arena_.row(slot) + sizeof(RowHead)); }
   Sign sign(uint32_t slot) const { return arena_.sign(slot); }  // 0: nothing is there
+  // The head as a record has it.
+  RowMeta meta(uint32_t slot) const {
+    const RowHead& head = *arena_.head(slot);
+    return {CountOf(slot), head.last_step(), head.Has(kRowIsAdmitted) ? kRowAdmitted : 0, UpdatesOf(slot)};
+  }
+  // REQUIRES: meta.flags has no bit that is not named.
+  void SetMeta(uint32_t slot, const RowMeta& meta);
+  uint32_t CountOf(uint32_t slot) const {
+    const RowHead& head = *arena_.head(slot);
+    return head.Has(kRowIsBeyond) ? FarCount(slot) : head.count();
+  }
+  uint32_t UpdatesOf(uint32_t slot) const {
+    const RowHead& head = *arena_.head(slot);
+    return head.Has(kRowIsBeyond) ? FarUpdates(slot) : head.updates();
+  }
+  void AddOccurrences(uint32_t slot, uint32_t occurrences) {
+    RowHead* head = arena_.head(slot);
+    const uint64_t count = uint64_t{head->count()} + occurrences;
+    if (count <= RowHead::kCountMax) return head->set_count(static_cast<uint32_t>(count));
+    SetCounts(slot, AddSaturating(CountOf(slot), occurrences), UpdatesOf(slot));
+  }
+  void AddUpdate(uint32_t slot) {
+    RowHead* head = arena_.head(slot);
+    if (head->updates() < RowHead::kCountMax) return head->set_updates(head->updates() + 1);
+    SetCounts(slot, CountOf(slot), UpdatesOf(slot) + 1);
+  }
   // `bytes` of the row are on their way into the cache; or its place in the index, for who will remove it.
   void PrefetchRow(uint32_t slot, uint64_t bytes) const { arena_.Prefetch(slot, std::min(bytes, kAheadBytesMax)); }
   void PrefetchPlace(uint32_t slot) const { index_.Prefetch(RowIndex::HashOf(arena_.sign(slot))); }
@@ -62,7 +84,7 @@ class MemoryTier {
 
   // Room for so many more. ResourceExhausted.
   absl::Status Reserve(uint64_t rows);
-  // A slot for it. REQUIRES: it has none, and a Reserve covers it. The row holds anything.
+  // A slot for it. REQUIRES: it has none, and a Reserve covers it. The head is a new one, and behind it is anything.
   uint32_t Insert(Sign sign);
   void Remove(uint32_t slot);
   // The row goes to a lower slot, which it returns. REQUIRES: rows() < slots(), and nothing else knows its slot.
@@ -70,26 +92,21 @@ class MemoryTier {
   // Gives back the memory behind the last slot that is in use.
   void Trim() { arena_.Trim(); }
   // What a row takes in all, about.
-  uint64_t row_bytes() const { return arena_.stride() + RowIndex::kRowBytes; }
+  uint64_t row_bytes() const { return row_bytes_ + RowIndex::kRowBytes; }
 
   // The step that rows are used by; who is to stay is judged by it.
   void SetNow(uint64_t step) { now_ = std::max(now_, step); }
   uint64_t now() const { return now_; }
   // Used by now(), or to be used by `step`.
-  void Touch(RowMeta* meta) const { Touch(meta, now_); }
-  void Touch(RowMeta* meta, uint64_t step) const {
-    const uint64_t at = std::min(step, now_ + kAheadStepsMax);
-    meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(at) << kTouchShift;
-  }
+  void Touch(RowHead* head) const { Touch(head, now_); }
+  void Touch(RowHead* head, uint64_t step) const { head->set_touch(std::min(step, now_ + kAheadStepsMax)); }
   // It is in use for one step more at least: a touch would cost a write and gain a step.
-  bool TouchedOfLate(const RowMeta& meta) const { return StepsBehind(meta) < kAheadStepsMax + kInUseSteps; }
+  bool TouchedOfLate(const RowHead& head) const { return StepsBehind(head) < kAheadStepsMax + kInUseSteps; }
   // Not used of late.
-  void TouchUnused(RowMeta* meta) const {
-    meta->flags = (meta->flags & ~kTouchMask) | static_cast<uint32_t>(now_ - kInUseSteps - 1) << kTouchShift;
-  }
-  // A step from now() − 2 to now() + kAheadStepsMax uses it.
-  bool InUse(const RowMeta& meta) const { return StepsBehind(meta) <= kAheadStepsMax + kInUseSteps; }
-  // Up to `wanted` slots that nothing is under way for and of which fit(meta) holds, the lowest scores first, about;
+  void TouchUnused(RowHead* head) const { head->set_touch(now_ - kInUseSteps - 1); }
+  // A step from now() − 2 to now() + kAheadStepsMax uses it. Or one did 256 steps, or a multiple, before.
+  bool InUse(const RowHead& head) const { return StepsBehind(head) <= kAheadStepsMax + kInUseSteps; }
+  // Up to `wanted` slots that nothing is under way for and of which fit(head) holds, the lowest scores first, about;
   // looks at about looks_max of them. Those without a record go before all others.
   template <typename Fit>
   void ChooseLeaving(Table::Score score, uint64_t wanted, uint64_t looks_max, const Fit& fit,
@@ -101,17 +118,30 @@ class MemoryTier {
   static constexpr uint32_t kExactSlots = 4096;    // up to so many slots it looks at all of them
   static constexpr uint32_t kScoreSamples = 1024;  // else it estimates a quantile of the scores
 
-  // How far its touch lies behind now() + kAheadStepsMax, in 16 bits.
-  uint64_t StepsBehind(const RowMeta& meta) const {
-    return static_cast<uint16_t>(now_ + kAheadStepsMax - (meta.flags >> kTouchShift));
+  // How far its touch lies behind now() + kAheadStepsMax, in 8 bits.
+  uint64_t StepsBehind(const RowHead& head) const { return static_cast<uint8_t>(now_ + kAheadStepsMax - head.touch()); }
+  uint64_t ScoreOfRow(Table::Score score, uint32_t slot) const {
+    return arena_.head(slot)->Has(kRowAbsent) ? 0 : ScoreOf(score, meta(slot));
   }
-  static uint64_t ScoreOfRow(Table::Score score, const RowMeta& meta);
+
+  // What does not fit the head.
+  struct Beyond {
+    uint32_t count;  // without the bits that the head has
+    uint32_t updates;
+  };
+  static constexpr uint64_t kBeyondBytes = 16;  // about, in a tree
+  void SetCounts(uint32_t slot, uint32_t count, uint32_t updates);
+  uint32_t FarCount(uint32_t slot) const;
+  uint32_t FarUpdates(uint32_t slot) const;
 
   const TableNumber number_;
   const uint64_t row_bytes_;
   const uint64_t rows_max_;
   RowArena arena_;
   RowIndex index_;
+  // A tree: it grows without a pause. Few rows are in it, and of those it is asked once a cut, or in some thousand
+  // uses.
+  absl::btree_map<uint32_t, Beyond> beyond_;
   uint64_t now_ = 0;
   uint32_t hand_ = 0;  // goes round the slots
   Random random_;      // of the sample
@@ -144,7 +174,7 @@ void MemoryTier::ForEach(absl::Span<const Sign> signs, uint64_t bytes, const Wor
     if (i >= 2 * kAhead) {
       const size_t j = i - 2 * kAhead;
       uint32_t slot = slots[j % kRing];
-      if (slot != kNone && arena_.sign(slot) != signs[j]) slot = index_.Find(signs[j], hashes[j % kRing]);
+      if (slot != kNone && !arena_.head(slot)->IsOf(signs[j])) slot = index_.Find(signs[j], hashes[j % kRing]);
       work(j, slot);
     }
   }
@@ -159,13 +189,14 @@ void MemoryTier::ChooseLeaving(Table::Score score, uint64_t wanted, uint64_t loo
   const uint32_t slots = arena_.slots();
   if (slots == 0 || wanted == 0) return;
   const auto may_leave = [&](uint32_t slot) {
-    return arena_.sign(slot) != 0 && !(meta(slot)->flags & (kRowLoading | kRowInFlight)) && fit(*meta(slot));
+    const RowHead& row = *arena_.head(slot);
+    return row.Only(kRowIsThere | kRowLoading | kRowInFlight) == kRowIsThere && fit(row);
   };
   std::vector<uint64_t> scores;
   if (slots <= kExactSlots) {
     std::vector<std::pair<uint64_t, uint32_t>> all;
     for (uint32_t slot = 0; slot < slots; ++slot) {
-      if (may_leave(slot)) all.emplace_back(ScoreOfRow(score, *meta(slot)), slot);
+      if (may_leave(slot)) all.emplace_back(ScoreOfRow(score, slot), slot);
     }
     const size_t count = std::min<size_t>(wanted, all.size());
     std::nth_element(all.begin(), all.begin() + static_cast<ptrdiff_t>(count), all.end());
@@ -174,7 +205,7 @@ void MemoryTier::ChooseLeaving(Table::Score score, uint64_t wanted, uint64_t loo
   }
   for (uint32_t i = 0; i < kScoreSamples; ++i) {
     const uint32_t slot = static_cast<uint32_t>(random_.Below(slots));
-    if (may_leave(slot)) scores.push_back(ScoreOfRow(score, *meta(slot)));
+    if (may_leave(slot)) scores.push_back(ScoreOfRow(score, slot));
   }
   if (scores.empty()) return;
   // The share of those that may leave, so many that a round of the hand finds twice what is wanted.
@@ -188,8 +219,8 @@ void MemoryTier::ChooseLeaving(Table::Score score, uint64_t wanted, uint64_t loo
   for (uint64_t look = 0; look < looks && chosen->size() < wanted; ++look) {
     const uint32_t slot = hand_ < slots ? hand_ : 0;
     hand_ = slot + 1;
-    if (slot + kAhead < slots) arena_.PrefetchSign(slot + kAhead);
-    if (may_leave(slot) && ScoreOfRow(score, *meta(slot)) <= score_max) chosen->push_back(slot);
+    if (slot + kAhead < slots) arena_.PrefetchHead(slot + kAhead);
+    if (may_leave(slot) && ScoreOfRow(score, slot) <= score_max) chosen->push_back(slot);
   }
 }
 

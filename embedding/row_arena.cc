@@ -93,18 +93,18 @@ void SlotSet::TakeFirst(uint64_t count_max, std::vector<uint32_t>* slots) {
 }
 
 absl::Status RowArena::Open(uint64_t row_bytes, uint64_t rows_max) {
-  HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull);
-  stride_ = StrideOf(row_bytes);
+  HEARTH_CHECK(rows_max >= 1 && rows_max <= 0xfffffffeull && row_bytes % alignof(RowHead) == 0);
+  row_bytes_ = row_bytes;
   rows_max_ = rows_max;
   HEARTH_RETURN_IF_ERROR(released_.Open(rows_max));
-  return region_.Reserve(rows_max * stride_);
+  return region_.Reserve(rows_max * row_bytes_);
 }
 
 absl::Status RowArena::Reserve(uint64_t rows) {
   const uint64_t fresh = rows - std::min(rows, released_.size());
   const uint64_t slots = std::min(slots_ + fresh, rows_max_);
   if (slots <= reserved_slots_) return absl::OkStatus();
-  HEARTH_RETURN_IF_ERROR(region_.Commit(slots * stride_));
+  HEARTH_RETURN_IF_ERROR(region_.Commit(slots * row_bytes_));
   HEARTH_RETURN_IF_ERROR(released_.Reserve(slots));
   reserved_slots_ = slots;
   return absl::OkStatus();
@@ -113,21 +113,21 @@ absl::Status RowArena::Reserve(uint64_t rows) {
 uint32_t RowArena::Take(Sign sign) {
   HEARTH_CHECK(released_.size() > 0 || slots_ < reserved_slots_);
   const uint32_t slot = released_.size() > 0 ? released_.TakeFirst() : slots_++;
-  *reinterpret_cast<Sign*>(place(slot)) = sign;
+  head(slot)->Reset(sign);
   ++rows_;
   return slot;
 }
 
 void RowArena::Release(uint32_t slot) {
-  *reinterpret_cast<Sign*>(place(slot)) = 0;
+  head(slot)->Clear();
   released_.Add(slot);
   --rows_;
 }
 
 void RowArena::Trim() {
-  while (slots_ > 0 && sign(slots_ - 1) == 0) released_.Remove(--slots_);
-  region_.Trim(slots_ * stride_);
-  reserved_slots_ = std::min(reserved_slots_, region_.committed_bytes() / stride_);
+  while (slots_ > 0 && !head(slots_ - 1)->Has(kRowIsThere)) released_.Remove(--slots_);
+  region_.Trim(slots_ * row_bytes_);
+  reserved_slots_ = std::min(reserved_slots_, region_.committed_bytes() / row_bytes_);
 }
 
 }  // namespace hearth

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "embedding/row_head.h"
 #include "embedding/sign.h"
 
 namespace hearth {
@@ -68,10 +69,11 @@ class SlotSet {
   Region region_;
 };
 
-// A row has its sign in front of it, so that one look at a cache line tells whose it is.
+// Rows of one table. A row begins with its RowHead, so that one look at a cache line tells whose it is.
 class RowArena {
  public:
-  // Rows of row_bytes, each at a multiple of 8. REQUIRES: rows_max <= 2^32 − 2.
+  explicit RowArena(TableNumber number) : number_(number) {}
+  // Rows of row_bytes with the head, each at a multiple of 4. REQUIRES: rows_max <= 2^32 − 2, row_bytes of 4.
   absl::Status Open(uint64_t row_bytes, uint64_t rows_max);
 
   // Memory for `rows` more rows, as far as rows_max goes. Take draws on it.
@@ -79,42 +81,36 @@ class RowArena {
   // Slots that Take may still give (rows_max − rows).
   uint64_t free() const { return rows_max_ - rows_; }
   uint64_t rows() const { return rows_; }
-  // The lowest free slot. REQUIRES: free() > 0 and a Reserve that covers it. The row holds anything.
+  // The lowest free slot. REQUIRES: free() > 0 and a Reserve that covers it. Behind the head the row holds anything.
   uint32_t Take(Sign sign);
   void Release(uint32_t slot);
   // Gives back the memory behind the last slot in use, where it is much.
   void Trim();
 
-  char* row(uint32_t slot) const { return place(slot) + sizeof(Sign); }
+  char* row(uint32_t slot) const { return region_.data() + slot * row_bytes_; }
+  RowHead* head(uint32_t slot) const { return reinterpret_cast<RowHead*>(row(slot)); }
   // All slots ever taken are below slots(); sign(slot) is 0 where none is in use.
   uint32_t slots() const { return slots_; }
-  Sign sign(uint32_t slot) const { return *reinterpret_cast<const Sign*>(place(slot)); }
-  void PrefetchSign(uint32_t slot) const { __builtin_prefetch(place(slot)); }
-  // With `bytes` of the row behind it.
+  Sign sign(uint32_t slot) const { return head(slot)->Has(kRowIsThere) ? MakeSign(number_, head(slot)->id()) : 0; }
+  void PrefetchHead(uint32_t slot) const { __builtin_prefetch(row(slot)); }
+  // Its first `bytes`.
   void Prefetch(uint32_t slot, uint64_t bytes) const {
-    const char* const begin = place(slot);
-    const uint64_t lines = (reinterpret_cast<uintptr_t>(begin) % kLineBytes + sizeof(Sign) + bytes - 1) / kLineBytes;
+    const char* const begin = row(slot);
+    const uint64_t lines = (reinterpret_cast<uintptr_t>(begin) % kLineBytes + bytes - 1) / kLineBytes;
     for (uint64_t line = 0; line <= lines; ++line) __builtin_prefetch(begin + line * kLineBytes);
   }
   // Of all slots, and of those that are free.
-  uint64_t bytes() const { return slots_ * stride_ + released_.bytes(); }
+  uint64_t bytes() const { return slots_ * row_bytes_ + released_.bytes(); }
   // bytes() of one that has had so many rows. For plans.
-  static uint64_t BytesFor(uint64_t slots, uint64_t row_bytes) {
-    return slots * StrideOf(row_bytes) + SlotSet::BytesFor(slots);
-  }
+  static uint64_t BytesFor(uint64_t slots, uint64_t row_bytes) { return slots * row_bytes + SlotSet::BytesFor(slots); }
   uint64_t bytes_committed() const { return region_.committed_bytes(); }
-  uint64_t bytes_free() const { return released_.size() * stride_; }
-  uint64_t stride() const { return stride_; }
+  uint64_t bytes_free() const { return released_.size() * row_bytes_; }
 
  private:
   static constexpr uint64_t kLineBytes = 64;
 
-  static uint64_t StrideOf(uint64_t row_bytes) {
-    return (sizeof(Sign) + row_bytes + sizeof(Sign) - 1) / sizeof(Sign) * sizeof(Sign);
-  }
-  char* place(uint32_t slot) const { return region_.data() + slot * stride_; }
-
-  uint64_t stride_ = 0;
+  const TableNumber number_;
+  uint64_t row_bytes_ = 0;
   uint64_t rows_max_ = 0;
   uint64_t rows_ = 0;
   uint32_t slots_ = 0;

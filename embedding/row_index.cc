@@ -12,7 +12,7 @@ absl::Status RowIndex::Reserve(uint64_t rows) {
   if (needed <= buckets_count_) return absl::OkStatus();
   while (growing()) Advance();
   if (region_.data() == nullptr) HEARTH_RETURN_IF_ERROR(region_.Reserve((buckets_max_ + kTail) * sizeof(Bucket)));
-  const uint64_t count = Grown(buckets_count_, needed, buckets_max_);
+  const uint64_t count = Grown(needed, buckets_max_);
   HEARTH_RETURN_IF_ERROR(region_.Commit((count + kTail) * sizeof(Bucket)));
   const bool wrapped = buckets_count_ != 0 && buckets()[End() - 1].passed != 0;
   frontier_ = End();
@@ -22,16 +22,22 @@ absl::Status RowIndex::Reserve(uint64_t rows) {
   return absl::OkStatus();
 }
 
-uint64_t RowIndex::BytesFor(uint64_t rows, uint64_t rows_max) {
-  const uint64_t buckets_max = BucketsFor(rows_max);
-  const uint64_t needed = std::min(BucketsFor(rows), buckets_max);
-  uint64_t buckets = BucketsFor(0);
-  while (buckets < needed) buckets = Grown(buckets, buckets + 1, buckets_max);
-  return (buckets + kTail) * sizeof(Bucket);
+uint64_t RowIndex::BytesFor(uint64_t rows, uint64_t rows_full, uint64_t rows_max) {
+  const uint64_t buckets_max = BucketsMaxFor(rows_full, rows_max);
+  return (Grown(std::min(BucketsFor(rows), buckets_max), buckets_max) + kTail) * sizeof(Bucket);
+}
+
+uint64_t RowIndex::bytes() const {
+  if (!growing()) return End() * sizeof(Bucket);
+  const uint64_t old_end = std::min(old_buckets_ + kTail, End());
+  const uint64_t moved_from = frontier_ * buckets_count_ / old_buckets_;  // nothing new below it
+  return (old_end + End() - std::clamp(moved_from, old_end, End())) * sizeof(Bucket);
 }
 
 void RowIndex::Insert(uint64_t hash, uint32_t slot) {
-  if (growing()) Advance();
+  // Each second time: entries come into buckets that have not moved, too, but so few that these do not overflow.
+  advances_ = !advances_;
+  if (growing() && advances_) Advance();
   while (growing()) {
     const uint64_t old = Scale(hash, old_buckets_);
     const bool moved = old >= frontier_;
@@ -105,7 +111,7 @@ void RowIndex::Advance() {
     if (frontier_ >= kAhead) {
       const Bucket& soon = buckets()[frontier_ - kAhead];
       for (uint32_t i = 0; i < kCells; ++i) {
-        if (soon.tags[i] != 0) arena_->PrefetchSign(soon.slots[i]);
+        if (soon.tags[i] != 0) arena_->PrefetchHead(soon.slots[i]);
       }
     }
     TakeOut(frontier_, &moving_);

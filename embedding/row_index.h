@@ -25,14 +25,18 @@ namespace hearth {
 // (HashOf, Prefetch, Candidate, Find) so that a caller can have many in flight.
 //
 // A bucket's number grows with the hash, for any number of buckets. So the array grows in its place: its memory is
-// continued, and from the last bucket down entries move to where they belong among more buckets, a few with each
-// Insert. Entries whose old bucket is below frontier_ have not moved yet.
+// continued, and from the last bucket down entries move to where they belong among twice as many buckets, some with
+// every other Insert. Entries whose old bucket is below frontier_ have not moved yet. A move reads the entry's row, so
+// there are to be few; and the numbers of buckets are the most's halves and their halves, so that a full table has no
+// room to spare.
 class RowIndex {
  public:
   static constexpr uint32_t kNone = 0xffffffffu;
 
-  // Never grows past what rows_max needs. The arena outlives it.
-  RowIndex(const RowArena* arena, uint64_t rows_max) : arena_(arena), buckets_max_(BucketsFor(rows_max)) {}
+  // Never grows past what rows_full need, which are about as many as there will be; more, up to rows_max, make it
+  // slower. The arena outlives it.
+  RowIndex(const RowArena* arena, uint64_t rows_full, uint64_t rows_max)
+      : arena_(arena), buckets_max_(BucketsMaxFor(rows_full, rows_max)) {}
 
   // Independent of the shard map's Mix64(sign): a server owns some shards only, and would else fill some buckets only.
   static uint64_t HashOf(Sign sign) { return Mix64(sign ^ 0x3c6ef372fe94f82bull); }
@@ -53,7 +57,7 @@ class RowIndex {
       const Bucket& bucket = buckets()[b];
       for (uint32_t match = MatchesOf(bucket, TagOf(hash)); match != 0; match &= match - 1) {
         const uint32_t slot = bucket.slots[__builtin_ctz(match)];
-        if (arena_->sign(slot) == sign) return slot;
+        if (arena_->head(slot)->IsOf(sign)) return slot;
       }
       if (bucket.passed == 0) return kNone;
     }
@@ -65,9 +69,10 @@ class RowIndex {
   // The sign is at another slot now; both are in the arena with it. REQUIRES: `from` is there.
   void Move(uint32_t from, uint32_t to);
 
-  uint64_t bytes() const { return End() * sizeof(Bucket); }
-  // bytes() of an index for rows_max rows that has grown row by row to `rows`. For plans.
-  static uint64_t BytesFor(uint64_t rows, uint64_t rows_max);
+  // Memory that it has written to, or will before long.
+  uint64_t bytes() const;
+  // bytes() of one that has grown to `rows`. For plans.
+  static uint64_t BytesFor(uint64_t rows, uint64_t rows_full, uint64_t rows_max);
   // Of a row, where it is about as full as it gets.
   static constexpr uint64_t kRowBytes = 7;
   bool growing() const { return old_buckets_ != 0; }
@@ -84,8 +89,13 @@ class RowIndex {
   static_assert(sizeof(Bucket) == 64);
 
   static uint64_t BucketsFor(uint64_t rows) { return rows * 5 / 48 + 2; }  // at most 9.6 rows in a bucket of 12
-  static uint64_t Grown(uint64_t buckets, uint64_t needed, uint64_t buckets_max) {
-    return std::min(std::max(needed, buckets + buckets / 2), buckets_max);
+  static uint64_t BucketsMaxFor(uint64_t rows_full, uint64_t rows_max) {
+    return std::max(BucketsFor(rows_full), rows_max / 11 + 2);  // 11 of 12 in the worst case
+  }
+  static uint64_t Grown(uint64_t needed, uint64_t buckets_max) {
+    uint64_t buckets = buckets_max;
+    while ((buckets + 1) / 2 >= needed) buckets = (buckets + 1) / 2;
+    return buckets;
   }
   static uint8_t TagOf(uint64_t hash) { return static_cast<uint8_t>(hash % 255 + 1); }
   static uint64_t Scale(uint64_t hash, uint64_t buckets) {
@@ -131,6 +141,7 @@ class RowIndex {
   uint64_t buckets_count_ = 0;
   uint64_t old_buckets_ = 0;  // 0: it is not growing
   uint64_t frontier_ = 0;
+  bool advances_ = false;  // with the next Insert, if it is growing
   Region region_;
   std::vector<uint32_t> moving_;  // scratch
 };

@@ -14,6 +14,11 @@ absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t floats, Row
   const uint64_t full = sizeof(RowMeta) + floats * sizeof(float);
   if (value.size() >= sizeof(RowMeta)) {
     std::memcpy(meta, value.data(), sizeof(RowMeta));
+    if ((meta->flags & ~kRowAdmitted) != 0) {
+      return absl::DataLossError(absl::StrCat("record of sign ", sign, " (table ", TableOf(sign), ", id ", IdOf(sign),
+                                              ") has flags ", meta->flags,
+                                              "; the store is damaged, or of a newer Hearth"));
+    }
     if (value.size() == (IsAdmitted(*meta) ? full : sizeof(RowMeta))) return absl::OkStatus();
   }
   return absl::DataLossError(absl::StrCat("record of sign ", sign, " (table ", TableOf(sign), ", id ", IdOf(sign),

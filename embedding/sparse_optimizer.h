@@ -41,6 +41,8 @@ class SparseOptimizer {
   void InitState(float* state) const;
   // lr of a step, the same for all rows. REQUIRES: step >= 1.
   float RateAt(uint64_t step) const;
+  // Whether t below means anything.
+  bool uses_updates() const { return rule_.kind == Optimizer::ADAM || rule_.kind == Optimizer::ADAMW; }
   // Updates weights [dim] and state in place with gradient [dim]; t = the row's updates including this one (>= 1).
   // Returns false, and leaves the row as it was, when a result, or with clip_norm Σ g², would not be finite.
   bool Update(float* weights, float* state, const float* gradient, uint32_t t, float rate) const {
