@@ -91,7 +91,8 @@ class TieredTable final : public EmbeddingTable {
         memory_rows_most_(options.memory_rows_max),
         capacity_max_(CapacityFor(options.memory_rows_max)),
         dim_(options.config.dim()),
-        floats_(RowFloatsOf(options.config)),
+        weights_(options.config, options.seed),
+        words_(RowWordsOf(options.config)),
         row_bytes_(RowBytesOf(options.config)),
         count_min_(options.config.admission().count_min()),
         bloom_(options.config.admission().counter() == Admission::BLOOM && count_min_ > 1),
@@ -109,6 +110,7 @@ class TieredTable final : public EmbeddingTable {
         memory_rows_max_(options.memory_rows_max),
         capacity_(capacity_max_),
         scaled_(dim_),
+        unpacked_(dim_),
         record_(row_bytes_, '\0') {}
   // Threads hold what is under way.
   ~TieredTable() override {
@@ -157,6 +159,7 @@ class TieredTable final : public EmbeddingTable {
   void CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights, const uint32_t* occurrences,
                   float* out) const;
   void CopyWeights(const char* weights, float* out) const;
+  void InitWeights(Sign sign, float* out) const;
   void CopyAbsent(uint64_t step, Sign sign, const uint32_t* occurrences, float* out) const;
   void CopyUnadmitted(Sign sign, uint32_t count, const uint32_t* occurrences, float* out) const;
   absl::Status PullMisses(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
@@ -176,7 +179,7 @@ class TieredTable final : public EmbeddingTable {
   // Places and reads.
   void SetRecord(uint32_t slot, const RowMeta& meta, absl::string_view record) {  // as it is stored
     tier_.SetMeta(slot, meta);
-    std::memcpy(tier_.floats(slot), FloatsOf(record), record.size() - sizeof(RowMeta));
+    std::memcpy(tier_.body(slot), WordsOf(record), record.size() - sizeof(RowMeta));
   }
   uint32_t NewPlace(Sign sign, uint64_t state);
   void Want(Sign sign, uint32_t slot, size_t index) {
@@ -259,7 +262,8 @@ class TieredTable final : public EmbeddingTable {
   const uint64_t memory_rows_most_;  // of memory_rows_max_
   const uint64_t capacity_max_;
   const uint32_t dim_;
-  const uint64_t floats_;  // weights and state
+  const RowWeights weights_;
+  const uint64_t words_;  // weights and state
   const uint64_t row_bytes_;
   const uint32_t count_min_;
   const bool bloom_;
@@ -323,7 +327,8 @@ class TieredTable final : public EmbeddingTable {
   std::vector<float> merged_gradients_;
   std::vector<std::pair<KvKey, Fetch::Place>> wanted_;
   std::vector<uint32_t> chosen_;
-  std::vector<float> scaled_;  // [dim]
+  std::vector<float> scaled_;    // [dim]
+  std::vector<float> unpacked_;  // [dim], weights of 16 bits
   std::string record_;
 };
 
@@ -401,8 +406,8 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
         continue;
       }
       RowMeta meta;
-      HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], fetch.values[j], floats_, &meta));
-      CopyRecord(step, signs[i], meta, FloatsOf(fetch.values[j]), occurrence(i), rows + i * dim_);
+      HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], fetch.values[j], words_, &meta));
+      CopyRecord(step, signs[i], meta, WordsOf(fetch.values[j]), occurrence(i), rows + i * dim_);
       if (!read_only) ++stats_.memory_misses;
     }
   }
@@ -429,7 +434,7 @@ void TieredTable::CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_
   } else if (!head.Has(kRowIsAdmitted)) {
     CopyUnadmitted(sign, tier_.CountOf(slot), occurrences, out);
   } else {
-    CopyWeights(reinterpret_cast<const char*>(tier_.floats(slot)), out);
+    CopyWeights(tier_.body(slot), out);
   }
 }
 
@@ -445,7 +450,9 @@ void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, cons
 }
 
 void TieredTable::CopyWeights(const char* weights, float* out) const {
-  if (dim_ % 4 == 0) {  // a few registers instead of a call
+  if (weights_.packed()) {
+    weights_.Decode(weights, out);
+  } else if (dim_ % 4 == 0) {  // a few registers instead of a call
     for (uint32_t d = 0; d < dim_; d += 4) std::memcpy(out + d, weights + d * sizeof(float), 4 * sizeof(float));
   } else {
     std::memcpy(out, weights, dim_ * sizeof(float));
@@ -466,8 +473,13 @@ void TieredTable::CopyUnadmitted(Sign sign, uint32_t count, const uint32_t* occu
     std::fill_n(out, dim_, 0.0f);
     return;
   }
+  InitWeights(sign, out);
+}
+
+void TieredTable::InitWeights(Sign sign, float* out) const {
   const uint64_t stream = WeightStream(seed_, sign);
   for (uint32_t d = 0; d < dim_; ++d) out[d] = WeightOf(stream, d, config_.init_uniform());
+  weights_.Round(out);
 }
 
 // --- Push -----------------------------------------------------------------------------------------------------------
@@ -596,7 +608,9 @@ void TieredTable::BeforeChange(uint32_t slot) {
 
 void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, const float* gradient, uint32_t seen) {
   RowHead* head = tier_.head(slot);
-  float* weights = tier_.floats(slot);
+  char* const body = tier_.body(slot);
+  float* const weights = weights_.packed() ? unpacked_.data() : reinterpret_cast<float*>(body);
+  float* const state = reinterpret_cast<float*>(body) + weights_.words();
   if (!head->Has(kRowDirty) || OfCut(*head)) BeforeChange(slot);
   if (IsGone(*head, step)) {                             // starts anew; a fresh row may pass here too
     if (!IsGone(*head, cut_step_)) CountExpired(*head);  // else it was counted there
@@ -613,14 +627,17 @@ void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, cons
     head->Set(kRowIsAdmitted);
     ++stats_.rows_admitted;
     ++stats_.rows;
-    const uint64_t stream = WeightStream(seed_, tier_.sign(slot));
-    for (uint32_t d = 0; d < dim_; ++d) weights[d] = WeightOf(stream, d, config_.init_uniform());
-    optimizer_.InitState(weights + dim_);
+    InitWeights(tier_.sign(slot), weights);
+    if (weights_.packed()) weights_.Encode(weights, body);
+    optimizer_.InitState(state);
+  } else if (weights_.packed()) {
+    weights_.Decode(body, weights);
   }
   for (uint32_t d = 0; d < dim_; ++d) scaled_[d] = gradient[d] / divisor_;
   const uint32_t t = optimizer_.uses_updates() ? tier_.UpdatesOf(slot) + 1 : 1;
-  if (optimizer_.Update(weights, weights + dim_, scaled_.data(), t, rate_)) {
+  if (optimizer_.Update(weights, state, scaled_.data(), t, rate_)) {
     tier_.AddUpdate(slot);
+    if (weights_.packed()) weights_.EncodeByChance(tier_.sign(slot), step, weights, body);
   } else {
     ++stats_.rows_non_finite;
   }
@@ -712,7 +729,7 @@ absl::Status TieredTable::LandRead(Fetch* fetch) {
     RowHead* head = tier_.head(slot);
     RowMeta stored;
     if (fetch->values.found(i)) {
-      HEARTH_RETURN_IF_ERROR(DecodeMeta(tier_.sign(slot), fetch->values[i], floats_, &stored));
+      HEARTH_RETURN_IF_ERROR(DecodeMeta(tier_.sign(slot), fetch->values[i], words_, &stored));
     }
     head->Unset(kRowLoading);
     if (!fetch->values.found(i) || IsExpired(stored, expire_after_steps_, applied_step_)) {
@@ -757,7 +774,7 @@ absl::string_view TieredTable::RecordOf(uint32_t slot) {
   const RowMeta meta = tier_.meta(slot);
   std::memcpy(record_.data(), &meta, sizeof(meta));
   if (!IsAdmitted(meta)) return {record_.data(), sizeof(meta)};
-  std::memcpy(record_.data() + sizeof(meta), tier_.floats(slot), floats_ * sizeof(float));
+  std::memcpy(record_.data() + sizeof(meta), tier_.body(slot), words_ * sizeof(float));
   return record_;
 }
 
@@ -981,7 +998,7 @@ absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
         return true;
       }
       RowMeta meta;
-      status = DecodeMeta(key.sign, value, floats_, &meta);
+      status = DecodeMeta(key.sign, value, words_, &meta);
       if (status.ok() && IsExpired(meta, expire_after_steps_, applied_step_)) return true;
       if (status.ok()) status = tier_.Reserve(1);
       if (!status.ok()) return false;
@@ -1049,7 +1066,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
     if (tier_.head(slot)->Has(kRowIsThere) && OfCut(*tier_.head(slot))) CopyForCut(slot, false);
   }
   if (cut_slots_.size() > 0) return true;
-  cut_chunk_->Add(SumsKey(number_), MemoryTier::kNone, cut_sums_.Encode(cut_step_, floats_));
+  cut_chunk_->Add(SumsKey(number_), MemoryTier::kNone, cut_sums_.Encode(cut_step_, words_));
   SubmitCutChunk();
   cut_copied_ = true;
   HEARTH_RETURN_IF_ERROR(LandWrites());
@@ -1104,11 +1121,11 @@ absl::Status TieredTable::Restore(uint64_t saved_step) {
   }
   if (!values.found(0)) return ScanRecords(nullptr, 0);
   RowSums kept(expire_after_steps_);
-  uint64_t step = 0, floats = 0;
-  HEARTH_RETURN_IF_ERROR(kept.Decode(values[0], &step, &floats));
-  if (floats != floats_) {
-    return absl::DataLossError(absl::StrCat("its rows have ", floats, " weights and state, this job's have ", floats_,
-                                            "; the store is another job's"));
+  uint64_t step = 0, words = 0;
+  HEARTH_RETURN_IF_ERROR(kept.Decode(values[0], &step, &words));
+  if (words != words_) {
+    return absl::DataLossError(absl::StrCat("its rows have ", words, " words of weights and state, this job's have ",
+                                            words_, "; the store is another job's"));
   }
   // Another rule of expiry may not bring rows back that the old one let go.
   if (kept.expire_after_steps() != expire_after_steps_) return ScanRecords(&kept, step);
@@ -1130,7 +1147,7 @@ absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
     const KvRange records = RecordsOf(number_, shard);
     HEARTH_RETURN_IF_ERROR(io_->store()->Scan(records.first, records.last, [&](KvKey key, absl::string_view value) {
       RowMeta meta;
-      status = DecodeMeta(key.sign, value, floats_, &meta);
+      status = DecodeMeta(key.sign, value, words_, &meta);
       if (!status.ok()) return false;
       if (kept != nullptr && IsExpired(meta, kept->expire_after_steps(), kept_step)) {
         removes.push_back({key, {}, true});

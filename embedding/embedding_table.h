@@ -1,6 +1,6 @@
 // Sign → trained row, whatever tier it is in. The deep module of Hearth.
 //
-// A row is [meta | weights dim | optimizer state], contiguous, in the memory tier (flat open addressing over an arena,
+// A row is [meta | weights | optimizer state], contiguous, in the memory tier (flat open addressing over an arena,
 // the meta packed with the sign: RowHead) and in the store: weights and state never come from different moments. Rules:
 // docs/PROTOCOL.md §4.
 //
@@ -18,6 +18,7 @@
 #include "absl/types/span.h"
 #include "common/proto/job.pb.h"
 #include "embedding/kv_store.h"
+#include "embedding/row_weights.h"
 #include "embedding/sign.h"
 
 namespace hearth {
@@ -34,11 +35,15 @@ constexpr uint32_t kRowAdmitted = 1;
 
 // Floats of optimizer state behind the weights: SGD 0, ROWWISE_ADAGRAD 1, ADAGRAD and MOMENTUM dim, the others 2·dim.
 uint32_t StateFloatsOf(const Optimizer& optimizer, uint32_t dim);
-// Weights and state of an admitted row, and its bytes with the meta.
+// Weights and state of an admitted row as who reads it gets them, the 32-bit words that a row has them in, and its
+// bytes with the meta.
 inline uint64_t RowFloatsOf(const Table& table) {
   return table.dim() + uint64_t{StateFloatsOf(table.optimizer(), table.dim())};
 }
-inline uint64_t RowBytesOf(const Table& table) { return sizeof(RowMeta) + RowFloatsOf(table) * sizeof(float); }
+inline uint64_t RowWordsOf(const Table& table) {
+  return WeightWordsOf(table.weights(), table.dim()) + StateFloatsOf(table.optimizer(), table.dim());
+}
+inline uint64_t RowBytesOf(const Table& table) { return sizeof(RowMeta) + RowWordsOf(table) * sizeof(float); }
 
 class StoreIo;
 
@@ -165,7 +170,7 @@ class EmbeddingTable {
 
 // What every row's share of the model hash is: XXH3-64 of (table u32, sign u64, count u32, last_step u32, flags u32,
 // updates u32, weights and state floats), little-endian, in this order. Summed mod 2^64, with the counting filters'.
-uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> weights_and_state);
+uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> words);
 
 // A new row's weight i: uniform in [−init, init) from Mix64(seed, sign, i). The tests' and the golden trainer's
 // reference too.

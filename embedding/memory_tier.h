@@ -43,8 +43,8 @@ class MemoryTier {
   uint64_t bytes_free() const { return arena_.bytes_free(); }  // of them, in slots without a row
 
   RowHead* head(uint32_t slot) const { return arena_.head(slot); }
-  float* floats(uint32_t slot) const { return reinterpret_cast<float*>(arena_.row(slot) + sizeof(RowHead)); }
-  Sign sign(uint32_t slot) const { return arena_.sign(slot); }  // 0: nothing is there
+  char* body(uint32_t slot) const { return arena_.row(slot) + sizeof(RowHead); }  // at a multiple of 4
+  Sign sign(uint32_t slot) const { return arena_.sign(slot); }                    // 0: nothing is there
   // The head as a record has it.
   RowMeta meta(uint32_t slot) const {
     const RowHead& head = *arena_.head(slot);

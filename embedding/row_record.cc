@@ -10,8 +10,8 @@
 
 namespace hearth {
 
-absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t floats, RowMeta* meta) {
-  const uint64_t full = sizeof(RowMeta) + floats * sizeof(float);
+absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t words, RowMeta* meta) {
+  const uint64_t full = sizeof(RowMeta) + words * sizeof(float);
   if (value.size() >= sizeof(RowMeta)) {
     std::memcpy(meta, value.data(), sizeof(RowMeta));
     if ((meta->flags & ~kRowAdmitted) != 0) {
@@ -25,6 +25,22 @@ absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t floats, Row
                                           ") has ", value.size(), " bytes, this job's rows have ", full,
                                           ", its counters ", sizeof(RowMeta),
                                           "; the store is damaged or another job's"));
+}
+
+void DecodeFloats(const Table& table, absl::string_view value, float* floats) {
+  const RowWeights weights(table, 0);
+  weights.Decode(WordsOf(value), floats);
+  std::memcpy(floats + table.dim(), WordsOf(value) + weights.words() * sizeof(float),
+              (RowWordsOf(table) - weights.words()) * sizeof(float));
+}
+
+void AppendFloats(const Table& table, const float* floats, std::string* value) {
+  const RowWeights weights(table, 0);
+  const size_t begin = value->size();
+  value->resize(begin + RowWordsOf(table) * sizeof(float));
+  weights.Encode(floats, value->data() + begin);
+  std::memcpy(value->data() + begin + weights.words() * sizeof(float), floats + table.dim(),
+              (RowWordsOf(table) - weights.words()) * sizeof(float));
 }
 
 uint64_t RecordHash(Sign sign, absl::string_view value) {
@@ -47,14 +63,14 @@ uint64_t RecordHash(Sign sign, absl::string_view value) {
   return XXH3_64bits_digest(&state);
 }
 
-uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> weights_and_state) {
+uint64_t RowHash(TableNumber table, Sign sign, const RowMeta& meta, absl::Span<const float> words) {
   XXH3_state_t state;
   XXH3_INITSTATE(&state);
   XXH3_64bits_reset(&state);
   XXH3_64bits_update(&state, &table, sizeof(table));
   XXH3_64bits_update(&state, &sign, sizeof(sign));
   XXH3_64bits_update(&state, &meta, sizeof(meta));
-  XXH3_64bits_update(&state, weights_and_state.data(), weights_and_state.size() * sizeof(float));
+  XXH3_64bits_update(&state, words.data(), words.size() * sizeof(float));
   return XXH3_64bits_digest(&state);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -45,9 +46,13 @@ inline FilterChunk FilterChunkOf(KvKey key) {
 // What a server keeps of a table beside its logical shards: the sums of its rows (row_sums.h). Not moved with a shard.
 inline KvKey SumsKey(TableNumber table) { return {0xffffffffu, MakeSign(table, 0)}; }
 
-// DataLoss unless `value` is a record of `floats` weights and state, or a counter alone.
-absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t floats, RowMeta* meta);
-inline const char* FloatsOf(absl::string_view value) { return value.data() + sizeof(RowMeta); }  // unaligned
+// DataLoss unless `value` is a record of RowWordsOf `words`, or a counter alone.
+absl::Status DecodeMeta(Sign sign, absl::string_view value, uint64_t words, RowMeta* meta);
+inline const char* WordsOf(absl::string_view value) { return value.data() + sizeof(RowMeta); }  // unaligned
+// Weights and state [RowFloatsOf], of an admitted row's record.
+void DecodeFloats(const Table& table, absl::string_view value, float* floats);
+// Behind the meta.
+void AppendFloats(const Table& table, const float* floats, std::string* value);
 inline bool IsAdmitted(const RowMeta& meta) { return (meta.flags & kRowAdmitted) != 0; }
 
 // RowHash of a record as it is stored.

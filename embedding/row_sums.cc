@@ -19,7 +19,7 @@ struct Head {
   uint32_t version;
   uint32_t expire_after_steps;
   uint64_t step;
-  uint64_t floats;
+  uint64_t words;
 };
 static_assert(sizeof(Head) == 24);
 struct Entry {
@@ -75,17 +75,17 @@ uint64_t RowSums::records() const {
   return static_cast<uint64_t>(records);
 }
 
-std::string RowSums::Encode(uint64_t step, uint64_t floats) const {
+std::string RowSums::Encode(uint64_t step, uint64_t words) const {
   std::vector<Entry> entries;
   for (const auto& [last_step, sum] : by_step_) entries.push_back({sum.hash, sum.rows, sum.records, last_step});
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.last_step < b.last_step; });
-  const Head head = {kVersion, expire_after_steps_, step, floats};
+  const Head head = {kVersion, expire_after_steps_, step, words};
   std::string bytes(reinterpret_cast<const char*>(&head), sizeof(head));
   bytes.append(reinterpret_cast<const char*>(entries.data()), entries.size() * sizeof(Entry));
   return bytes;
 }
 
-absl::Status RowSums::Decode(absl::string_view bytes, uint64_t* step, uint64_t* floats) {
+absl::Status RowSums::Decode(absl::string_view bytes, uint64_t* step, uint64_t* words) {
   Head head;
   if (bytes.size() < sizeof(head) || (bytes.size() - sizeof(head)) % sizeof(Entry) != 0) {
     return absl::DataLossError(absl::StrCat("sums of rows of ", bytes.size(), " bytes; use an older snapshot"));
@@ -97,7 +97,7 @@ absl::Status RowSums::Decode(absl::string_view bytes, uint64_t* step, uint64_t* 
   }
   expire_after_steps_ = head.expire_after_steps;
   *step = head.step;
-  *floats = head.floats;
+  *words = head.words;
   by_step_.clear();
   for (size_t at = sizeof(head); at < bytes.size(); at += sizeof(Entry)) {
     Entry entry;

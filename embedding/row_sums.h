@@ -28,11 +28,11 @@ class RowSums {
   uint64_t rows() const;     // admitted ones
   uint64_t records() const;  // counters of signs without a row, too
 
-  // As a value of the store: the sums after `step`, of records of `floats` weights and state.
-  std::string Encode(uint64_t step, uint64_t floats) const;
+  // As a value of the store: the sums after `step`, of records of `words` weights and state.
+  std::string Encode(uint64_t step, uint64_t words) const;
   // DataLoss where it is not what Encode made. They are of the rule of expiry that they were kept by, not of this
   // one's.
-  absl::Status Decode(absl::string_view bytes, uint64_t* step, uint64_t* floats);
+  absl::Status Decode(absl::string_view bytes, uint64_t* step, uint64_t* words);
   uint32_t expire_after_steps() const { return expire_after_steps_; }
 
  private:

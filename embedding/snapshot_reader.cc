@@ -36,12 +36,12 @@ absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) 
 using RecordVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::string_view value)>;
 absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, TableNumber table, uint32_t shard,
                           const RecordVisitor& visit) {
-  const uint64_t floats = RowFloatsOf(config);
+  const uint64_t words = RowWordsOf(config);
   const KvRange range = RecordsOf(table, shard);
   absl::Status status;
   HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
     RowMeta meta;
-    status = DecodeMeta(key.sign, value, floats, &meta);
+    status = DecodeMeta(key.sign, value, words, &meta);
     if (status.ok() && !IsExpired(meta, config.expire_after_steps(), step)) status = visit(key.sign, meta, value);
     return status.ok();
   }));
@@ -106,17 +106,17 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
     HEARTH_ASSIGN_OR_RETURN(stores[server], OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
   }
-  std::vector<float> floats(RowFloatsOf(config));  // values in a store lie unaligned
+  std::vector<float> floats(RowFloatsOf(config));
   for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
     const uint32_t server = shard % manifest.servers();
-    const absl::Status status =
-        VisitRecords(stores[server].get(), manifest.step(), config, table, shard,
-                     [&](Sign sign, const RowMeta& meta, absl::string_view value) {
-                       *rows_hash += RecordHash(sign, value);
-                       if (!IsAdmitted(meta)) return visit_counter ? visit_counter(sign, meta) : absl::OkStatus();
-                       std::memcpy(floats.data(), FloatsOf(value), floats.size() * sizeof(float));
-                       return visit(sign, meta, floats);
-                     });
+    const absl::Status status = VisitRecords(stores[server].get(), manifest.step(), config, table, shard,
+                                             [&](Sign sign, const RowMeta& meta, absl::string_view value) {
+                                               *rows_hash += RecordHash(sign, value);
+                                               if (!IsAdmitted(meta))
+                                                 return visit_counter ? visit_counter(sign, meta) : absl::OkStatus();
+                                               DecodeFloats(config, value, floats.data());
+                                               return visit(sign, meta, floats);
+                                             });
     if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
   for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {

@@ -229,6 +229,12 @@ class Planner {
       how->push_back(absl::StrCat("dim ", was.dim(), " -> ", is.dim(),
                                   is.dim() > was.dim() ? ", new columns are zero" : ", the last columns go"));
     }
+    if (is.weights() != was.weights()) {
+      const bool rounded = is.weights() != Table::FLOAT32;
+      how->push_back(absl::StrCat("weights ", Table::Weights_Name(was.weights()), " -> ",
+                                  Table::Weights_Name(is.weights()), rounded ? ", rounded to the nearest" : ""));
+      if (rounded) Changes(absl::StrCat("table ", Quote(is.name()), " has rounded weights"));
+    }
     const bool same_kind = was.optimizer().kind() == is.optimizer().kind();
     move->state = same_kind && was.dim() == is.dim();
     if (!same_kind) {

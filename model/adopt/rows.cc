@@ -22,10 +22,11 @@ class Writer {
  public:
   Writer(uint32_t shards, KvStore* store) : shards_(shards), store_(store) {}
 
-  absl::Status Add(Sign sign, const RowMeta& meta, absl::Span<const float> floats) {
+  // floats: RowFloatsOf of them, or none for a counter.
+  absl::Status Add(Sign sign, const RowMeta& meta, const Table& table, absl::Span<const float> floats) {
     const size_t begin = values_.size();
     values_.append(reinterpret_cast<const char*>(&meta), sizeof(meta));
-    values_.append(reinterpret_cast<const char*>(floats.data()), floats.size() * sizeof(float));
+    if (!floats.empty()) AppendFloats(table, floats.data(), &values_);
     records_.emplace_back(KeyOf(sign, shards_), values_.size() - begin);
     hash_ += RecordHash(sign, absl::string_view(values_).substr(begin));
     return values_.size() < kBatchBytes ? absl::OkStatus() : Flush();
@@ -95,13 +96,13 @@ absl::StatusOr<AdoptedRows> TakeOverRows(const HeldSnapshot& before, const Job& 
         optimizer.InitState(row.data() + config.dim());
         meta.updates = 0;
       }
-      return writer.Add(MakeSign(number, IdOf(sign)), meta, row);
+      return writer.Add(MakeSign(number, IdOf(sign)), meta, config, row);
     };
     const auto visit_counter = [&](Sign sign, const RowMeta& old_meta) {
       RowMeta meta = old_meta;
       const bool kept = move.counters && taken(&meta);
       ++(kept ? counts.counters : counts.counters_left);
-      return kept ? writer.Add(MakeSign(number, IdOf(sign)), meta, {}) : absl::OkStatus();
+      return kept ? writer.Add(MakeSign(number, IdOf(sign)), meta, config, {}) : absl::OkStatus();
     };
     HEARTH_RETURN_IF_ERROR(VisitRows(before.folder, before.manifest, old_job, static_cast<TableNumber>(move.from) + 1,
                                      visit, &old_hash, visit_counter));

@@ -194,7 +194,7 @@ absl::StatusOr<Calibration> Calibrate(const CalibrateOptions& options) {
     });
     if (known || calibration.rows.size() == kKindsMax) continue;
     Say(absl::StrCat("measuring rows of ", table.dim(), " weights"));
-    const uint64_t row_bytes = RowFloatsOf(table) * sizeof(float) + 24;
+    const uint64_t row_bytes = RowBytesOf(table);
     const std::string own = JoinPath(folder->path(), absl::StrCat(calibration.rows.size()));
     HEARTH_RETURN_IF_ERROR(MakeDirectories(own));
     HEARTH_ASSIGN_OR_RETURN(RowRates rates, MeasureRows(table, kTableBytes / row_bytes, own));

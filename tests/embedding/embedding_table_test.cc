@@ -57,6 +57,7 @@ RandomJob DrawJob(uint64_t seed) {
   config.set_dim(1 + static_cast<uint32_t>(random.Below(6)));
   config.mutable_optimizer()->set_kind(static_cast<Optimizer::Kind>(seed % Optimizer::Kind_ARRAYSIZE));
   DrawOptimizer(&random, config.mutable_optimizer());
+  config.set_weights(static_cast<Table::Weights>(random.Below(3)));
   config.mutable_admission()->set_count_min(1 + static_cast<uint32_t>(random.Below(3)));
   config.set_expire_after_steps(static_cast<uint32_t>(random.Below(4)));
   if (random.Below(2) == 0) {

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -17,6 +18,7 @@
 #include "common/base/file.h"
 #include "embedding/embedding_table.h"
 #include "embedding/lifecycle.h"
+#include "embedding/row_record.h"
 #include "embedding/sparse_optimizer.h"
 #include "gtest/gtest.h"
 
@@ -58,10 +60,23 @@ inline Part RandomPart(Random* random, TableNumber table, uint64_t ids, size_t c
   return part;
 }
 
+// Weights and state as a row has them. Empty: of a counter.
+inline std::vector<float> StoredWords(const Table& table, const std::vector<float>& floats) {
+  if (floats.empty()) return {};
+  std::string bytes;
+  AppendFloats(table, floats.data(), &bytes);
+  std::vector<float> words(bytes.size() / sizeof(float));
+  std::memcpy(words.data(), bytes.data(), bytes.size());
+  return words;
+}
+
 class ReferenceTable {
  public:
   explicit ReferenceTable(const TableOptions& options)
-      : options_(options), dim_(options.config.dim()), optimizer_(options.config.optimizer(), dim_) {}
+      : options_(options),
+        dim_(options.config.dim()),
+        optimizer_(options.config.optimizer(), dim_),
+        weights_(options.config, options.seed) {}
 
   void Push(uint64_t step, uint64_t n, const std::vector<Part>& parts) {
     std::map<Sign, uint32_t> occurrences;
@@ -99,10 +114,15 @@ class ReferenceTable {
       }
       std::vector<float> g = sums[sign];
       for (float& x : g) x /= static_cast<float>(n);
-      row.meta.updates += optimizer_.Update(row.floats.data(), row.floats.data() + dim_, g.data(), row.meta.updates + 1,
-                                            optimizer_.RateAt(step))
-                              ? 1
-                              : 0;
+      if (!optimizer_.Update(row.floats.data(), row.floats.data() + dim_, g.data(), row.meta.updates + 1,
+                             optimizer_.RateAt(step))) {
+        continue;
+      }
+      ++row.meta.updates;
+      if (!weights_.packed()) continue;
+      std::vector<float> words(weights_.words());
+      weights_.EncodeByChance(sign, step, row.floats.data(), reinterpret_cast<char*>(words.data()));
+      weights_.Decode(reinterpret_cast<const char*>(words.data()), row.floats.data());
     }
   }
 
@@ -139,7 +159,7 @@ class ReferenceTable {
     uint64_t hash = 0;
     for (const auto& [sign, row] : rows_) {
       if (IsExpired(row.meta, options_.config.expire_after_steps(), step)) continue;
-      hash += RowHash(options_.number, sign, row.meta, row.floats);
+      hash += RowHash(options_.number, sign, row.meta, StoredWords(options_.config, row.floats));
     }
     for (const auto& [key, filter] : filters_) {
       const auto& [shard, generation] = key;
@@ -187,12 +207,14 @@ class ReferenceTable {
     for (uint32_t d = 0; d < dim_; ++d) {
       weights[d] = InitialWeight(options_.seed, sign, d, options_.config.init_uniform());
     }
+    weights_.Round(weights.data());
     return weights;
   }
 
   TableOptions options_;
   uint32_t dim_;
   SparseOptimizer optimizer_;
+  RowWeights weights_;
   std::map<Sign, Row> rows_;
   std::map<std::pair<uint32_t, uint32_t>, CountingBloom> filters_;  // by logical shard and generation, all there were
 };

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 
@@ -157,6 +158,20 @@ TEST(GoldenRun, ValuesOfSixteenBitsOnTheWireGiveOneModelOnAnyNumberOfProcesses) 
   EXPECT_NE(golden.model_hash, Golden(1).model_hash);
   for (const auto& [servers, workers] : {std::make_pair(1, 2), std::make_pair(3, 4)}) {
     EXPECT_EQ(EndOf(job, absl::StrCat("wire_", servers), servers, workers).model_hash(), golden.model_hash);
+  }
+}
+
+TEST(GoldenRun, RowsOfSixteenBitsGiveOneModelOnAnyNumberOfProcessesInMemoryAndInTheStore) {
+  std::set<uint64_t> models = {Golden(1).model_hash};
+  for (const Table::Weights weights : {Table::FLOAT16, Table::BFLOAT16}) {
+    Job job = WithStaleness(1);
+    for (Table& table : *job.mutable_table()) table.set_weights(weights);
+    const GoldenResult golden = *TrainGolden(job, Folder("golden"));
+    EXPECT_TRUE(models.insert(golden.model_hash).second);
+    const std::string name = absl::StrCat("weights_", Table::Weights_Name(weights));
+    EXPECT_EQ(EndOf(job, name + "_1", 1, 2).model_hash(), golden.model_hash);
+    for (Table& table : *job.mutable_table()) table.set_memory_rows_max(2);
+    EXPECT_EQ(EndOf(job, name + "_3", 3, 1).model_hash(), golden.model_hash);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "common/base/status.h"
 #include "embedding/embedding_table.h"
 #include "embedding/lifecycle.h"
+#include "embedding/row_record.h"
 #include "embedding/sparse_optimizer.h"
 #include "worker/dense/dense_replica.h"
 #include "worker/dense/host_step.h"
@@ -102,6 +104,12 @@ class Golden {
     return expire == 0 || row.meta.last_step + expire >= step;
   }
 
+  std::string RecordOf(Sign sign, const Row& row) const {
+    std::string record(reinterpret_cast<const char*>(&row.meta), sizeof(row.meta));
+    if (!row.values.empty()) AppendFloats(TableOfSign(sign), row.values.data(), &record);
+    return record;
+  }
+
   bool HasFilters(Sign sign) const { return TableOfSign(sign).admission().counter() == Admission::BLOOM; }
 
   uint32_t Generation(TableNumber table, uint64_t step) const {
@@ -124,6 +132,7 @@ class Golden {
     const Table& table = TableOfSign(sign);
     std::vector<float> weights(table.dim());
     for (uint32_t i = 0; i < table.dim(); ++i) weights[i] = InitialWeight(job_.seed(), sign, i, table.init_uniform());
+    RowWeights(table, job_.seed()).Round(weights.data());
     return weights;
   }
 
@@ -253,15 +262,23 @@ class Golden {
       if (optimizer.Update(row.values.data(), row.values.data() + table.dim(), sum.gradient.data(),
                            row.meta.updates + 1, optimizer.RateAt(step))) {
         ++row.meta.updates;
+        RoundByChance(table, sign, step, row.values.data());
       }
     }
+  }
+
+  void RoundByChance(const Table& table, Sign sign, uint64_t step, float* values) const {
+    const RowWeights weights(table, job_.seed());
+    std::string words(weights.words() * sizeof(float), '\0');
+    weights.EncodeByChance(sign, step, values, words.data());
+    weights.Decode(words.data(), values);
   }
 
   absl::StatusOr<GoldenResult> Result(uint64_t step) {
     result_.steps = step;
     const Tables& tables = history_.back().second;
     for (const auto& [sign, row] : tables.rows) {
-      if (Live(sign, row, step)) result_.rows_hash += RowHash(TableOf(sign), sign, row.meta, row.values);
+      if (Live(sign, row, step)) result_.rows_hash += RecordHash(sign, RecordOf(sign, row));
     }
     for (const auto& [key, filter] : tables.filters) {
       const auto& [table, shard, generation] = key;

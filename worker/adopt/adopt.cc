@@ -232,12 +232,11 @@ absl::StatusOr<WantedRows> ReadBack(const Job& job, const std::vector<Sign>& sig
     if (!values.found(i)) continue;
     RowMeta meta;
     const Table& table = job.table(static_cast<int>(TableOf(signs[i])) - 1);
-    const uint64_t floats = RowFloatsOf(table);
-    HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], values[i], floats, &meta));
+    HEARTH_RETURN_IF_ERROR(DecodeMeta(signs[i], values[i], RowWordsOf(table), &meta));
     if (!IsAdmitted(meta)) continue;
     std::vector<float>& weights = rows[signs[i]];
     weights.resize(table.dim());
-    std::memcpy(weights.data(), FloatsOf(values[i]), weights.size() * sizeof(float));
+    RowWeights(table, 0).Decode(WordsOf(values[i]), weights.data());
   }
   return rows;
 }

@@ -205,6 +205,19 @@ TEST(AdoptionPlan, ATableGrowsAndShrinksOnlyWhenAsked) {
   EXPECT_EQ(LineOf(cut->lines, "slot user").dropped, 1u);
 }
 
+TEST(AdoptionPlan, RoundedWeightsChangeTheModelAndWiderOnesDoNot) {
+  Job narrow = Old();
+  narrow.mutable_table(0)->set_weights(Table::BFLOAT16);
+  const auto rounded = Plan(narrow);
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  EXPECT_THAT(rounded->table_lines[0].how, HasSubstr("weights FLOAT32 -> BFLOAT16, rounded to the nearest"));
+  EXPECT_TRUE(rounded->tables[0].state);
+  EXPECT_THAT(rounded->changes, ElementsAre(HasSubstr("has rounded weights")));
+  const auto widened = PlanAdoption(narrow, Old(), {});
+  EXPECT_THAT(widened->table_lines[0].how, HasSubstr("weights BFLOAT16 -> FLOAT32"));
+  EXPECT_THAT(widened->changes, IsEmpty());
+}
+
 TEST(AdoptionPlan, AnotherOptimizerBeginsAnewAndIsTold) {
   Job now = Old();
   now.mutable_table(0)->mutable_optimizer()->set_kind(Optimizer::ADAM);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/env.h"
 #include "common/base/file.h"
+#include "common/base/half.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "embedding/rocksdb_store.h"
@@ -242,6 +243,26 @@ TEST_F(AdoptRowsTest, AnotherKindOfOptimizerBeginsAsANewRowsDoes) {
       expected.insert(expected.end(), state.begin(), state.end());
       EXPECT_EQ(row.floats, expected) << Optimizer::Kind_Name(kind);
       EXPECT_EQ(row.meta.updates, 0u);
+    }
+    ExpectAServerFindsIt(now);
+  }
+}
+
+TEST_F(AdoptRowsTest, WeightsOfFewerBitsAreRoundedToTheNearestAndStateIsCarried) {
+  const Rows users = Before(1);
+  for (const Table::Weights weights : {Table::FLOAT16, Table::BFLOAT16}) {
+    Job now = old_;
+    now.mutable_table(0)->set_weights(weights);
+    ASSERT_TRUE(TakeOver(now).ok());
+    const Rows after = After(now, 1);
+    ASSERT_EQ(after.size(), users.size());
+    for (const auto& [id, row] : after) {
+      std::vector<float> expected = users.at(id).floats;
+      for (size_t i = 0; i < 3; ++i) {
+        expected[i] = weights == Table::FLOAT16 ? FromHalf(ToHalf(expected[i])) : FromBfloat(ToBfloat(expected[i]));
+      }
+      EXPECT_EQ(row.floats, expected);
+      EXPECT_EQ(row.meta.updates, users.at(id).meta.updates);
     }
     ExpectAServerFindsIt(now);
   }
