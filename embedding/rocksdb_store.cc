@@ -349,7 +349,7 @@ absl::Status RocksDbStore::CheckSpace(uint64_t bytes) {
   return absl::ResourceExhaustedError(absl::StrCat(
       path_, ": ", free, " bytes are free on this disk, of which ", options_.disk_free_bytes_min,
       " must stay free (snapshot.disk_free_bytes_min); ", pending, " to be written are more than the share of one of ",
-      options_.disk_sharers, " servers in the rest; free disk space"));
+      options_.disk_sharers, " writers in the rest; free disk space"));
 }
 
 // With less room than everything rewritten would take, RocksDB may put a compaction off for ever. A write that waited

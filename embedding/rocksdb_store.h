@@ -21,7 +21,7 @@ struct RocksDbOptions {
   std::function<bool(KvKey key, absl::string_view value)> dead;
   uint64_t disk_bytes_max = 0;       // cap on the folder; 0: none
   uint64_t disk_free_bytes_min = 0;  // stays free on the disk (Debian's RocksDB aborts on a full one); 0: no guard
-  uint32_t disk_sharers = 1;         // stores on that disk: each takes at most its share of what is free beyond that
+  uint32_t disk_sharers = 1;  // that write to that disk: each takes at most its share of what is free beyond that
 };
 
 // What a store may come to that uses `used_bytes` now, on a disk with `free_bytes` free. UINT64_MAX: no bound. Writes,

@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <iterator>
 #include <optional>
-#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -18,7 +17,6 @@
 #include "common/job/identity.h"
 #include "common/net/control_message.h"
 #include "common/net/wire.h"
-#include "embedding/rocksdb_store.h"
 #include "embedding/snapshot_reader.h"
 
 namespace hearth {
@@ -29,6 +27,8 @@ constexpr Address kSaved{-1, 0};        // "from" the saver: a cut is on disk
 constexpr Address kWritten{-1, 1};      // "from" the store's writer: what waited for it may go on
 constexpr Address kVerified{-1, 2};     // "from" the verifier: it has come to an end
 constexpr int64_t kPauseUs = 100'000;   // it looks so often whether it is to leave
+// For a server of before that is being ended: mpirun kills at once what does not end within seconds.
+constexpr int64_t kLockWaitUs = 20'000'000;
 
 absl::Status SendToScheduler(Transport* transport, const Ranks& ranks, Control control) {
   control.set_from_role("ps");
@@ -46,24 +46,6 @@ absl::StatusOr<std::optional<Control>> ControlOf(const Message& message, Message
     return absl::InternalError(absl::StrCat("rank ", message.from.rank, " sent a control message that does not parse"));
   }
   return control;
-}
-
-// The checkpoint `from` as a store to go on with in the folder `to`: sorted tables are never changed and so may be
-// shared, all else is copied. The next checkpoint then has only what is new to write.
-// Returns the names of the files that are shared.
-absl::StatusOr<std::set<std::string>> CloneCheckpoint(const std::string& from, const std::string& to) {
-  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(from));
-  std::set<std::string> shared;
-  for (const std::string& name : names) {
-    const std::string source = JoinPath(from, name);
-    const std::string target = JoinPath(to, name);
-    if (HoldsRows(name) && LinkFile(source, target).ok()) {
-      shared.insert(name);
-    } else {
-      HEARTH_RETURN_IF_ERROR(CopyFile(source, target));
-    }
-  }
-  return shared;
 }
 
 }  // namespace
@@ -95,10 +77,32 @@ absl::Status PsServer::RemoveWorkingStore() {
   EndThreads();
   store_.reset();
   for (const std::string& path : {live_, cuts_}) HEARTH_RETURN_IF_ERROR(RemoveTree(path));
+  if (lock_ != nullptr) lock_->Remove();
+  return absl::OkStatus();
+}
+
+// What the folder of the run is locked by is not known here: two hearths may have been started on two hosts, or one be
+// gone and its server not.
+absl::Status PsServer::LockWorkingStore() {
+  const std::string path = live_ + ".lock";
+  auto lock = FileLock::Take(options_.env, path, 0);
+  if (absl::IsFailedPrecondition(lock.status())) {
+    spdlog::warn("event=working_store_held seconds_max={} cause={}", kLockWaitUs / 1'000'000,
+                 Quoted(lock.status().message()));
+    lock = FileLock::Take(options_.env, path, kLockWaitUs);
+  }
+  if (absl::IsFailedPrecondition(lock.status())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        live_, ": cannot be this server's working store (", lock.status().message(),
+        "); two servers would destroy each other's rows: wait for that one's run, stop it, or give another --live"));
+  }
+  HEARTH_RETURN_IF_ERROR(lock.status());
+  lock_ = *std::move(lock);
   return absl::OkStatus();
 }
 
 absl::Status PsServer::Run() {
+  if (!options_.live_dir.empty()) HEARTH_RETURN_IF_ERROR(LockWorkingStore());
   HEARTH_RETURN_IF_ERROR(metrics_.Serve(options_.job.metrics()));
   Control hello;
   hello.mutable_hello()->set_job_hash(JobHash(options_.job));
@@ -135,7 +139,7 @@ absl::Status PsServer::Start(const StartServer& start) {
       shard_, Shard::Open(shard, io_.get(), reply, [this](ServerAtCut report) { return SaveCut(std::move(report)); }));
   if (start.snapshot().empty() && !start.read_only()) {
     HEARTH_RETURN_IF_ERROR(shard_->Cut());
-    HEARTH_RETURN_IF_ERROR(TellOfCuts(/*wait=*/true));
+    HEARTH_RETURN_IF_ERROR(TellOfCut(/*wait=*/true));
   }
   std::vector<TableStats> stats;
   shard_->FillStats(&stats);
@@ -153,6 +157,10 @@ absl::Status PsServer::Restore(const StartServer& start) {
   for (const std::string& path : {live_, cuts_}) HEARTH_RETURN_IF_ERROR(RemoveTree(path));
   for (const std::string& path : {live_, snapshots_}) HEARTH_RETURN_IF_ERROR(MakeDirectories(path));
   links_ = CanLinkFiles(live_, snapshots_);
+  disk_.disk_free_bytes_min = options_.job.snapshot().disk_free_bytes_min();
+  // Stores write, and who copies cuts: to another disk, but where one has two mount points.
+  const bool copies_beside_store = !links_ && OnOneFileSystem(live_, snapshots_);
+  disk_.disk_sharers = static_cast<uint32_t>(options_.ranks.servers) * (copies_beside_store ? 2 : 1);
   const std::string& folder = start.snapshot();
   if (folder.empty()) return OpenStore(start.step());
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
@@ -189,13 +197,45 @@ absl::Status PsServer::Restore(const StartServer& start) {
       folder, manifest, [&](uint32_t shard) { return map.ServerOfShard(shard) == index_; }, store_.get());
 }
 
+// The checkpoint `from` as a store to go on with in the folder `to`: sorted tables are never changed and so may be
+// shared, all else is copied. The next checkpoint then has only what is new to write.
+// Returns the names of the files that are shared.
+absl::StatusOr<std::set<std::string>> PsServer::CloneCheckpoint(const std::string& from, const std::string& to) {
+  HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(from));
+  std::set<std::string> shared;
+  for (const std::string& name : names) {
+    const std::string source = JoinPath(from, name);
+    const std::string target = JoinPath(to, name);
+    if (HoldsRows(name) && LinkFile(source, target).ok()) {
+      shared.insert(name);
+    } else {
+      HEARTH_RETURN_IF_ERROR(Copy(source, target));
+    }
+  }
+  return shared;
+}
+
+// Within `disk_`, like the store's own files. Where a snapshot is made of names of those, on their disk, the store has
+// counted them.
+absl::Status PsServer::Copy(const std::string& from, const std::string& to) {
+  if (!links_ && disk_.disk_free_bytes_min > 0) {
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(from));
+    HEARTH_ASSIGN_OR_RETURN(const uint64_t free, DiskFreeBytes(std::filesystem::path(to).parent_path().string()));
+    if (bytes > DiskBytesAllowed(disk_, 0, free)) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          to, ": ", free, " bytes are free on this disk, of which ", disk_.disk_free_bytes_min,
+          " must stay free (snapshot.disk_free_bytes_min); ", bytes, " to be copied from ", from,
+          " are more than the share of one of ", disk_.disk_sharers, " writers in the rest; free disk space"));
+    }
+  }
+  return CopyFile(from, to);
+}
+
 absl::Status PsServer::OpenStore(uint64_t step) {
   const Store& config = options_.job.store();
   const uint32_t cores = UsableCores();
-  RocksDbOptions rocksdb;
+  RocksDbOptions rocksdb = disk_;
   rocksdb.disk_bytes_max = options_.job.snapshot().disk_bytes_max();
-  rocksdb.disk_free_bytes_min = options_.job.snapshot().disk_free_bytes_min();
-  rocksdb.disk_sharers = static_cast<uint32_t>(options_.ranks.servers);
   rocksdb.block_cache_bytes = config.block_cache_bytes();
   rocksdb.compaction_threads =
       config.compaction_threads() > 0 ? config.compaction_threads() : std::clamp(cores / 4, 1u, 4u);
@@ -242,7 +282,7 @@ absl::Status PsServer::Serve() {
       continue;
     }
     if (message->from == kSaved) {
-      HEARTH_RETURN_IF_ERROR(TellOfCuts(/*wait=*/false));
+      HEARTH_RETURN_IF_ERROR(TellOfCut(/*wait=*/false));
       continue;
     }
     MessageKind kind;
@@ -262,12 +302,19 @@ absl::Status PsServer::Serve() {
 }
 
 // The rows are in the hands of the store's writer. Behind them it makes the copy, and another thread describes it,
-// while this one serves on: everything is on disk before the scheduler hears of it.
+// while this one serves on: everything is on disk before the scheduler hears of it. One cut is on its way at a time, so
+// that no more lies on the disks than plans say; where they are slower than cuts come, training keeps their pace.
 absl::Status PsServer::SaveCut(ServerAtCut report) {
-  savings_.push_back(std::make_unique<Saving>());
-  Saving* const saving = savings_.back().get();
+  const int64_t begin_us = options_.env->NowUs();
+  if (saving_ != nullptr && !saving_->done) {
+    spdlog::warn("event=cut_waits step={} for={}", report.step(), saving_->report.step());
+  }
+  HEARTH_RETURN_IF_ERROR(TellOfCut(/*wait=*/true));
+  saving_ = std::make_unique<Saving>();
+  Saving* const saving = saving_.get();
   saving->report = std::move(report);
   saving->begin_us = options_.env->NowUs();
+  saving->report.set_stopped_us(saving->report.stopped_us() + static_cast<uint64_t>(saving->begin_us - begin_us));
   io_->Then([this, saving](const absl::Status& written) {
     saving->status = written.ok() ? CopyStore(saving->report.step()) : written;
     saver_->Run([this, saving] {
@@ -328,27 +375,25 @@ absl::Status PsServer::BringCheckpoint(const std::string& from, const std::strin
   for (const std::string& name : names) {
     if (saved_.count(name) > 0 && LinkFile(JoinPath(saved_in_, name), JoinPath(to, name)).ok()) continue;
     saved_.erase(name);
-    HEARTH_RETURN_IF_ERROR(CopyFile(JoinPath(from, name), JoinPath(to, name)));
+    HEARTH_RETURN_IF_ERROR(Copy(JoinPath(from, name), JoinPath(to, name)));
   }
   return RemoveTree(from);
 }
 
-// The scheduler hears of cuts in their order.
-absl::Status PsServer::TellOfCuts(bool wait) {
-  while (!savings_.empty()) {
-    Saving* const saving = savings_.front().get();
-    while (wait && !saving->done) {
-      Message message = *mailbox_->Receive(kNever);
-      if (!(message.from == kSaved || message.from == kWritten)) early_.push_back(std::move(message));
-    }
-    if (!saving->done) return absl::OkStatus();
-    HEARTH_RETURN_IF_ERROR(saving->status);
-    Control control;
-    *control.mutable_server_at_cut() = std::move(saving->report);
-    savings_.pop_front();
-    HEARTH_RETURN_IF_ERROR(SendControl(control));
+// Once the cut that is on its way has arrived; `wait`: until then.
+absl::Status PsServer::TellOfCut(bool wait) {
+  if (saving_ == nullptr) return absl::OkStatus();
+  while (wait && !saving_->done) {
+    Message message = *mailbox_->Receive(kNever);
+    if (message.from == kVerified) HEARTH_RETURN_IF_ERROR(verified_);  // at once: the disk may hang
+    if (message.from.rank >= 0) early_.push_back(std::move(message));
   }
-  return absl::OkStatus();
+  if (!saving_->done) return absl::OkStatus();
+  HEARTH_RETURN_IF_ERROR(saving_->status);
+  Control control;
+  *control.mutable_server_at_cut() = std::move(saving_->report);
+  saving_.reset();
+  return SendControl(control);
 }
 
 void PsServer::VerifyInBackground(const std::string& folder, std::vector<FileEntry> files) {

@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,11 +18,13 @@
 #include "absl/types/span.h"
 #include "common/base/env.h"
 #include "common/base/file.h"
+#include "common/base/file_lock.h"
 #include "common/base/task_pool.h"
 #include "common/net/transport.h"
 #include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/kv_store.h"
+#include "embedding/rocksdb_store.h"
 #include "embedding/store_io.h"
 #include "ps/server_metrics.h"
 #include "ps/shard.h"
@@ -36,7 +39,8 @@ struct PsServerOptions {
   Ranks ranks;
   std::string dir;  // the run's folder
   // Parent of the working stores ps-<i>; empty: dir/live. On the file system of `dir` a snapshot is a set of hard
-  // links; from another one, such as a disk of the host's own, what is new since the last snapshot is copied.
+  // links; from another one, such as a disk of the host's own, what is new since the last snapshot is copied. Where it
+  // is named it is there, and ps-<i>.lock in it keeps a second server out of ps-<i>.
   std::string live_dir;
 };
 
@@ -62,9 +66,11 @@ class PsServer {
   };
 
   void EndThreads();
+  absl::Status LockWorkingStore();
   absl::Status Start(const StartServer& start);
   absl::Status Serve();
   absl::Status Restore(const StartServer& start);
+  absl::StatusOr<std::set<std::string>> CloneCheckpoint(const std::string& from, const std::string& to);
   absl::Status OpenStore(uint64_t step);
   absl::Status SaveCut(ServerAtCut report);
   std::string SavedFolder(uint64_t step) const { return JoinPath(snapshots_, absl::StrCat(step, "/", name_)); }
@@ -72,10 +78,11 @@ class PsServer {
   // On the saver:
   absl::Status Describe(Saving* saving);
   absl::Status BringCheckpoint(const std::string& from, const std::string& to);
+  absl::Status Copy(const std::string& from, const std::string& to);
   absl::Status CheckHash(const ServerAtCut& report);
   absl::StatusOr<std::vector<FileEntry>> DescribeCheckpoint(const std::string& snapshot);
   void Remember(absl::Span<const FileEntry> files);
-  absl::Status TellOfCuts(bool wait);
+  absl::Status TellOfCut(bool wait);
   // Reads the files that this server started from, slowly, beside its work.
   void VerifyInBackground(const std::string& folder, std::vector<FileEntry> files);
   absl::Status SendControl(const Control& control);
@@ -84,22 +91,24 @@ class PsServer {
   const uint32_t index_;    // among the servers
   const std::string name_;  // ps-<index>
   const std::string snapshots_;
-  const std::string live_;  // folder of the store
-  const std::string cuts_;  // of checkpoints on their way to snapshots_, where those are on another file system
+  const std::string live_;          // folder of the store
+  const std::string cuts_;          // of checkpoints on their way to snapshots_, where those are on another file system
+  std::unique_ptr<FileLock> lock_;  // on live_ and cuts_
   Mailbox* const mailbox_;
   std::atomic<uint64_t> saved_step_ = 0;  // of the newest checkpoint: what is expired there, no snapshot needs
   std::unique_ptr<KvStore> store_;
-  std::atomic<bool> leaving_ = false;            // the background looks at it
-  std::atomic<bool> rows_verified_ = true;       // but while verifier_ is at it
-  absl::Status verified_;                        // written before kVerified is delivered
-  std::unique_ptr<TaskPool> verifier_;           // one thread
-  std::unique_ptr<TaskPool> saver_;              // one thread, that describes checkpoints while the writer goes on
-  std::unique_ptr<StoreIo> io_;                  // over store_
-  std::unique_ptr<Shard> shard_;                 // over io_
-  std::deque<std::unique_ptr<Saving>> savings_;  // oldest first
-  std::deque<Message> early_;                    // what came while the first cut was saved
+  std::atomic<bool> leaving_ = false;       // the background looks at it
+  std::atomic<bool> rows_verified_ = true;  // but while verifier_ is at it
+  absl::Status verified_;                   // written before kVerified is delivered
+  std::unique_ptr<TaskPool> verifier_;      // one thread
+  std::unique_ptr<TaskPool> saver_;         // one thread, that describes checkpoints while the writer goes on
+  std::unique_ptr<StoreIo> io_;             // over store_
+  std::unique_ptr<Shard> shard_;            // over io_
+  std::unique_ptr<Saving> saving_;          // at most one
+  std::deque<Message> early_;               // what came while a cut was waited for
   ServerMetrics metrics_;
-  bool links_ = false;  // a file of live_ may have a name in snapshots_, too
+  bool links_ = false;   // a file of live_ may have a name in snapshots_, too
+  RocksDbOptions disk_;  // disk_free_bytes_min and disk_sharers, of the disks of live_ and snapshots_ alike
   // The saver's: the files of rows of the last snapshot, by name. They never change. And where they are.
   std::map<std::string, FileEntry> saved_;
   std::string saved_in_;

@@ -310,6 +310,11 @@ absl::StatusOr<uint64_t> DiskFreeBytes(const std::string& path) {
   return static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
 }
 
+bool OnOneFileSystem(const std::string& path, const std::string& other) {
+  const absl::StatusOr<struct stat> one = StatOf(path), two = StatOf(other);
+  return one.ok() && two.ok() && one->st_dev == two->st_dev;
+}
+
 std::string JoinPath(absl::string_view folder, absl::string_view name) {
   if (folder.empty() || (!name.empty() && name[0] == '/')) return std::string(name);
   if (name.empty()) return std::string(folder);

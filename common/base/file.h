@@ -70,6 +70,8 @@ using GiveUp = std::function<bool()>;
 absl::StatusOr<uint64_t> HashFile(const std::string& path, const GiveUp& give_up = {});  // XXH3-64 of the whole file
 absl::StatusOr<uint64_t> HashFileHead(const std::string& path, uint64_t bytes);          // of its first bytes
 absl::StatusOr<uint64_t> DiskFreeBytes(const std::string& path);
+// Whether two folders share what DiskFreeBytes says. False where one cannot be looked at.
+bool OnOneFileSystem(const std::string& path, const std::string& other);
 std::string JoinPath(absl::string_view folder, absl::string_view name);  // an absolute name stays as it is
 
 }  // namespace hearth

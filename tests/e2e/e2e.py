@@ -4,6 +4,7 @@
 Usage: e2e.py --bin DIR CASE     (or: all)
 """
 import argparse
+import fcntl
 import gzip
 import json
 import os
@@ -562,6 +563,32 @@ def rows_live_on_a_disk_of_their_own(bench):
     bench.run("verify", bench.root / "apart")
 
 
+def a_working_store_in_use_is_refused_and_free_once_its_holder_is_gone(bench):
+    """The holder is this process, which takes the lock of a server that is killed."""
+    bench.generate(records=LONG)
+    whole = bench.train("whole", ps=2, worker=2)
+    with tempfile.TemporaryDirectory() as live:
+        process = bench.start("apart", "--live", live, ps=2, worker=2)
+        bench.wait_for_step("apart", 24, process)
+        [path] = pathlib.Path(live).glob("apart-*/ps-0.lock")
+        with open(path, "r+") as lock:
+            owner = int(lock.read().split()[1])
+            check(owner in bench.pids("hearth-ps", "apart"), f"{path} names process {owner}, which is no server")
+            os.kill(owner, signal.SIGKILL)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # before the job starts again
+            step = bench.newest_step("apart")
+            check_equal(bench.end(process), 78, "exit code where a working store is in use")
+            output = (bench.root / "apart.out").read_text()
+            for part in (str(path), f"process {owner} on ", "give another --live"):
+                check(part in output, f"no {part} in\n{output}")
+            check_equal(bench.newest_step("apart"), step, "newest snapshot after the refusal")
+        check_equal(bench.end(bench.start("apart", "--live", live, ps=2, worker=2)), 0, "exit code once it is free")
+        check_equal(list(pathlib.Path(live).iterdir()), [], "what is left under --live at the end")
+    run = bench.run_json("apart")
+    check_equal(run["model_hash"], whole["model_hash"], "hash after a working store that was in use")
+    check_finished(run, LONG)
+
+
 def a_finished_job_stays_finished(bench):
     bench.generate()
     first = bench.train("run", ps=1, worker=2)
@@ -598,7 +625,8 @@ CASES = [
     eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,
     every_rank_serves_its_figures, bad_input_is_told_with_its_exit_code, a_corrupt_snapshot_is_found_and_passed_over,
     damaged_rows_send_a_run_back_to_the_newest_whole_snapshot, rows_live_on_a_disk_of_their_own,
-    a_finished_job_stays_finished, a_profile_is_a_trace_of_its_steps_or_refused
+    a_working_store_in_use_is_refused_and_free_once_its_holder_is_gone, a_finished_job_stays_finished,
+    a_profile_is_a_trace_of_its_steps_or_refused
 ]
 
 

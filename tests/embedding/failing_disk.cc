@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -30,6 +32,7 @@ struct FailingDisk::State {
   uint64_t calls = 0;
   std::string first_failed;
   std::set<std::pair<dev_t, ino_t>> unsynced;
+  std::optional<uint64_t> free_bytes;
   bool hold = false;
   int held = 0;  // calls that wait
   std::condition_variable changed;
@@ -167,6 +170,10 @@ void FailingDisk::Arm(const DiskFault& fault) {
   state_->calls = 0;
   state_->first_failed.clear();
 }
+void FailingDisk::SetFreeBytes(uint64_t bytes) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->free_bytes = bytes;
+}
 void FailingDisk::Hold() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   state_->hold = true;
@@ -244,6 +251,15 @@ int unlinkat(int folder, const char* name, int flags) noexcept {
 }
 int mkdir(const char* path, mode_t mode) noexcept {
   return hearth::OnNames("mkdir", path, path, [&] { return REAL(mkdir)(path, mode); });
+}
+int statvfs(const char* path, struct statvfs* info) noexcept {
+  const int result = REAL(statvfs)(path, info);
+  if (result != 0 || hearth::disk_count == 0) return result;
+  const hearth::Disk on = hearth::DiskOf(path);
+  if (on == nullptr) return result;
+  hearth::Lock lock(on->mutex);
+  if (on->free_bytes.has_value()) info->f_bavail = *on->free_bytes / info->f_frsize;
+  return result;
 }
 int rmdir(const char* path) noexcept {
   return hearth::OnNames("rmdir", path, path, [&] { return REAL(rmdir)(path); });

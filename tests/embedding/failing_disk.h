@@ -55,6 +55,8 @@ class FailingDisk {
   void Arm(const DiskFault& fault);
   uint64_t calls() const;            // since Arm
   std::string first_failed() const;  // "fsync /path"; empty: none
+  // Says from now on that so much is free on it, whatever is written.
+  void SetFreeBytes(uint64_t bytes);
   // From now on calls wait for Release.
   void Hold();
   void WaitForHeldCall();

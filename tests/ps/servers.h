@@ -156,9 +156,10 @@ class Servers {
     threads_.clear();  // joins
   }
 
-  // One worker with all lanes, from the cut `from` to the cut `to`; commits every cut on the way. Returns the last
-  // one's folder, or what the first server to fail said.
-  absl::StatusOr<std::string> Train(const Plan& plan, const Reference& reference, uint64_t from, uint64_t to) {
+  // One worker with all lanes, from the cut `from` to the cut `to`; commits every cut on the way, or leaves that to the
+  // caller. Returns the last one's folder, or what the first server to fail said.
+  absl::StatusOr<std::string> Train(const Plan& plan, const Reference& reference, uint64_t from, uint64_t to,
+                                    bool commit = true) {
     PullClient pulls(Client(), kPortPull);
     const ClientOfServers held(this, &pulls);
     PushClient pushes(Client());
@@ -192,7 +193,7 @@ class Servers {
             pushes.Push(lane, step, plan.Records(step), plan.NextCut(step), plan.Skip(step), RowsOf(&batch)).ok());
         in_flight.erase({step, lane});
       }
-      if (plan.IsCut(step)) {
+      if (commit && plan.IsCut(step)) {
         HEARTH_ASSIGN_OR_RETURN(folder, Commit(step));
       }
     }
@@ -269,8 +270,8 @@ class PsServerTest : public ::testing::Test {
   }
 };
 
-inline Plan MakeServerPlan() {
-  Plan plan = Plan::Make(5, 2, 1, 18);
+inline Plan MakeServerPlan(uint64_t steps = 18) {
+  Plan plan = Plan::Make(5, 2, 1, steps);
   plan.every_steps = 6;
   plan.asks = {plan.steps - plan.staleness};
   plan.ids = 60;
