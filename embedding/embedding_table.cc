@@ -580,7 +580,7 @@ void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, cons
   RowMeta* meta = tier_.meta(slot);
   float* weights = FloatsOfRow(row);
   if (!(meta->flags & kRowDirty) || OfCut(*meta)) BeforeChange(slot);
-  if (IsExpired(*meta, expiry_.HorizonAt(step))) {  // starts anew; a fresh row's meta may pass here too
+  if (IsExpired(*meta, expiry_.HorizonAt(step))) {             // starts anew; a fresh row's meta may pass here too
     if (!IsExpired(*meta, cut_horizon_)) CountExpired(*meta);  // else it was counted there
     *meta = RowMeta{seen, 0, meta->flags & ~kStoredFlags, 0};
   }
@@ -1004,7 +1004,8 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   for (const auto& filter : filters_) {
     if (filter == nullptr) continue;
     cut_filters_hash_ += filter->Hash(expiry_.GenerationAt(step));
-    filter->Save(expiry_.GenerationAt(step), [this](KvKey key, absl::string_view value) { cut_chunk_->Add(key, MemoryTier::kNone, value); });
+    filter->Save(expiry_.GenerationAt(step),
+                 [this](KvKey key, absl::string_view value) { cut_chunk_->Add(key, MemoryTier::kNone, value); });
     if (cut_chunk_->bytes.size() < kWriteBytesMax) continue;
     SubmitCutChunk();
     while (CutWaits()) HEARTH_RETURN_IF_ERROR(LandOldestWrite());

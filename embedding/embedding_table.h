@@ -111,8 +111,9 @@ class EmbeddingTable {
   virtual ~EmbeddingTable() = default;
 
   // The rows of `signs` (strictly ascending) as of the last applied step, into rows [count, dim]. Expiry is judged with
-  // `step`, by time with the steps applied so far. A sign without a live row: its initial value if count + occurrences reaches the threshold, else zeros.
-  // Empty `occurrences`: read-only (evaluation, export): zeros without a live row, and no row changes its tier.
+  // `step`, by time with the steps applied so far. A sign without a live row: its initial value if count + occurrences
+  // reaches the threshold, else zeros. Empty `occurrences`: read-only (evaluation, export): zeros without a live row,
+  // and no row changes its tier.
   virtual absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                             float* rows) = 0;
 

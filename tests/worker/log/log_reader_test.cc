@@ -530,33 +530,6 @@ TEST(LaneReader, KeepsTheUserOfEachRecord) {
   EXPECT_THAT(std::string((*LaneReader::Open(opened->options))->Next().status().message()), HasSubstr("visitor"));
 }
 
-// --- the log's time ---
-
-TEST(LaneReader, TellsTheMiddleTimeOfABatchAndRejectsWhatIsNoTime) {
-  Small small("ts,x\n1700000300,1\n1700000100,2\n,3\nsoon,4\n4100000000,5\n1700000200,6\n1700000000000,7\n-5,8\n,9\n",
-              R"(log { time_ms: "1000 * ts" } dense { name: "x" } training { batch_size: 6 })");
-  const auto batches = ReadAll(small.job, 0, 1);
-  ASSERT_EQ(batches.size(), 3u);
-  EXPECT_THAT(batches[0]->dense, ElementsAre(1, 2, 3, 4, 5, 6));
-  EXPECT_EQ(batches[0]->time_s, 1700000200u) << "of 100, 200, 300 and one far ahead";
-  EXPECT_EQ(TextOfReading(*batches[0]), "column { name: \"ts\" unreadable: 1 example: \"soon\" }");
-  EXPECT_THAT(batches[1]->dense, ElementsAre(9));
-  EXPECT_EQ(batches[1]->time_s, 0u);
-  EXPECT_EQ(batches[2]->time_s, 0u);
-  EXPECT_EQ(batches[0]->delta.rejected(), 2u);
-  EXPECT_THAT(batches[0]->dead_letters,
-              AllOf(HasSubstr("time_ms: 1700000000000000 is no time of the years 2000 to 2099 in milliseconds"),
-                    HasSubstr("time_ms: -5000 is no time")));
-}
-
-TEST(LaneReader, AnExpressionForTheTimeIsCheckedAsTheOthersAre) {
-  Small small("ts,x\n1,1\n", R"(log { time_ms: "1000 * when" } dense { name: "x" })");
-  EXPECT_THAT(std::string(OpenLane(small.job, 0, 1)->reader->Next().status().message()),
-              AllOf(HasSubstr("time_ms"), HasSubstr("\"when\"")));
-  small.job.mutable_log(0)->set_time_ms("1000 *");
-  EXPECT_THAT(FaultsOfExpressions(small.job, LogsOf(small.job)), ElementsAre(HasSubstr("time_ms")));
-}
-
 // --- bad records ---
 
 TEST(LaneReader, CountsBadRecordsAndWritesDeadLetters) {
@@ -666,6 +639,31 @@ TEST(Reading, CountsEachRecordOnceWhateverBecomesOfIt) {
     ASSERT_EQ(rest.size(), batches.size() - 1 - i);
     for (size_t k = 0; k < rest.size(); ++k) EXPECT_EQ(TextOfReading(*rest[k]), TextOfReading(*batches[i + 1 + k]));
   }
+}
+
+TEST(LaneReader, TellsTheMiddleTimeOfABatchAndRejectsWhatIsNoTime) {
+  Small small("ts,x\n1700000300,1\n1700000100,2\n,3\nsoon,4\n4100000000,5\n1700000200,6\n1700000000000,7\n-5,8\n,9\n",
+              R"(log { time_ms: "1000 * ts" } dense { name: "x" } training { batch_size: 6 })");
+  const auto batches = ReadAll(small.job, 0, 1);
+  ASSERT_EQ(batches.size(), 3u);
+  EXPECT_THAT(batches[0]->dense, ElementsAre(1, 2, 3, 4, 5, 6));
+  EXPECT_EQ(batches[0]->time_s, 1700000200u) << "of 100, 200, 300 and one far ahead";
+  EXPECT_EQ(TextOfReading(*batches[0]), "column { name: \"ts\" unreadable: 1 example: \"soon\" }");
+  EXPECT_THAT(batches[1]->dense, ElementsAre(9));
+  EXPECT_EQ(batches[1]->time_s, 0u);
+  EXPECT_EQ(batches[2]->time_s, 0u);
+  EXPECT_EQ(batches[0]->delta.rejected(), 2u);
+  EXPECT_THAT(batches[0]->dead_letters,
+              AllOf(HasSubstr("time_ms: 1700000000000000 is no time of the years 2000 to 2099 in milliseconds"),
+                    HasSubstr("time_ms: -5000 is no time")));
+}
+
+TEST(LaneReader, AnExpressionForTheTimeIsCheckedAsTheOthersAre) {
+  Small small("ts,x\n1,1\n", R"(log { time_ms: "1000 * when" } dense { name: "x" })");
+  EXPECT_THAT(std::string(OpenLane(small.job, 0, 1)->reader->Next().status().message()),
+              AllOf(HasSubstr("time_ms"), HasSubstr("\"when\"")));
+  small.job.mutable_log(0)->set_time_ms("1000 *");
+  EXPECT_THAT(FaultsOfExpressions(small.job, LogsOf(small.job)), ElementsAre(HasSubstr("time_ms")));
 }
 
 TEST(Reading, CountsWhatAJoinFinds) {
