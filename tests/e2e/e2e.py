@@ -258,7 +258,7 @@ def rows_expire_by_the_logs_time_on_any_number_of_processes(bench):
         by_steps = [one.replace("expire_after_hours", "expire_after_steps").replace("=1", "=7") for one in BY_TIME]
         bench.train(name, ps=ps, worker=worker, sets=by_steps)
         sets = BY_TIME + ["training.epochs=2"]
-        bench.train(name, ps=other_ps, worker=worker, sets=sets + ["training.steps_max=72"])
+        bench.train(name, ps=other_ps, worker=worker, sets=sets + ["training.steps_max=110"])
         changed.append(bench.train(name, ps=ps, worker=worker, sets=sets + ["table[user].expire_after_hours=3"]))
         bench.run("verify", bench.root / name)
     check_equal(changed[1]["model_hash"], changed[0]["model_hash"], "hash of a job whose rule changed")

@@ -314,7 +314,7 @@ TEST_F(ShardTest, RowsExpireByTheTimeThatPushesTellAndACutKeepsTheClock) {
   while (shard_->Idle().value()) {
   }
   EXPECT_THAT(cuts_, ElementsAre(10, 20, 30, 40));
-  EXPECT_EQ(report_.table(0).clock().time_s(), kNoonS + 40 * 225);
+  EXPECT_EQ(report_.table(0).clock().time_s(), kNoonS + 39 * 225) << "the skipped step is not made up for";
   EXPECT_GT(report_.table(0).clock().horizon(), 20u);
   EXPECT_EQ(report_.table(0).rows(), 0u);
   EXPECT_FALSE(report_.table(1).has_clock());

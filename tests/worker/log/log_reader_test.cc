@@ -643,7 +643,8 @@ TEST(Reading, CountsEachRecordOnceWhateverBecomesOfIt) {
 
 TEST(LaneReader, TellsTheMiddleTimeOfABatchAndRejectsWhatIsNoTime) {
   Small small("ts,x\n1700000300,1\n1700000100,2\n,3\nsoon,4\n4100000000,5\n1700000200,6\n1700000000000,7\n-5,8\n,9\n",
-              R"(log { time_ms: "1000 * ts" } dense { name: "x" } training { batch_size: 6 })");
+              R"(log { time_ms: "1000 * ts" } dense { name: "x" })");
+  small.job.mutable_training()->set_batch_size(6);
   const auto batches = ReadAll(small.job, 0, 1);
   ASSERT_EQ(batches.size(), 3u);
   EXPECT_THAT(batches[0]->dense, ElementsAre(1, 2, 3, 4, 5, 6));
