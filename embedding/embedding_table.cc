@@ -12,6 +12,7 @@
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "embedding/counting_filter.h"
+#include "embedding/expiry.h"
 #include "embedding/lane_merge.h"
 #include "embedding/lifecycle.h"
 #include "embedding/memory_tier.h"
@@ -96,17 +97,17 @@ class TieredTable final : public EmbeddingTable {
         row_bytes_(RowBytesOf(options.config)),
         count_min_(options.config.admission().count_min()),
         bloom_(options.config.admission().counter() == Admission::BLOOM && count_min_ > 1),
-        expire_after_steps_(options.config.expire_after_steps()),
         window_(BatchOf(kWindowMax, kWindowBytes, dim_ * sizeof(float))),
         read_batch_(BatchOf(kReadBatchMax, kReadBatchBytes, row_bytes_)),
         optimizer_(options.config.optimizer(), dim_),
         own_io_(std::move(own_io)),
         io_(io),
         tier_(number_, row_bytes_, options.memory_rows_max, capacity_max_, SeedOf(seed_, "eviction_sample")),
-        sums_(expire_after_steps_),
+        expiry_(ExpiryRule::Of(options.config), options.clock),
+        sums_(expiry_.rule(), expiry_.Marks()),
         filters_(bloom_ ? shards_ : 0),
         stored_(options.memory_rows_max),
-        cut_sums_(expire_after_steps_),
+        cut_sums_(expiry_.rule()),
         memory_rows_max_(options.memory_rows_max),
         capacity_(capacity_max_),
         scaled_(dim_),
@@ -118,11 +119,14 @@ class TieredTable final : public EmbeddingTable {
     for (const auto& spill : writes_) io_->WaitFor(spill->done);
   }
 
-  absl::Status Restore(uint64_t saved_step);
+  absl::Status Restore(uint64_t saved_step, const LogClock& clock);
 
   absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                     float* rows) override;
   absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) override;
+  void Tick(uint64_t step, uint32_t time_s) override {
+    if (expiry_.Tick(step, time_s)) sums_.Mark(step + 1);
+  }
   bool HasRoomFor(uint64_t signs) const override { return !cutting_ || tier_.rows() + signs + window_ <= capacity_; }
   absl::Status Prefetch(uint64_t step, absl::Span<const Sign> signs) override;
   absl::StatusOr<bool> Maintain(uint64_t step, uint64_t rows_max) override;
@@ -150,9 +154,7 @@ class TieredTable final : public EmbeddingTable {
   static bool IsFull(const Spill& spill) {
     return spill.bytes.size() >= kWriteBytesMax || spill.items.size() >= kWriteRowsMax;
   }
-  bool IsGone(const RowHead& head, uint64_t step) const {
-    return IsExpired(head.last_step(), expire_after_steps_, step);
-  }
+  static bool IsGone(const RowHead& head, uint64_t horizon) { return IsExpired(head.last_step(), horizon); }
 
   // Pull.
   void CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_t* occurrences, float* out) const;
@@ -252,7 +254,7 @@ class TieredTable final : public EmbeddingTable {
   void SubmitCutChunk();
   bool OfCut(const RowHead& head) const { return cutting_ && head.Has(kRowDirty) && head.Only(kRowDirtyEra) != era_; }
 
-  absl::Status ScanRecords(const RowSums* kept, uint64_t kept_step);
+  absl::Status ScanRecords(uint64_t kept_horizon);
 
   // Constant after construction.
   const Table config_;
@@ -267,7 +269,6 @@ class TieredTable final : public EmbeddingTable {
   const uint64_t row_bytes_;
   const uint32_t count_min_;
   const bool bloom_;
-  const uint32_t expire_after_steps_;
   const size_t window_;
   const size_t read_batch_;
   const SparseOptimizer optimizer_;
@@ -276,6 +277,7 @@ class TieredTable final : public EmbeddingTable {
 
   // The table.
   MemoryTier tier_;
+  Expiry expiry_;
   RowSums sums_;
   std::vector<std::unique_ptr<CountingFilter>> filters_;  // by logical shard, made when first counted in
   uint64_t applied_step_ = 0;
@@ -301,7 +303,9 @@ class TieredTable final : public EmbeddingTable {
   SlotSet dirty_;      // became dirty since the last cut; some may be clean or another's again
   SlotSet cut_slots_;  // those of the cut, as far as it has not come to them
   bool cut_copied_ = false;
-  uint64_t cut_step_ = 0;  // of the cut, or the last one
+  uint64_t cut_step_ = 0;     // of the cut, or the last one
+  uint64_t cut_horizon_ = 0;  // that it was judged with
+  LogClock cut_clock_;
   RowSums cut_sums_;
   uint64_t cut_filters_hash_ = 0;
   std::unique_ptr<Spill> cut_chunk_;
@@ -313,7 +317,7 @@ class TieredTable final : public EmbeddingTable {
   uint64_t placed_ = 0;         // signs that were given a place, since the last push
   uint64_t placed_a_step_ = 0;  // about so many, of late, where rows are in the store
   uint32_t expire_hand_ = 0;
-  uint64_t expire_sweep_due_ = 0;  // applied step from which a new sweep begins
+  uint64_t expire_sweep_due_ = 1;  // horizon from which a new sweep begins
   bool expire_sweeping_ = false;
   bool filling_ = false;  // memory, from the store
   uint32_t fill_shard_ = 0;
@@ -429,7 +433,7 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
 
 void TieredTable::CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_t* occurrences, float* out) const {
   const RowHead& head = *tier_.head(slot);
-  if (IsGone(head, step)) {
+  if (IsGone(head, expiry_.HorizonAt(step))) {
     CopyAbsent(step, sign, occurrences, out);
   } else if (!head.Has(kRowIsAdmitted)) {
     CopyUnadmitted(sign, tier_.CountOf(slot), occurrences, out);
@@ -440,7 +444,7 @@ void TieredTable::CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_
 
 void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights,
                              const uint32_t* occurrences, float* out) const {
-  if (IsExpired(meta, expire_after_steps_, step)) {
+  if (IsExpired(meta, expiry_.HorizonAt(step))) {
     CopyAbsent(step, sign, occurrences, out);
   } else if (!IsAdmitted(meta)) {
     CopyUnadmitted(sign, meta.count, occurrences, out);
@@ -463,7 +467,7 @@ void TieredTable::CopyAbsent(uint64_t step, Sign sign, const uint32_t* occurrenc
   uint32_t count = 0;
   if (bloom_) {
     const auto& filter = filters_[LogicalShardOf(sign, shards_)];
-    if (filter != nullptr) count = filter->Estimate(step, sign);
+    if (filter != nullptr) count = filter->Estimate(expiry_.GenerationAt(step), sign);
   }
   CopyUnadmitted(sign, count, occurrences, out);
 }
@@ -540,7 +544,7 @@ absl::Status TieredTable::PushWindow(uint64_t step, absl::Span<const Sign> signs
       }
       slot = NewPlace(signs[i], kRowAbsent);
     } else if (tier_.head(slot)->Has(bloom_ ? kRowLoading | kRowAbsent : kRowLoading) ||
-               (bloom_ && IsGone(*tier_.head(slot), step))) {
+               (bloom_ && IsGone(*tier_.head(slot), expiry_.HorizonAt(step)))) {
       misses_.push_back(static_cast<uint32_t>(i));
       return;
     }
@@ -567,7 +571,7 @@ absl::Status TieredTable::PushMisses(uint64_t step, absl::Span<const Sign> signs
   for (const uint32_t i : misses_) {
     uint32_t slot = tier_.Find(signs[i]);
     const bool record = slot != MemoryTier::kNone && !tier_.head(slot)->Has(kRowAbsent);
-    const bool live = record && !IsGone(*tier_.head(slot), step);
+    const bool live = record && !IsGone(*tier_.head(slot), expiry_.HorizonAt(step));
     uint32_t count = 0;
     if (!live && bloom_ && !CountInFilter(step, signs[i], occurrences[i], &count)) {
       stats_.gradients_dropped += occurrences[i];
@@ -584,8 +588,8 @@ bool TieredTable::CountInFilter(uint64_t step, Sign sign, uint32_t occurrences, 
   const uint32_t shard = LogicalShardOf(sign, shards_);
   auto& filter = filters_[shard];
   if (filter == nullptr) filter = std::make_unique<CountingFilter>(config_, number_, shard);
-  *count = filter->Estimate(step, sign);
-  filter->Add(step, sign, occurrences);
+  *count = filter->Estimate(expiry_.GenerationAt(step), sign);
+  filter->Add(expiry_.GenerationAt(step), sign, occurrences);
   return AddSaturating(*count, occurrences) >= count_min_;
 }
 
@@ -597,7 +601,7 @@ void TieredTable::BeforeChange(uint32_t slot) {
     --places_;
   } else if (head->Has(kRowDirty)) {
     CopyForCut(slot, true);
-  } else if (!IsGone(*head, cut_step_)) {  // else the sums have dropped it
+  } else if (!IsGone(*head, cut_horizon_)) {  // else the sums have dropped it
     const uint64_t hash = RecordHash(tier_.sign(slot), RecordOf(slot));
     sums_.Remove(record_meta(), hash);
   }
@@ -612,8 +616,8 @@ void TieredTable::Apply(uint64_t step, uint32_t slot, uint32_t occurrences, cons
   float* const weights = weights_.packed() ? unpacked_.data() : reinterpret_cast<float*>(body);
   float* const state = reinterpret_cast<float*>(body) + weights_.words();
   if (!head->Has(kRowDirty) || OfCut(*head)) BeforeChange(slot);
-  if (IsGone(*head, step)) {                             // starts anew; a fresh row may pass here too
-    if (!IsGone(*head, cut_step_)) CountExpired(*head);  // else it was counted there
+  if (IsGone(*head, expiry_.HorizonAt(step))) {             // starts anew; a fresh row may pass here too
+    if (!IsGone(*head, cut_horizon_)) CountExpired(*head);  // else it was counted there
     tier_.SetMeta(slot, RowMeta{seen, 0, 0, 0});
   }
   tier_.AddOccurrences(slot, occurrences);
@@ -732,7 +736,7 @@ absl::Status TieredTable::LandRead(Fetch* fetch) {
       HEARTH_RETURN_IF_ERROR(DecodeMeta(tier_.sign(slot), fetch->values[i], words_, &stored));
     }
     head->Unset(kRowLoading);
-    if (!fetch->values.found(i) || IsExpired(stored, expire_after_steps_, applied_step_)) {
+    if (!fetch->values.found(i) || IsExpired(stored, expiry_.HorizonAt(applied_step_))) {
       head->Set(kRowAbsent);
       head->set_last_step(0);
       continue;
@@ -880,7 +884,7 @@ absl::StatusOr<uint64_t> TieredTable::Evict(uint64_t wanted, uint64_t looks_max,
     const RowHead& head = *tier_.head(slot);
     if (head.Has(kRowAbsent)) {
       Remove(slot);
-    } else if (IsGone(head, applied_step_)) {
+    } else if (IsGone(head, expiry_.HorizonAt(applied_step_))) {
       RemoveExpired(slot);
     } else {
       maybe_in_store_ = true;
@@ -952,9 +956,9 @@ absl::Status TieredTable::GiveBackMemory(uint64_t rows_max) {
 absl::StatusOr<bool> TieredTable::Maintain(uint64_t step, uint64_t rows_max) {
   HEARTH_RETURN_IF_ERROR(Land());
   // Only what has expired by an applied step is gone for every later pull and push.
-  if (expire_after_steps_ != 0 && !expire_sweeping_ && std::min(step, applied_step_) >= expire_sweep_due_) {
+  if (!expire_sweeping_ && expiry_.HorizonAt(std::min(step, applied_step_)) >= expire_sweep_due_) {
     expire_sweeping_ = true;
-    expire_sweep_due_ = applied_step_ + std::max<uint32_t>(1, expire_after_steps_ / 4);
+    expire_sweep_due_ = expiry_.QuarterAfter(applied_step_);
   }
   if (expire_sweeping_) SweepExpired(rows_max);
   if (filling_) HEARTH_RETURN_IF_ERROR(FillFromStore(rows_max));
@@ -966,7 +970,7 @@ void TieredTable::SweepExpired(uint64_t looks_max) {
   for (uint64_t look = 0; look < looks_max && expire_hand_ < tier_.slots(); ++look, ++expire_hand_) {
     const RowHead& head = *tier_.head(expire_hand_);
     if (head.Only(kRowIsThere | kRowLoading | kRowAbsent | kRowInFlight) != kRowIsThere || OfCut(head)) continue;
-    if (IsGone(head, applied_step_)) RemoveExpired(expire_hand_);
+    if (IsGone(head, expiry_.HorizonAt(applied_step_))) RemoveExpired(expire_hand_);
   }
   if (expire_hand_ >= tier_.slots()) {
     expire_hand_ = 0;
@@ -999,7 +1003,7 @@ absl::Status TieredTable::FillFromStore(uint64_t rows_max) {
       }
       RowMeta meta;
       status = DecodeMeta(key.sign, value, words_, &meta);
-      if (status.ok() && IsExpired(meta, expire_after_steps_, applied_step_)) return true;
+      if (status.ok() && IsExpired(meta, expiry_.HorizonAt(applied_step_))) return true;
       if (status.ok()) status = tier_.Reserve(1);
       if (!status.ok()) return false;
       const uint32_t slot = tier_.Insert(key.sign);
@@ -1028,7 +1032,9 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   HEARTH_RETURN_IF_ERROR(Land());
   SubmitSpill();
   applied_step_ = cut_step_ = step;
-  const uint64_t expired = sums_.DropExpired(step);
+  cut_horizon_ = expiry_.HorizonAt(step);
+  cut_clock_ = expiry_.clock();
+  const uint64_t expired = sums_.DropExpired(cut_horizon_);
   stats_.rows_expired += expired;
   stats_.rows -= std::min(stats_.rows, expired);
   cut_sums_ = sums_;
@@ -1036,8 +1042,9 @@ absl::Status TieredTable::BeginCut(uint64_t step) {
   cut_chunk_ = NewSpill();
   for (const auto& filter : filters_) {
     if (filter == nullptr) continue;
-    cut_filters_hash_ += filter->Hash(step);
-    filter->Save(step, [this](KvKey key, absl::string_view value) { cut_chunk_->Add(key, MemoryTier::kNone, value); });
+    cut_filters_hash_ += filter->Hash(expiry_.GenerationAt(step));
+    filter->Save(expiry_.GenerationAt(step),
+                 [this](KvKey key, absl::string_view value) { cut_chunk_->Add(key, MemoryTier::kNone, value); });
     if (cut_chunk_->bytes.size() < kWriteBytesMax) continue;
     SubmitCutChunk();
     while (CutWaits()) HEARTH_RETURN_IF_ERROR(LandOldestWrite());
@@ -1078,7 +1085,7 @@ absl::StatusOr<bool> TieredTable::ContinueCut(uint64_t rows_max, bool wait) {
 void TieredTable::CopyForCut(uint32_t slot, bool changing) {
   RowHead* head = tier_.head(slot);
   const Sign sign = tier_.sign(slot);
-  if (IsGone(*head, cut_step_)) {  // nothing needs to be written for that
+  if (IsGone(*head, cut_horizon_)) {  // nothing needs to be written for that
     CountExpired(*head);
     if (!changing) head->Unset(kRowDirty | kRowDirtyEra);
     return;
@@ -1106,21 +1113,23 @@ TableCut TieredTable::EndCut() {
   cutting_ = false;
   cut_chunk_.reset();
   capacity_ = CapacityFor(memory_rows_max_);
-  return {cut_step_, cut_sums_.hash() + cut_filters_hash_, cut_sums_.rows()};
+  return {cut_step_, cut_sums_.hash() + cut_filters_hash_, cut_sums_.rows(), cut_clock_};
 }
 
 // --- Restore --------------------------------------------------------------------------------------------------------
 
-absl::Status TieredTable::Restore(uint64_t saved_step) {
+absl::Status TieredTable::Restore(uint64_t saved_step, const LogClock& clock) {
+  HEARTH_RETURN_IF_ERROR(Expiry::Check(clock));
   HEARTH_RETURN_IF_ERROR(tier_.Open());
   for (SlotSet* set : {&dirty_, &cut_slots_}) HEARTH_RETURN_IF_ERROR(set->Open(capacity_max_));
   KvValues values;
   HEARTH_RETURN_IF_ERROR(io_->store()->MultiGet({SumsKey(number_)}, &values));
   for (uint32_t shard = 0; shard < filters_.size(); ++shard) {
-    HEARTH_ASSIGN_OR_RETURN(filters_[shard], CountingFilter::Load(config_, number_, shard, saved_step, io_->store()));
+    HEARTH_ASSIGN_OR_RETURN(filters_[shard],
+                            CountingFilter::Load(config_, number_, shard, saved_step, clock, io_->store()));
   }
-  if (!values.found(0)) return ScanRecords(nullptr, 0);
-  RowSums kept(expire_after_steps_);
+  if (!values.found(0)) return ScanRecords(0);
+  RowSums kept(expiry_.rule(), expiry_.Marks());
   uint64_t step = 0, words = 0;
   HEARTH_RETURN_IF_ERROR(kept.Decode(values[0], &step, &words));
   if (words != words_) {
@@ -1128,9 +1137,10 @@ absl::Status TieredTable::Restore(uint64_t saved_step) {
                                             words_, "; the store is another job's"));
   }
   // Another rule of expiry may not bring rows back that the old one let go.
-  if (kept.expire_after_steps() != expire_after_steps_) return ScanRecords(&kept, step);
+  if (kept.rule() != expiry_.rule()) return ScanRecords(Expiry(kept.rule(), clock).HorizonAt(step));
   sums_ = kept;
   cut_step_ = applied_step_ = step;
+  cut_horizon_ = expiry_.HorizonAt(step);
   tier_.SetNow(step);
   stats_.rows = sums_.rows();
   maybe_in_store_ = filling_ = sums_.records() > 0;
@@ -1140,7 +1150,7 @@ absl::Status TieredTable::Restore(uint64_t saved_step) {
 
 // Sums over what the store holds, for one that no cut of this server left: of an earlier version, dealt to other
 // servers, or of another rule of expiry, by which some is deleted first.
-absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
+absl::Status TieredTable::ScanRecords(uint64_t kept_horizon) {
   absl::Status status;
   std::vector<KvWrite> removes;
   for (uint32_t shard = 0; shard < shards_ && status.ok(); ++shard) {
@@ -1149,7 +1159,7 @@ absl::Status TieredTable::ScanRecords(const RowSums* kept, uint64_t kept_step) {
       RowMeta meta;
       status = DecodeMeta(key.sign, value, words_, &meta);
       if (!status.ok()) return false;
-      if (kept != nullptr && IsExpired(meta, kept->expire_after_steps(), kept_step)) {
+      if (IsExpired(meta, kept_horizon)) {
         removes.push_back({key, {}, true});
         return true;
       }
@@ -1217,7 +1227,7 @@ TableMemory EmbeddingTable::MemoryFor(const TableOptions& options, uint64_t rows
   memory.rows_in_memory = std::min(rows, HighWaterFor(options.memory_rows_max, 0));
   memory.filter_bytes = SignFilter::BytesFor(rows, options.memory_rows_max);
   if (admission.counter() == Admission::BLOOM && admission.count_min() > 1) {
-    const uint64_t generations = options.config.expire_after_steps() > 0 ? 2 : 1;
+    const uint64_t generations = Expiry(ExpiryRule::Of(options.config)).generations();
     memory.filter_bytes += filter_shards * generations * CountingBloom::BytesFor(admission);
   }
   // A cut's writes: those under way and the one that is filled, whose memory is kept. The first has a window more, and
@@ -1253,7 +1263,7 @@ absl::StatusOr<uint64_t> EmbeddingTable::Snapshot(uint64_t step) {
 absl::StatusOr<std::unique_ptr<EmbeddingTable>> EmbeddingTable::Open(const TableOptions& options, StoreIo* io) {
   HEARTH_RETURN_IF_ERROR(CheckOptions(options));
   auto table = std::make_unique<TieredTable>(options, nullptr, io);
-  HEARTH_RETURN_IF_ERROR(table->Restore(options.step));
+  HEARTH_RETURN_IF_ERROR(table->Restore(options.step, options.clock));
   return table;
 }
 
@@ -1262,7 +1272,7 @@ absl::StatusOr<std::unique_ptr<EmbeddingTable>> EmbeddingTable::Open(const Table
   auto io = std::make_unique<StoreIo>(Env::Real(), store, 0);
   StoreIo* const borrowed = io.get();
   auto table = std::make_unique<TieredTable>(options, std::move(io), borrowed);
-  HEARTH_RETURN_IF_ERROR(table->Restore(options.step));
+  HEARTH_RETURN_IF_ERROR(table->Restore(options.step, options.clock));
   return table;
 }
 

@@ -16,6 +16,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/kv_store.h"
 #include "embedding/row_weights.h"
@@ -54,6 +55,7 @@ struct TableOptions {
   uint32_t shards = 1;           // logical shards of the job
   uint64_t memory_rows_max = 0;  // this server's share; at least 1
   uint64_t step = 0;             // the cut that the store's rows are from
+  LogClock clock;                // as it was there, by whatever expire_after_hours; empty where the table had none
 };
 
 // One lane's part of a step. Signs strictly ascending, all of this table. gradients: sums over the lane's samples.
@@ -93,6 +95,7 @@ struct TableCut {
   uint64_t step = 0;
   uint64_t hash = 0;  // sum over the live rows and the counting filters (docs/FORMATS.md "Model hash")
   uint64_t rows = 0;  // live admitted rows
+  LogClock clock;     // empty where the rows do not expire by time
 };
 
 // One thread. `io` may be shared by the tables of a server (signs carry the table) and outlives them.
@@ -113,8 +116,9 @@ class EmbeddingTable {
   virtual ~EmbeddingTable() = default;
 
   // The rows of `signs` (strictly ascending) as of the last applied step, into rows [count, dim]. Expiry is judged with
-  // `step`. A sign without a live row: its initial value if count + occurrences reaches the threshold, else zeros.
-  // Empty `occurrences`: read-only (evaluation, export): zeros without a live row, and no row changes its tier.
+  // `step`, by time with the steps applied so far. A sign without a live row: its initial value if count + occurrences
+  // reaches the threshold, else zeros. Empty `occurrences`: read-only (evaluation, export): zeros without a live row,
+  // and no row changes its tier.
   virtual absl::Status Pull(uint64_t step, absl::Span<const Sign> signs, absl::Span<const uint32_t> occurrences,
                             float* rows) = 0;
 
@@ -126,6 +130,8 @@ class EmbeddingTable {
   // is counted in rows_non_finite; count and last_step move, because the sign was seen. On an error of the store the
   // step is applied in part: the caller stops and starts again from a snapshot.
   virtual absl::Status Push(uint64_t step, uint64_t n, absl::Span<const PushPart> parts) = 0;
+  // The log's time of the step just applied, seconds since 1970. Rows that expire by time do so from the next step on.
+  virtual void Tick(uint64_t step, uint32_t time_s) = 0;
   // False: a push of so many signs may find no room while a cut is under way; end the cut first.
   virtual bool HasRoomFor(uint64_t signs) const = 0;
 

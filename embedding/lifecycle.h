@@ -14,13 +14,10 @@
 
 namespace hearth {
 
-// An expired record counts as absent. Once true it stays true for all later steps, unless a push touches the sign.
-inline bool IsExpired(uint32_t last_step, uint32_t expire_after_steps, uint64_t step) {
-  return expire_after_steps != 0 && uint64_t{last_step} + expire_after_steps < step;
-}
-inline bool IsExpired(const RowMeta& meta, uint32_t expire_after_steps, uint64_t step) {
-  return IsExpired(meta.last_step, expire_after_steps, step);
-}
+// An expired record counts as absent. horizon: a step's, of the table's Expiry. Once true it stays true for all later
+// steps, unless a push touches the sign.
+inline bool IsExpired(uint32_t last_step, uint64_t horizon) { return last_step < horizon; }
+inline bool IsExpired(const RowMeta& meta, uint64_t horizon) { return IsExpired(meta.last_step, horizon); }
 
 inline uint32_t AddSaturating(uint32_t a, uint32_t b) {
   const uint64_t sum = uint64_t{a} + b;

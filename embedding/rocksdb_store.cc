@@ -344,7 +344,7 @@ absl::Status RocksDbStore::CheckSpace(uint64_t bytes) {
   if (options_.disk_bytes_max > 0 && wanted > options_.disk_bytes_max) {
     return absl::ResourceExhaustedError(absl::StrCat(
         path_, ": ", used, " bytes on disk and ", pending, " to be written exceed the cap of ", options_.disk_bytes_max,
-        " bytes; raise snapshot.disk_bytes_max or let rows expire (expire_after_steps)"));
+        " bytes; raise snapshot.disk_bytes_max or let rows expire (expire_after_steps, expire_after_hours)"));
   }
   return absl::ResourceExhaustedError(absl::StrCat(
       path_, ": ", free, " bytes are free on this disk, of which ", options_.disk_free_bytes_min,

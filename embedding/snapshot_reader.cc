@@ -9,6 +9,7 @@
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "embedding/counting_filter.h"
+#include "embedding/expiry.h"
 #include "embedding/kv_store.h"
 #include "embedding/lifecycle.h"
 #include "embedding/rocksdb_store.h"
@@ -34,7 +35,7 @@ absl::Status CheckManifest(const std::string& folder, const Manifest& manifest) 
 
 // Visits each live record, counters too, of one table in one logical shard, as it is stored.
 using RecordVisitor = std::function<absl::Status(Sign, const RowMeta&, absl::string_view value)>;
-absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, TableNumber table, uint32_t shard,
+absl::Status VisitRecords(KvStore* store, uint64_t horizon, const Table& config, TableNumber table, uint32_t shard,
                           const RecordVisitor& visit) {
   const uint64_t words = RowWordsOf(config);
   const KvRange range = RecordsOf(table, shard);
@@ -42,22 +43,26 @@ absl::Status VisitRecords(KvStore* store, uint64_t step, const Table& config, Ta
   HEARTH_RETURN_IF_ERROR(store->Scan(range.first, range.last, [&](KvKey key, absl::string_view value) {
     RowMeta meta;
     status = DecodeMeta(key.sign, value, words, &meta);
-    if (status.ok() && !IsExpired(meta, config.expire_after_steps(), step)) status = visit(key.sign, meta, value);
+    if (status.ok() && !IsExpired(meta, horizon)) status = visit(key.sign, meta, value);
     return status.ok();
   }));
   return status;
 }
 
 // A logical shard's counting filter's share of the rows hash.
-absl::Status AddFilter(KvStore* store, uint64_t step, const Table& config, TableNumber table, uint32_t shard,
-                       uint64_t* hash) {
+absl::Status AddFilter(KvStore* store, uint64_t step, const LogClock& clock, const Table& config, TableNumber table,
+                       uint32_t shard, uint64_t* hash) {
   if (config.admission().counter() != Admission::BLOOM) return absl::OkStatus();
-  HEARTH_ASSIGN_OR_RETURN(const auto filter, CountingFilter::Load(config, table, shard, step, store));
-  if (filter != nullptr) *hash += filter->Hash(step);
+  HEARTH_ASSIGN_OR_RETURN(const auto filter, CountingFilter::Load(config, table, shard, step, clock, store));
+  if (filter != nullptr) *hash += filter->Hash(Expiry(ExpiryRule::Of(config), clock).GenerationAt(step));
   return absl::OkStatus();
 }
 
 }  // namespace
+
+const LogClock& ClockOf(const google::protobuf::RepeatedPtrField<TableStats>& stats, int table) {
+  return table < stats.size() ? stats.Get(table).clock() : LogClock::default_instance();
+}
 
 absl::Status CheckTables(const std::string& folder, const Job& job) {
   const auto lost = [&](const std::string& fault) {
@@ -106,10 +111,12 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
     HEARTH_ASSIGN_OR_RETURN(stores[server], OpenRocksDbStoreReadOnly(ServerFolder(folder, server)));
   }
+  const LogClock& clock = ClockOf(manifest.table(), static_cast<int>(table) - 1);
+  const uint64_t horizon = HorizonOf(config, clock, manifest.step());
   std::vector<float> floats(RowFloatsOf(config));
   for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
     const uint32_t server = shard % manifest.servers();
-    const absl::Status status = VisitRecords(stores[server].get(), manifest.step(), config, table, shard,
+    const absl::Status status = VisitRecords(stores[server].get(), horizon, config, table, shard,
                                              [&](Sign sign, const RowMeta& meta, absl::string_view value) {
                                                *rows_hash += RecordHash(sign, value);
                                                if (!IsAdmitted(meta))
@@ -121,14 +128,15 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
   }
   for (uint32_t shard = 0; shard < manifest.shards(); ++shard) {
     const uint32_t server = shard % manifest.servers();
-    const absl::Status status = AddFilter(stores[server].get(), manifest.step(), config, table, shard, rows_hash);
+    const absl::Status status =
+        AddFilter(stores[server].get(), manifest.step(), clock, config, table, shard, rows_hash);
     if (!status.ok()) return Annotate(status, ServerFolder(folder, server));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, uint64_t step, uint32_t server,
-                                        uint32_t servers) {
+absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, const ServerAtCut& cut,
+                                        uint32_t server, uint32_t servers) {
   HEARTH_ASSIGN_OR_RETURN(const std::unique_ptr<KvStore> store, OpenRocksDbStoreReadOnly(folder));
   uint64_t hash = 0;
   const auto add = [&](Sign sign, const RowMeta&, absl::string_view value) {
@@ -137,27 +145,38 @@ absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& jo
   };
   for (int t = 0; t < job.table_size(); ++t) {
     const TableNumber table = static_cast<TableNumber>(t) + 1;
+    const LogClock& clock = ClockOf(cut.table(), t);
+    const uint64_t horizon = HorizonOf(job.table(t), clock, cut.step());
     for (uint32_t shard = server; shard < job.training().shards(); shard += servers) {
-      HEARTH_RETURN_IF_ERROR(VisitRecords(store.get(), step, job.table(t), table, shard, add));
-      HEARTH_RETURN_IF_ERROR(AddFilter(store.get(), step, job.table(t), table, shard, &hash));
+      HEARTH_RETURN_IF_ERROR(VisitRecords(store.get(), horizon, job.table(t), table, shard, add));
+      HEARTH_RETURN_IF_ERROR(AddFilter(store.get(), cut.step(), clock, job.table(t), table, shard, &hash));
     }
   }
   return hash;
 }
 
-bool IsExpiredRecord(const Job& job, KvKey key, absl::string_view value, uint64_t step) {
+std::vector<uint64_t> HorizonsOf(const Job& job, const google::protobuf::RepeatedPtrField<TableStats>& stats,
+                                 uint64_t step) {
+  std::vector<uint64_t> horizons;
+  for (int t = 0; t < job.table_size(); ++t) horizons.push_back(HorizonOf(job.table(t), ClockOf(stats, t), step));
+  return horizons;
+}
+
+bool IsExpiredRecord(KvKey key, absl::string_view value, absl::FunctionRef<uint64_t(TableNumber)> horizon_of) {
   const TableNumber table = TableOf(key.sign);
   RowMeta meta;
-  if (table < 1 || table > static_cast<TableNumber>(job.table_size()) || key == SumsKey(table)) return false;
+  if (table < 1 || key == SumsKey(table)) return false;
   if (value.size() < sizeof(meta)) return false;
   std::memcpy(&meta, value.data(), sizeof(meta));
-  return IsExpired(meta, job.table(static_cast<int>(table) - 1).expire_after_steps(), step);
+  return IsExpired(meta, horizon_of(table));
 }
 
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
                            const std::function<bool(uint32_t shard)>& owns, KvStore* store) {
   HEARTH_RETURN_IF_ERROR(CheckManifest(folder, manifest));
   HEARTH_ASSIGN_OR_RETURN(const Job job, ParseJob(manifest.job(), JoinPath(folder, "MANIFEST")));
+  const std::vector<uint64_t> horizons = HorizonsOf(job, manifest.table(), manifest.step());
+  const auto horizon_of = [&](TableNumber table) { return table <= horizons.size() ? horizons[table - 1] : 0; };
   for (uint32_t server = 0; server < manifest.servers(); ++server) {
     std::unique_ptr<KvStore> saved;  // opened only where something of it is wanted
     std::string values;
@@ -182,7 +201,7 @@ absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,
       }
       HEARTH_RETURN_IF_ERROR(saved->Scan(KvKey{shard, 0}, KvKey{shard + 1, 0}, [&](KvKey key, absl::string_view value) {
         // What is expired there may still be stored. Who takes it over may have another rule.
-        if (IsExpiredRecord(job, key, value, manifest.step())) return true;
+        if (IsExpiredRecord(key, value, horizon_of)) return true;
         values.append(value.data(), value.size());
         batch.emplace_back(key, value.size());
         return values.size() < kRestoreBatchBytes || write();

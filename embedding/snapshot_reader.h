@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -37,12 +38,18 @@ absl::Status VisitRows(const std::string& folder, const Manifest& manifest, cons
 // DataLoss where it is not the MANIFEST's.
 absl::Status CheckRowsHash(const std::string& folder, const Manifest& manifest, uint64_t rows_hash);
 
-// The share of the rows hash that one of `servers` servers' store `folder` holds, summed anew from its records.
-absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, uint64_t step, uint32_t server,
-                                        uint32_t servers);
+// The share of the rows hash that one of `servers` servers' store `folder`, of the cut, holds: summed anew from its
+// records.
+absl::StatusOr<uint64_t> HashServerRows(const std::string& folder, const Job& job, const ServerAtCut& cut,
+                                        uint32_t server, uint32_t servers);
 
-// Of what a store of this job holds: a record that is expired at `step`. Bookkeeping is none.
-bool IsExpiredRecord(const Job& job, KvKey key, absl::string_view value, uint64_t step);
+// A table's clock at a cut; stats: what the cut says of the tables, or nothing.
+const LogClock& ClockOf(const google::protobuf::RepeatedPtrField<TableStats>& stats, int table);
+// Horizons (expiry.h) of the job's tables at the cut of `step`.
+std::vector<uint64_t> HorizonsOf(const Job& job, const google::protobuf::RepeatedPtrField<TableStats>& stats,
+                                 uint64_t step);
+// Of what a store holds: a record that is expired. Bookkeeping is none. horizon_of: 0 for a table that the job has not.
+bool IsExpiredRecord(KvKey key, absl::string_view value, absl::FunctionRef<uint64_t(TableNumber)> horizon_of);
 
 // Fills `store` with the logical shards that `owns(shard)` selects from the ps-<i> folders of a snapshot.
 absl::Status RestoreShards(const std::string& folder, const Manifest& manifest,

@@ -410,19 +410,19 @@ struct PushClient::State {
 PushClient::PushClient(const ClientOptions& options) : state_(std::make_unique<State>(options)) {}
 PushClient::~PushClient() = default;
 
-absl::Status PushClient::Push(uint32_t lane, uint64_t step, uint64_t n, uint64_t next_cut, bool skip,
-                              absl::Span<const TableRows> tables) {
+absl::Status PushClient::Push(uint32_t lane, uint64_t step, const Terms& terms, absl::Span<const TableRows> tables) {
   State& state = *state_;
-  if (skip) tables = {};  // the clock alone moves
+  if (terms.skip) tables = {};  // the clock alone moves
   CheckShapes(tables, /*counted=*/true, /*with_rows=*/true);
   HEARTH_RETURN_IF_ERROR(state.Drain(0));
   Header header;
   header.kind = MessageKind::kPush;
   header.lane = lane;
   header.step = step;
-  header.flags = skip ? kFlagSkip : 0;
-  header.n = n;
-  header.next_cut = next_cut;
+  header.flags = terms.skip ? kFlagSkip : 0;
+  header.n = terms.n;
+  header.next_cut = terms.next_cut;
+  header.time_s = terms.time_s;
   const uint32_t servers = state.options.map.servers();
   state.split.Assign(state.options.map, tables);
   State::Open& push = state.open.emplace_back();

@@ -67,8 +67,13 @@ class PushClient {
   ~PushClient();
   // Hands the push to the transport and keeps a copy until each server acknowledged it. Of a skipped step only the
   // clock is sent.
-  absl::Status Push(uint32_t lane, uint64_t step, uint64_t n, uint64_t next_cut, bool skip,
-                    absl::Span<const TableRows> tables);
+  struct Terms {  // of a step, the same for all lanes
+    uint64_t n = 0;
+    uint64_t next_cut = 0;
+    bool skip = false;
+    uint32_t time_s = 0;  // 0: none
+  };
+  absl::Status Push(uint32_t lane, uint64_t step, const Terms& terms, absl::Span<const TableRows> tables);
   // Takes acknowledgements in, repeats what is overdue. Returns when the next call is due (a time, kNever if nothing is
   // open).
   absl::StatusOr<int64_t> Poll();

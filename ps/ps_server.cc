@@ -58,6 +58,7 @@ PsServer::PsServer(PsServerOptions options)
       live_(JoinPath(options_.live_dir.empty() ? JoinPath(options_.dir, "live") : options_.live_dir, name_)),
       cuts_(live_ + "-cuts"),
       mailbox_(options_.transport->Open(kPortServer)),
+      saved_horizons_(static_cast<size_t>(options_.job.table_size())),
       metrics_(options_.job, options_.transport->rank()) {
   HEARTH_CHECK(index_ < static_cast<uint32_t>(options_.ranks.servers), "rank ", options_.transport->rank());
 }
@@ -130,6 +131,7 @@ absl::Status PsServer::Start(const StartServer& start) {
   shard.server = index_;
   shard.servers = static_cast<uint32_t>(options_.ranks.servers);
   shard.step = start.step();
+  shard.clocks = clocks_;
   shard.read_only = start.read_only();
   const auto reply = [this](Address to, Bytes message) {
     return options_.transport->Send(kPortServer, to, std::move(message));
@@ -162,7 +164,8 @@ absl::Status PsServer::Restore(const StartServer& start) {
   const bool copies_beside_store = !links_ && OnOneFileSystem(live_, snapshots_);
   disk_.disk_sharers = static_cast<uint32_t>(options_.ranks.servers) * (copies_beside_store ? 2 : 1);
   const std::string& folder = start.snapshot();
-  if (folder.empty()) return OpenStore(start.step());
+  SetHorizons({}, start.step());
+  if (folder.empty()) return OpenStore();
   HEARTH_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
   const ShardMap map(options_.job.training().shards(), static_cast<uint32_t>(options_.ranks.servers));
   if (manifest.step() != start.step()) {
@@ -174,6 +177,9 @@ absl::Status PsServer::Restore(const StartServer& start) {
                                                       ", the job says ", map.shards(),
                                                       "; it is fixed at the first start"));
   }
+  for (const TableStats& table : manifest.table()) clocks_.push_back(table.clock());
+  clocks_.resize(static_cast<size_t>(options_.job.table_size()));
+  SetHorizons(manifest.table(), start.step());
   const bool same_shards = manifest.servers() == map.servers();
   std::vector<FileEntry> rows;  // files of this server's, as the MANIFEST has them
   if (same_shards) {
@@ -188,7 +194,7 @@ absl::Status PsServer::Restore(const StartServer& start) {
       file = shared.count(file->first) > 0 ? std::next(file) : saved_.erase(file);
     }
   }
-  HEARTH_RETURN_IF_ERROR(OpenStore(start.step()));
+  HEARTH_RETURN_IF_ERROR(OpenStore());
   if (same_shards) {
     if (!start.read_only()) VerifyInBackground(folder, std::move(rows));
     return absl::OkStatus();
@@ -231,7 +237,12 @@ absl::Status PsServer::Copy(const std::string& from, const std::string& to) {
   return CopyFile(from, to);
 }
 
-absl::Status PsServer::OpenStore(uint64_t step) {
+void PsServer::SetHorizons(const google::protobuf::RepeatedPtrField<TableStats>& stats, uint64_t step) {
+  const std::vector<uint64_t> horizons = HorizonsOf(options_.job, stats, step);
+  for (size_t i = 0; i < horizons.size(); ++i) saved_horizons_[i] = horizons[i];
+}
+
+absl::Status PsServer::OpenStore() {
   const Store& config = options_.job.store();
   const uint32_t cores = UsableCores();
   RocksDbOptions rocksdb = disk_;
@@ -239,9 +250,10 @@ absl::Status PsServer::OpenStore(uint64_t step) {
   rocksdb.block_cache_bytes = config.block_cache_bytes();
   rocksdb.compaction_threads =
       config.compaction_threads() > 0 ? config.compaction_threads() : std::clamp(cores / 4, 1u, 4u);
-  saved_step_ = step;
   rocksdb.dead = [this](KvKey key, absl::string_view value) {
-    return IsExpiredRecord(options_.job, key, value, saved_step_);
+    return IsExpiredRecord(key, value, [this](TableNumber table) -> uint64_t {
+      return table <= saved_horizons_.size() ? saved_horizons_[table - 1].load() : 0;
+    });
   };
   HEARTH_ASSIGN_OR_RETURN(store_, OpenRocksDbStore(live_, rocksdb));
   saver_ = std::make_unique<TaskPool>(options_.env, "save", 1);
@@ -316,7 +328,7 @@ absl::Status PsServer::SaveCut(ServerAtCut report) {
   saving->begin_us = options_.env->NowUs();
   saving->report.set_stopped_us(saving->report.stopped_us() + static_cast<uint64_t>(saving->begin_us - begin_us));
   io_->Then([this, saving](const absl::Status& written) {
-    saving->status = written.ok() ? CopyStore(saving->report.step()) : written;
+    saving->status = written.ok() ? CopyStore(saving->report) : written;
     saver_->Run([this, saving] {
       if (saving->status.ok()) saving->status = Describe(saving);
       saving->done = true;
@@ -326,12 +338,13 @@ absl::Status PsServer::SaveCut(ServerAtCut report) {
   return absl::OkStatus();
 }
 
-absl::Status PsServer::CopyStore(uint64_t step) {
+absl::Status PsServer::CopyStore(const ServerAtCut& cut) {
+  const uint64_t step = cut.step();
   const std::string folder = links_ ? SavedFolder(step) : JoinPath(cuts_, absl::StrCat(step));
   HEARTH_RETURN_IF_ERROR(MakeDirectories(std::filesystem::path(folder).parent_path()));
   HEARTH_RETURN_IF_ERROR(RemoveTree(folder));
   HEARTH_RETURN_IF_ERROR(store_->Checkpoint(folder));
-  saved_step_ = step;
+  SetHorizons(cut.table(), step);
   return absl::OkStatus();
 }
 
@@ -358,7 +371,7 @@ absl::Status PsServer::Describe(Saving* saving) {
 
 absl::Status PsServer::CheckHash(const ServerAtCut& report) {
   const std::string folder = SavedFolder(report.step());
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashServerRows(folder, options_.job, report.step(), index_,
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t hash, HashServerRows(folder, options_.job, report, index_,
                                                               static_cast<uint32_t>(options_.ranks.servers)));
   if (hash == report.rows_hash()) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(

@@ -71,10 +71,11 @@ class PsServer {
   absl::Status Serve();
   absl::Status Restore(const StartServer& start);
   absl::StatusOr<std::set<std::string>> CloneCheckpoint(const std::string& from, const std::string& to);
-  absl::Status OpenStore(uint64_t step);
+  absl::Status OpenStore();
   absl::Status SaveCut(ServerAtCut report);
+  void SetHorizons(const google::protobuf::RepeatedPtrField<TableStats>& stats, uint64_t step);
   std::string SavedFolder(uint64_t step) const { return JoinPath(snapshots_, absl::StrCat(step, "/", name_)); }
-  absl::Status CopyStore(uint64_t step);  // on the store's writer
+  absl::Status CopyStore(const ServerAtCut& cut);  // on the store's writer
   // On the saver:
   absl::Status Describe(Saving* saving);
   absl::Status BringCheckpoint(const std::string& from, const std::string& to);
@@ -95,7 +96,9 @@ class PsServer {
   const std::string cuts_;          // of checkpoints on their way to snapshots_, where those are on another file system
   std::unique_ptr<FileLock> lock_;  // on live_ and cuts_
   Mailbox* const mailbox_;
-  std::atomic<uint64_t> saved_step_ = 0;  // of the newest checkpoint: what is expired there, no snapshot needs
+  // [tables] of the newest checkpoint: what is expired there, no snapshot needs.
+  std::vector<std::atomic<uint64_t>> saved_horizons_;
+  std::vector<LogClock> clocks_;  // [tables] of the snapshot that it starts from; or none
   std::unique_ptr<KvStore> store_;
   std::atomic<bool> leaving_ = false;       // the background looks at it
   std::atomic<bool> rows_verified_ = true;  // but while verifier_ is at it

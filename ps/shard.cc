@@ -42,6 +42,7 @@ struct StepTerms {
   uint64_t n = 0;
   uint64_t next_cut = 0;
   bool skip = false;
+  uint32_t time_s = 0;
 };
 
 const char* NameOf(MessageKind kind) {
@@ -100,6 +101,7 @@ class ShardImpl : public Shard {
         table.memory_rows_max = std::max<uint64_t>(1, share_of(table.config.memory_rows_max()));
       }
       table.step = options_.step;
+      if (!options_.clocks.empty()) table.clock = options_.clocks[static_cast<size_t>(i)];
       auto opened = EmbeddingTable::Open(table, io_);
       if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("table ", table.config.name()));
       tables_.push_back(*std::move(opened));
@@ -195,6 +197,7 @@ class ShardImpl : public Shard {
       const TableCut cut = tables_[i]->EndCut();
       hash += cut.hash;
       stats[i].set_rows(cut.rows);
+      if (cut.clock.has_time_s()) *stats[i].mutable_clock() = cut.clock;
       *report.add_table() = std::move(stats[i]);
     }
     report.set_step(cut_step_);
@@ -408,6 +411,7 @@ class ShardImpl : public Shard {
       HEARTH_RETURN_IF_ERROR(MakeWayFor(parts_));
       if (budget_ != nullptr) HEARTH_RETURN_IF_ERROR(budget_->Deal(/*may_give_back=*/!cutting_));
       for (size_t i = 0; i < tables_.size(); ++i) HEARTH_RETURN_IF_ERROR(tables_[i]->Push(j, terms.n, parts_[i]));
+      for (const auto& table : tables_) table->Tick(j, terms.time_s);
     }
     for (uint32_t lane = 0; lane < lanes_.size(); ++lane) SlotOf(lane, j) = Slot();
     terms_[j % window_] = StepTerms();
@@ -542,7 +546,7 @@ class ShardImpl : public Shard {
     return absl::OkStatus();
   }
 
-  // The reduction gave every lane the same n, next cut and skip. Takes the push into the step's count.
+  // The reduction gave every lane the same n, next cut, skip and time. Takes the push into the step's count.
   absl::Status CheckTerms(const Decoded& push) {
     const Header& header = push.view.header;
     const bool skip = (header.flags & kFlagSkip) != 0;
@@ -555,12 +559,13 @@ class ShardImpl : public Shard {
       }
     }
     StepTerms& terms = terms_[header.step % window_];
-    if (terms.pushes > 0 && (terms.n != header.n || terms.next_cut != header.next_cut || terms.skip != skip)) {
-      return Refuse(push, absl::StrCat("n ", header.n, ", next cut ", header.next_cut, ", skip ", skip,
-                                       " differ from another lane's n ", terms.n, ", next cut ", terms.next_cut,
-                                       ", skip ", terms.skip));
+    if (terms.pushes > 0 && (terms.n != header.n || terms.next_cut != header.next_cut || terms.skip != skip ||
+                             terms.time_s != header.time_s)) {
+      return Refuse(push, absl::StrCat("n ", header.n, ", next cut ", header.next_cut, ", skip ", skip, ", time ",
+                                       header.time_s, " differ from another lane's n ", terms.n, ", next cut ",
+                                       terms.next_cut, ", skip ", terms.skip, ", time ", terms.time_s));
     }
-    terms = {terms.pushes + 1, header.n, header.next_cut, skip};
+    terms = {terms.pushes + 1, header.n, header.next_cut, skip, header.time_s};
     return absl::OkStatus();
   }
 

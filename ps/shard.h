@@ -36,7 +36,8 @@ struct ShardOptions {
   uint32_t lanes = 1;
   uint32_t server = 0;  // this server's index
   uint32_t servers = 1;
-  uint64_t step = 0;  // the cut that the store's rows are from
+  uint64_t step = 0;             // the cut that the store's rows are from
+  std::vector<LogClock> clocks;  // [tables] as they were there; or none
   bool read_only = false;
   uint64_t cut_rows_max = 4096;  // copied in one slice of a cut
   Env* env = Env::Real();        // for how long a cut stopped the others, which decides nothing

@@ -63,6 +63,7 @@ Json TableJson(const TableStats& table) {
   json["rows_in_memory"] = table.rows_in_memory();
   json["rows_spilled"] = table.rows_spilled();
   json["rows_expired"] = table.rows_expired();
+  if (table.has_clock()) json["log_time_s"] = table.clock().time_s();
   json["memory_hit_ratio"] =
       OrNull(Ratio(table.memory_hits(), static_cast<double>(table.memory_hits() + table.memory_misses())));
   // Of the rows that were not in memory before: in memory when their pull came.

@@ -30,6 +30,7 @@ void AddTable(const TableStats& more, TableStats* sum) {
   sum->set_prefetch_hits(sum->prefetch_hits() + more.prefetch_hits());
   sum->set_bytes_memory(sum->bytes_memory() + more.bytes_memory());
   sum->set_bytes_disk(sum->bytes_disk() + more.bytes_disk());
+  if (more.has_clock()) *sum->mutable_clock() = more.clock();
 }
 
 // A task without a prediction so far has no buckets.
@@ -109,7 +110,15 @@ absl::StatusOr<SnapshotCoordinator::Parts*> SnapshotCoordinator::PartsOf(uint64_
 absl::Status SnapshotCoordinator::AddServer(uint32_t server, const ServerAtCut& part) {
   HEARTH_CHECK(server < options_.servers);
   HEARTH_ASSIGN_OR_RETURN(Parts* const parts, PartsOf(part.step()));
-  if (parts != nullptr) parts->server.emplace(server, part);
+  if (parts == nullptr) return absl::OkStatus();
+  const ServerAtCut& mine = parts->server.emplace(server, part).first->second;
+  const ServerAtCut& other = parts->server.begin()->second;
+  for (int t = 0; t < std::min(mine.table_size(), other.table_size()); ++t) {
+    if (mine.table(t).clock().SerializeAsString() == other.table(t).clock().SerializeAsString()) continue;
+    return absl::InternalError(absl::StrCat("server ", server, " at the cut of step ", part.step(),
+                                            ": the clock of table \"", mine.table(t).name(), "\" is not server ",
+                                            parts->server.begin()->first, "'s"));
+  }
   return absl::OkStatus();
 }
 

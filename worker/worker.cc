@@ -506,6 +506,7 @@ absl::StatusOr<CutState> Worker::State::Step(std::unique_ptr<StepBatch> batch) {
     vote.last = vote.at_end && lane->cursor.end_of_epoch();
     vote.stop = stop;
     vote.cut = cut;
+    vote.time_s = lane->time_s;
     const LaneState& before = accounts[i]->state();
     vote.read = before.ledger().read() + lane->delta.read();
     vote.bad = before.ledger().rejected() - before.non_finite() + lane->delta.rejected();

@@ -30,6 +30,7 @@ using ProtoMessage = google::protobuf::Message;
 using google::protobuf::TextFormat;
 
 constexpr uint64_t kJobBytesMax = 16u << 20;
+constexpr uint32_t kHoursMax = 876'000;                     // a hundred years
 constexpr uint64_t kBloomCountersMax = uint64_t{64} << 30;  // of a table, over all logical shards: 1 or 4 bytes each
 
 // --- text
@@ -334,6 +335,10 @@ void CheckLog(const Log& log, const std::string& where, const std::set<std::stri
       faults->Add(where + ".known_task", absl::StrCat("there is no task \"", name, "\""), "name one");
   }
   CheckExpression(where + ".where", log.where(), faults);
+  CheckExpression(where + ".time_ms", log.time_ms(), faults);
+  if (for_split && !log.time_ms().empty()) {
+    faults->Add(where + ".time_ms", "a split's records age nothing", "leave it out");
+  }
   faults->Range(where + ".piece_bytes", static_cast<double>(PieceBytes(log)), 1, 1e15);
   faults->Range(where + ".piece_batches", log.piece_batches(), 1, 1e6);
   if (log.has_batch_size()) faults->Range(where + ".batch_size", log.batch_size(), 1, 1 << 24);
@@ -418,17 +423,36 @@ void CheckTable(const Table& table, const std::string& where, uint32_t shards, F
   faults->Range(where + ".memory_rows_max", static_cast<double>(table.memory_rows_max()), 1, 4e9);
   faults->Range(where + ".admission.count_min", table.admission().count_min(), 1, 1e9);
   CheckOptimizer(table.optimizer(), where + ".optimizer", faults);
+  faults->Range(where + ".expire_after_steps", table.expire_after_steps(), 0, 0x7fffffff);
+  faults->Range(where + ".expire_after_hours", table.expire_after_hours(), 0, kHoursMax);
+  if (table.expire_after_steps() > 0 && table.expire_after_hours() > 0) {
+    faults->Add(where + ".expire_after_hours", "is set beside expire_after_steps",
+                "give one of them: rows expire by one rule");
+  }
   if (table.admission().counter() == Admission::BLOOM) {
     faults->Range(where + ".admission.bloom_counters", static_cast<double>(table.admission().bloom_counters()), 64,
                   4e9);
-    const uint32_t generations = table.expire_after_steps() > 0 ? 2 : 1;
+    const uint32_t generations = table.expire_after_steps() > 0 || table.expire_after_hours() > 0 ? 2 : 1;
     if (table.admission().bloom_counters() > kBloomCountersMax / generations / std::max<uint32_t>(1, shards)) {
       faults->Add(where + ".admission.bloom_counters",
                   absl::StrCat("is ", table.admission().bloom_counters(), " in each of ", shards, " training.shards",
-                               generations > 1 ? ", twice for expire_after_steps" : ""),
+                               generations > 1 ? ", twice where rows expire" : ""),
                   absl::StrCat("give fewer: at most ", kBloomCountersMax, " counters in all"));
     }
     faults->Range(where + ".admission.bloom_hashes", table.admission().bloom_hashes(), 1, 16);
+  }
+}
+
+// A log without times would let no row of the table expire, or those of the others too late.
+void CheckTimes(const Job& job, Faults* faults) {
+  const auto by_time = std::find_if(job.table().begin(), job.table().end(),
+                                    [](const Table& table) { return table.expire_after_hours() > 0; });
+  if (by_time == job.table().end()) return;
+  for (int i = 0; i < job.log_size(); ++i) {
+    if (!job.log(i).time_ms().empty()) continue;
+    faults->Add(absl::StrCat("log[", i, "].time_ms"),
+                absl::StrCat("is empty, and table \"", by_time->name(), "\" has expire_after_hours"),
+                "give the records' time, such as the name of a column that counts milliseconds since 1970");
   }
 }
 
@@ -733,6 +757,7 @@ std::vector<std::string> FaultsOf(const Job& job) {
     CheckTable(job.table(i), absl::StrCat("table[", i, "] \"", job.table(i).name(), "\""), job.training().shards(),
                &faults);
   }
+  CheckTimes(job, &faults);
   CheckTasks(job, &faults);
   CheckSlots(job, tables, &faults);
   for (int i = 0; i < job.dense_size(); ++i) {

@@ -64,7 +64,6 @@ void PutHeader(Header header, size_t sections, size_t body_bytes, Writer* writer
   header.version = kWireVersion;
   header.sections = static_cast<uint16_t>(sections);
   header.body_bytes = body_bytes;
-  header.reserved = 0;
   header.body_hash = 0;
   header.tag[0] = header.tag[1] = 0;
   writer->Put(&header, sizeof(header));

@@ -46,8 +46,8 @@ struct Header {
   uint16_t sections = 0;
   uint64_t step = 0;
   uint64_t view = 0;
-  uint32_t split = 0;  // evaluation: number of the split; else 0
-  uint32_t reserved = 0;
+  uint32_t split = 0;     // evaluation: number of the split; else 0
+  uint32_t time_s = 0;    // push: the log's time of the step, seconds since 1970; 0: it has none
   uint64_t n = 0;         // push: records of the whole step, over all lanes
   uint64_t next_cut = 0;  // push: first cut >= step known to the worker; 0: none known
   uint64_t body_bytes = 0;

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "embedding/expiry.h"
 #include "embedding/lifecycle.h"
 #include "embedding/row_record.h"
 #include "embedding/snapshot_reader.h"
@@ -75,10 +76,12 @@ absl::StatusOr<AdoptedRows> TakeOverRows(const HeldSnapshot& before, const Job& 
     const uint32_t old_dim = old_job.table(move.from).dim();
     const SparseOptimizer optimizer(config.optimizer(), config.dim());
     std::vector<float> row(config.dim() + optimizer.state_floats(), 0.0f);
+    const Expiry expiry(ExpiryRule::Of(config), restart ? LogClock() : ClockOf(before.manifest.table(), move.from));
+    counts.clock = expiry.clock();
     // As it is in the new run at its first step; false: the new job lets it expire.
     const auto taken = [&](RowMeta* meta) {
       if (restart) meta->last_step = 0;
-      return !IsExpired(*meta, config.expire_after_steps(), step);
+      return !IsExpired(*meta, expiry.HorizonAt(step));
     };
     const auto visit = [&](Sign sign, const RowMeta& old_meta, absl::Span<const float> floats) {
       want(sign, old_dim, floats);

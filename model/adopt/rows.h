@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "common/artifact/snapshot_hold.h"
+#include "common/proto/control.pb.h"
 #include "common/proto/job.pb.h"
 #include "embedding/kv_store.h"
 #include "embedding/sign.h"
@@ -18,7 +19,8 @@ struct AdoptedTable {
   uint64_t rows = 0;      // carried; of a table that is dropped: that it had
   uint64_t counters = 0;  // of signs without a row, carried
   uint64_t counters_left = 0;
-  uint64_t expired = 0;  // rows that the new job's expire_after_steps ends at the first step
+  uint64_t expired = 0;  // rows that the new job's rule of expiry ends at the first step
+  LogClock clock;        // that rows expire by from there on; empty where that is not by time
 };
 struct AdoptedRows {
   uint64_t rows_hash = 0;            // of the new stores, as servers sum it

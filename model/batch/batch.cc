@@ -87,6 +87,13 @@ FeatureLayout MakeFeatureLayout(const Job& job) {
   return layout;
 }
 
+uint32_t LowerMedian(std::vector<uint32_t>* values) {
+  if (values->empty()) return 0;
+  const auto middle = values->begin() + static_cast<ptrdiff_t>((values->size() - 1) / 2);
+  std::nth_element(values->begin(), middle, values->end());
+  return *middle;
+}
+
 struct BatchBuilder::State {
   // One slot's values, record after record.
   struct SlotValues {
@@ -105,6 +112,7 @@ struct BatchBuilder::State {
 
   std::vector<SlotValues> slots;  // by job index
   std::unique_ptr<Batch> batch = std::make_unique<Batch>();
+  std::vector<uint32_t> times_s;
   std::vector<Occurrence> values;  // scratch
   std::vector<Occurrence> spare;   // scratch
 };
@@ -130,6 +138,8 @@ void BatchBuilder::AddLabels(absl::Span<const float> labels, absl::Span<const fl
   }
 }
 
+void BatchBuilder::AddTime(uint32_t time_s) { state_->times_s.push_back(time_s); }
+
 void BatchBuilder::EndRecord(uint32_t file, uint64_t offset) {
   Batch& batch = *state_->batch;
   ++batch.records;
@@ -152,6 +162,8 @@ std::unique_ptr<Batch> BatchBuilder::Build() {
   for (size_t i = 0; i < batch->groups.size(); ++i) {
     state_->BuildGroup(state_->layout.groups[i], batch->records, &batch->groups[i]);
   }
+  batch->time_s = LowerMedian(&state_->times_s);
+  state_->times_s.clear();
   for (State::SlotValues& slot : state_->slots) {
     slot.signs.clear();
     slot.ends.clear();

@@ -54,6 +54,8 @@ struct Batch {
   std::vector<float> labels;     // [records, tasks] 0 or 1; 0 where masked
   std::vector<float> mask;       // [records, tasks] 1 where the label is known
 
+  uint32_t time_s = 0;  // of the log: the lower median of its records', seconds since 1970; 0: none has a time
+
   std::unique_ptr<StagedBatch> staged;  // a copy of the above where the model computes; none on the host
 
   // Where the records come from: for predictions, dead letters and GAUC.
@@ -68,6 +70,10 @@ struct Batch {
   Reading reading;           // of the same records as delta; no tasks
   std::string dead_letters;  // lines for DIR/dead-letter, written when the step is applied
 };
+
+// The middle one, of two the smaller; 0 of none. Of times it is the time of most: a few broken clocks do not move it
+// far. Reorders the values.
+uint32_t LowerMedian(std::vector<uint32_t>* values);
 
 // Where each column of the model's input v [B, V] comes from: groups in ascending dim; within a group its slots in the
 // job's order, `dim` columns each; then the dense features in the job's order. A pure function of the job.
@@ -100,6 +106,7 @@ class BatchBuilder {
   void AddSign(int slot, uint64_t sign);  // to the record being built, any order of slots
   void AddDense(absl::Span<const float> values);
   void AddLabels(absl::Span<const float> labels, absl::Span<const float> mask);
+  void AddTime(uint32_t time_s);  // where the record has one
   void EndRecord(uint32_t file, uint64_t offset);
   int64_t records() const;
   // Hands out the batch (groups always present, rows and gradients empty) and starts the next.

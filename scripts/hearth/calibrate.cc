@@ -117,6 +117,7 @@ absl::StatusOr<RowRates> MeasureRows(const Table& table, uint64_t rows, const st
   options.config = table;
   options.config.clear_admission();
   options.config.clear_expire_after_steps();
+  options.config.clear_expire_after_hours();
   options.memory_rows_max = 2 * rows;  // none leaves
   HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<EmbeddingTable> opened, EmbeddingTable::Open(options, store.get()));
   const uint32_t dim = table.dim();

@@ -35,14 +35,16 @@ Json AsJson(const Ledger& ledger) {
 }
 
 Json AsJson(const TableStats& table) {
-  return {{"rows", table.rows()},
-          {"rows_in_memory", table.rows_in_memory()},
-          {"rows_spilled", table.rows_spilled()},
-          {"rows_expired", table.rows_expired()},
-          {"rows_admitted", table.rows_admitted()},
-          {"gradients_dropped", table.gradients_dropped()},
-          {"bytes_memory", table.bytes_memory()},
-          {"bytes_disk", table.bytes_disk()}};
+  Json json = {{"rows", table.rows()},
+               {"rows_in_memory", table.rows_in_memory()},
+               {"rows_spilled", table.rows_spilled()},
+               {"rows_expired", table.rows_expired()},
+               {"rows_admitted", table.rows_admitted()},
+               {"gradients_dropped", table.gradients_dropped()},
+               {"bytes_memory", table.bytes_memory()},
+               {"bytes_disk", table.bytes_disk()}};
+  if (table.has_clock()) json["log_time_s"] = table.clock().time_s();
+  return json;
 }
 
 Json AsJson(const LaneState& lane) {

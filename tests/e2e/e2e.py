@@ -226,6 +226,50 @@ def servers_do_not_change_the_hash(bench):
         check_equal(run["model_hash"], runs[0]["model_hash"], "hash on other servers")
 
 
+BY_TIME = ["log[0].time_ms=time_ms", "table[user].expire_after_hours=1", "table[user].admission.count_min=2",
+           "table[video].expire_after_hours=2", "table[video].admission.count_min=2",
+           "table[video].admission.counter=BLOOM", "table[video].admission.bloom_counters=500"]
+
+
+def rows_expire_by_the_logs_time_on_any_number_of_processes(bench):
+    bench.generate()
+    runs = [bench.train(f"t{ps}_{worker}", ps=ps, worker=worker, sets=BY_TIME) for ps, worker in ((1, 1), (2, 2), (3, 4))]
+    for run in runs:
+        check_finished(run)
+        check_equal(run["model_hash"], runs[0]["model_hash"], "hash on other processes")
+        for table in ("user", "video"):
+            check(run["tables"][table]["rows_expired"] > 0, f"no row of {table} expired at all: the test is too easy")
+            check_equal(run["tables"][table]["log_time_s"], runs[0]["tables"][table]["log_time_s"], "the clock")
+    bench.run("verify", bench.root / "t3_4")
+
+    # Killed, stopped and resumed on other numbers: the clock goes on where a snapshot left it.
+    process = bench.start("killed", "--max-restarts", "3", ps=2, worker=2, sets=BY_TIME)
+    bench.wait_for_step("killed", 24, process)
+    os.kill(bench.pids("hearth-ps", "killed")[-1], signal.SIGKILL)
+    check_equal(bench.end(process), 0, "exit code after a kill")
+    check_equal(bench.run_json("killed")["model_hash"], runs[0]["model_hash"], "hash after a kill")
+    bench.train("halves", ps=2, worker=1, sets=BY_TIME + ["training.steps_max=30"])
+    resumed = bench.train("halves", ps=1, worker=3, sets=BY_TIME)
+    check_equal(resumed["model_hash"], runs[0]["model_hash"], "hash resumed on another server")
+
+    # From steps to the log's time and to other hours, on the way; the same on other numbers.
+    changed = []
+    for ps, worker, other_ps in ((1, 2, 1), (2, 1, 3)):
+        name = f"changed{ps}"
+        by_steps = [one.replace("expire_after_hours", "expire_after_steps").replace("=1", "=7") for one in BY_TIME]
+        bench.train(name, ps=ps, worker=worker, sets=by_steps)
+        sets = BY_TIME + ["training.epochs=2"]
+        bench.train(name, ps=other_ps, worker=worker, sets=sets + ["training.steps_max=110"])
+        changed.append(bench.train(name, ps=ps, worker=worker, sets=sets + ["table[user].expire_after_hours=3"]))
+        bench.run("verify", bench.root / name)
+    check_equal(changed[1]["model_hash"], changed[0]["model_hash"], "hash of a job whose rule changed")
+
+    bench.train("no_time", ps=1, worker=1, sets=BY_TIME[1:], expect=78)
+    check("log[0].time_ms: is empty" in bench.output, f"which field is missing in\n{bench.output}")
+    bench.train("no_unit", ps=1, worker=1, sets=BY_TIME + ["log[0].time_ms=time_ms / 1000"], expect=65)
+    check("is no time of the years 2000 to 2099 in milliseconds" in bench.output, f"the unit in\n{bench.output}")
+
+
 def staleness_is_exact_on_any_number_of_processes(bench):
     bench.generate(records=4000)
     hashes = {}
@@ -620,6 +664,7 @@ def a_profile_is_a_trace_of_its_steps_or_refused(bench):
 
 CASES = [
     same_job_twice_gives_the_same_hash, workers_do_not_change_the_hash, servers_do_not_change_the_hash,
+    rows_expire_by_the_logs_time_on_any_number_of_processes,
     staleness_is_exact_on_any_number_of_processes, killed_ranks_are_restarted_and_nothing_is_lost,
     sigusr1_saves_and_other_numbers_resume, the_ledger_and_the_metrics_add_up,
     eval_agrees_with_the_run_and_leaves_it_alone, bad_records_are_set_aside_and_too_many_stop_the_job,

@@ -26,6 +26,8 @@ Table Config(uint32_t expire_after_steps, uint64_t counters, uint32_t count_min 
   return config;
 }
 
+uint32_t GenerationOf(uint64_t step, uint32_t expire) { return expire == 0 ? 0 : static_cast<uint32_t>(step / expire); }
+
 struct Seen {
   uint64_t step;
   uint64_t id;
@@ -55,14 +57,14 @@ uint32_t Truth(const std::vector<Seen>& seen, size_t count, uint64_t id, uint64_
   return sum;
 }
 
-void SaveTo(KvStore* store, uint64_t step, CountingFilter* filter) {
-  filter->Save(step, [&](KvKey key, absl::string_view value) {
+void SaveTo(KvStore* store, uint32_t generation, CountingFilter* filter) {
+  filter->Save(generation, [&](KvKey key, absl::string_view value) {
     ASSERT_TRUE(store->Write({{key, value, false}}).ok());
   });
 }
 
 std::unique_ptr<CountingFilter> LoadFrom(KvStore* store, const Table& config, uint64_t step) {
-  auto filter = CountingFilter::Load(config, kTable, kShard, step, store);
+  auto filter = CountingFilter::Load(config, kTable, kShard, step, {}, store);
   EXPECT_TRUE(filter.ok()) << filter.status();
   return *std::move(filter);
 }
@@ -72,10 +74,11 @@ TEST(CountingFilter, CountsWhatTheStepsThatCountHaveSeenAndNothingElse) {
     const std::vector<Seen> seen = DrawSeen(expire, 150);
     CountingFilter filter(Config(expire, 100000), kTable, kShard);
     for (size_t i = 0; i < seen.size(); ++i) {
-      filter.Add(seen[i].step, MakeSign(kTable, seen[i].id), seen[i].occurrences);
+      filter.Add(GenerationOf(seen[i].step, expire), MakeSign(kTable, seen[i].id), seen[i].occurrences);
       for (uint64_t ahead = 0; ahead < 2 * expire + 2; ahead += 1 + expire / 3) {
         const uint64_t step = seen[i].step + ahead, id = (seen[i].id + ahead) % kIds;
-        ASSERT_EQ(filter.Estimate(step, MakeSign(kTable, id)), Truth(seen, i + 1, id, step, expire))
+        ASSERT_EQ(filter.Estimate(GenerationOf(step, expire), MakeSign(kTable, id)),
+                  Truth(seen, i + 1, id, step, expire))
             << "expire " << expire << " step " << step;
       }
     }
@@ -87,11 +90,11 @@ TEST(CountingFilter, RemembersAsLongAsARowWouldLiveAndForgetsBeforeTwiceThat) {
     for (uint64_t step = 1; step <= 3 * expire; ++step) {
       CountingFilter filter(Config(expire, 1000), kTable, kShard);
       const Sign sign = MakeSign(kTable, 9);
-      filter.Add(step, sign, 2);
-      EXPECT_EQ(filter.Estimate(step + expire, sign), 2u);
-      EXPECT_EQ(filter.Estimate(step + 2 * expire, sign), 0u);
-      filter.Add(step + expire, sign, 1);
-      EXPECT_EQ(filter.Estimate(step + expire, sign), 3u);
+      filter.Add(GenerationOf(step, expire), sign, 2);
+      EXPECT_EQ(filter.Estimate(GenerationOf(step + expire, expire), sign), 2u);
+      EXPECT_EQ(filter.Estimate(GenerationOf(step + 2 * expire, expire), sign), 0u);
+      filter.Add(GenerationOf(step + expire, expire), sign, 1);
+      EXPECT_EQ(filter.Estimate(GenerationOf(step + expire, expire), sign), 3u);
     }
   }
 }
@@ -101,9 +104,10 @@ TEST(CountingFilter, NeverEstimatesBelowTheTruthWhereSignsShareCounters) {
     const std::vector<Seen> seen = DrawSeen(expire + 100, 120);
     CountingFilter filter(Config(expire, 64), kTable, kShard);
     for (size_t i = 0; i < seen.size(); ++i) {
-      filter.Add(seen[i].step, MakeSign(kTable, seen[i].id), seen[i].occurrences);
+      filter.Add(GenerationOf(seen[i].step, expire), MakeSign(kTable, seen[i].id), seen[i].occurrences);
       for (uint64_t id = 0; id < kIds; ++id) {
-        ASSERT_GE(filter.Estimate(seen[i].step, MakeSign(kTable, id)), Truth(seen, i + 1, id, seen[i].step, expire));
+        ASSERT_GE(filter.Estimate(GenerationOf(seen[i].step, expire), MakeSign(kTable, id)),
+                  Truth(seen, i + 1, id, seen[i].step, expire));
       }
     }
   }
@@ -122,17 +126,20 @@ TEST(CountingFilter, IsTheSameWhetherSavedAtEveryStepOrNeverAndWhenItComesBackFr
       for (uint64_t step = 1; step <= 90; ++step) {
         for (; next < seen.size() && seen[next].step == step; ++next) {
           for (CountingFilter* filter : {&untouched, saved.get()}) {
-            filter->Add(step, MakeSign(kTable, seen[next].id), seen[next].occurrences);
+            filter->Add(GenerationOf(step, expire), MakeSign(kTable, seen[next].id), seen[next].occurrences);
           }
         }
-        ASSERT_EQ(saved->Hash(step), untouched.Hash(step));
-        SaveTo(store.get(), step, saved.get());
-        ASSERT_EQ(saved->Hash(step), untouched.Hash(step));
+        ASSERT_EQ(saved->Hash(GenerationOf(step, expire)), untouched.Hash(GenerationOf(step, expire)));
+        SaveTo(store.get(), GenerationOf(step, expire), saved.get());
+        ASSERT_EQ(saved->Hash(GenerationOf(step, expire)), untouched.Hash(GenerationOf(step, expire)));
         auto copy = LoadFrom(store.get(), config, step);
-        ASSERT_EQ(copy != nullptr ? copy->Hash(step) : 0, untouched.Hash(step)) << "expire " << expire << " " << step;
+        ASSERT_EQ(copy != nullptr ? copy->Hash(GenerationOf(step, expire)) : 0,
+                  untouched.Hash(GenerationOf(step, expire)))
+            << "expire " << expire << " " << step;
         for (uint64_t id = 0; copy != nullptr && id < kIds; ++id) {
           const uint64_t later = step + random.Below(2 * expire + 2);
-          ASSERT_EQ(copy->Estimate(later, MakeSign(kTable, id)), untouched.Estimate(later, MakeSign(kTable, id)));
+          ASSERT_EQ(copy->Estimate(GenerationOf(later, expire), MakeSign(kTable, id)),
+                    untouched.Estimate(GenerationOf(later, expire), MakeSign(kTable, id)));
         }
         if (copy != nullptr && random.Below(4) == 0) saved = std::move(copy);
       }
@@ -147,16 +154,16 @@ TEST(CountingFilter, WritesWhatChangedAndHoldsWhatCounts) {
   int writes = 0;
   const auto save = [&](uint64_t step) {
     writes = 0;
-    filter.Save(step, [&](KvKey, absl::string_view) { ++writes; });
+    filter.Save(GenerationOf(step, 10), [&](KvKey, absl::string_view) { ++writes; });
   };
-  filter.Add(5, MakeSign(kTable, 1), 1);
+  filter.Add(GenerationOf(5, 10), MakeSign(kTable, 1), 1);
   save(5);
   EXPECT_GT(writes, 0);
   EXPECT_LE(writes, 4);
   save(6);
   EXPECT_EQ(writes, 0);
   EXPECT_EQ(filter.bytes(), 200000u);
-  filter.Add(15, MakeSign(kTable, 1), 1);
+  filter.Add(GenerationOf(15, 10), MakeSign(kTable, 1), 1);
   EXPECT_EQ(filter.bytes(), 400000u);
   save(20);
   EXPECT_GT(writes, 0);
@@ -164,7 +171,7 @@ TEST(CountingFilter, WritesWhatChangedAndHoldsWhatCounts) {
   save(30);
   EXPECT_EQ(filter.bytes(), 0u);
   EXPECT_EQ(writes, 0);
-  EXPECT_EQ(filter.Hash(30), 0u);
+  EXPECT_EQ(filter.Hash(3), 0u);
 }
 
 TEST(CountingFilter, TakesWhatAnotherExpiryCountedAsSeenAtThatStep) {
@@ -178,9 +185,9 @@ TEST(CountingFilter, TakesWhatAnotherExpiryCountedAsSeenAtThatStep) {
         size_t count = 0;
         for (uint64_t step = 1; step <= resumed; ++step) {
           for (; count < seen.size() && seen[count].step == step; ++count) {
-            old.Add(step, MakeSign(kTable, seen[count].id), seen[count].occurrences);
+            old.Add(GenerationOf(step, before), MakeSign(kTable, seen[count].id), seen[count].occurrences);
           }
-          SaveTo(store.get(), step, &old);
+          SaveTo(store.get(), GenerationOf(step, before), &old);
         }
         const Table config = Config(after, 100000);
         auto filter = LoadFrom(store.get(), config, resumed);
@@ -193,18 +200,19 @@ TEST(CountingFilter, TakesWhatAnotherExpiryCountedAsSeenAtThatStep) {
         const auto expect_merged = [&](const CountingFilter& is) {
           for (uint64_t id = 0; id < kIds; ++id) {
             for (const uint64_t step : {resumed, resumed + 1, resumed + after, resumed + 2 * after}) {
-              ASSERT_EQ(is.Estimate(step, MakeSign(kTable, id)), Truth(merged, merged.size(), id, step, after));
+              ASSERT_EQ(is.Estimate(GenerationOf(step, after), MakeSign(kTable, id)),
+                        Truth(merged, merged.size(), id, step, after));
             }
           }
         };
         expect_merged(*filter);
-        const uint64_t hash = filter->Hash(resumed);
+        const uint64_t hash = filter->Hash(GenerationOf(resumed, after));
         // Nothing of the old rule comes back behind the next cut.
-        SaveTo(store.get(), resumed, filter.get());
+        SaveTo(store.get(), GenerationOf(resumed, after), filter.get());
         auto again = LoadFrom(store.get(), config, resumed);
         if (merged.empty()) continue;
         ASSERT_NE(again, nullptr);
-        EXPECT_EQ(again->Hash(resumed), hash);
+        EXPECT_EQ(again->Hash(GenerationOf(resumed, after)), hash);
         expect_merged(*again);
       }
     }
@@ -215,16 +223,17 @@ TEST(CountingFilter, RefusesChunksThatAreNotItsOwn) {
   const Table config = Config(4, 1000);
   auto store = MakeMapStore();
   CountingFilter filter(config, kTable, kShard);
-  filter.Add(9, MakeSign(kTable, 1), 1);
-  SaveTo(store.get(), 9, &filter);
-  EXPECT_EQ(CountingFilter::Load(Config(4, 1001), kTable, kShard, 9, store.get()).status().code(),
+  filter.Add(GenerationOf(9, 4), MakeSign(kTable, 1), 1);
+  SaveTo(store.get(), GenerationOf(9, 4), &filter);
+  EXPECT_EQ(CountingFilter::Load(Config(4, 1001), kTable, kShard, 9, {}, store.get()).status().code(),
             absl::StatusCode::kDataLoss);
-  EXPECT_EQ(CountingFilter::Load(config, kTable, kShard, 7, store.get()).status().code(), absl::StatusCode::kDataLoss)
+  EXPECT_EQ(CountingFilter::Load(config, kTable, kShard, 7, {}, store.get()).status().code(),
+            absl::StatusCode::kDataLoss)
       << "of a generation that step 7 has not reached";
   const KvKey key = FilterChunkKey(kTable, kShard, {0, true, 0});
   for (const size_t bytes : {0u, 7u, 8u, 9u}) {
     ASSERT_TRUE(store->Write({{key, std::string(bytes, '\1'), false}}).ok());
-    EXPECT_EQ(CountingFilter::Load(config, kTable, kShard, 9, store.get()).status().code(),
+    EXPECT_EQ(CountingFilter::Load(config, kTable, kShard, 9, {}, store.get()).status().code(),
               absl::StatusCode::kDataLoss);
   }
 }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <set>
 
+#include "embedding/expiry.h"
 #include "embedding/rocksdb_store.h"
 #include "embedding/row_record.h"
 #include "embedding/store_io.h"
@@ -49,6 +50,16 @@ void DrawOptimizer(Random* random, Optimizer* optimizer) {
   if (random->Below(2) == 0) optimizer->set_weight_decay(0.1);
 }
 
+void DrawHours(Random* random, Table* config) {
+  config->clear_expire_after_steps();
+  config->set_expire_after_hours(1 + static_cast<uint32_t>(random->Below(3)));
+}
+
+// A row cannot expire within 16 steps by time.
+uint64_t StepsFor(const RandomJob& job, uint64_t steps) {
+  return job.options.config.expire_after_hours() > 0 ? 4 * steps : steps;
+}
+
 RandomJob DrawJob(uint64_t seed) {
   Random random(seed);
   RandomJob job;
@@ -60,6 +71,7 @@ RandomJob DrawJob(uint64_t seed) {
   config.set_weights(static_cast<Table::Weights>(random.Below(3)));
   config.mutable_admission()->set_count_min(1 + static_cast<uint32_t>(random.Below(3)));
   config.set_expire_after_steps(static_cast<uint32_t>(random.Below(4)));
+  if (seed % 3 == 1) DrawHours(&random, &config);
   if (random.Below(2) == 0) {
     config.mutable_admission()->set_counter(Admission::BLOOM);
     config.mutable_admission()->set_bloom_counters(64);  // few: signs do collide
@@ -87,6 +99,7 @@ class Runner {
         random_(job.options.seed + 77),
         reference_(job.options),
         cut_reference_(job.options),
+        expiry_(ExpiryRule::Of(job.options.config)),
         folder_(NewTestFolder()) {
     OpenAt(JoinPath(folder_, "live"), true);
   }
@@ -107,6 +120,7 @@ class Runner {
       const uint64_t n = 1 + random_.Below(9);
       ASSERT_TRUE(table_->Push(step, n, SpansOf(parts)).ok());
       reference_.Push(step, n, parts);
+      Tick(step);
       applied_ = step;
       rows_in_memory_most_ = std::max(rows_in_memory_most_, table_->stats().rows_in_memory);
     }
@@ -119,6 +133,16 @@ class Runner {
   uint64_t rows_in_memory_most() const { return rows_in_memory_most_; }
 
  private:
+  // Mostly some minutes later; now and then none, an earlier one, or one that lies far ahead.
+  void Tick(uint64_t step) {
+    log_time_s_ += static_cast<uint32_t>(random_.Below(900));
+    const uint32_t draw = static_cast<uint32_t>(random_.Below(12));
+    const uint32_t time_s = draw == 0 ? 0 : draw == 1 ? log_time_s_ - 5000 : draw == 2 ? 4'000'000'000u : log_time_s_;
+    table_->Tick(step, time_s);
+    reference_.Tick(step, time_s);
+    expiry_.Tick(step, time_s);
+  }
+
   void OpenAt(const std::string& path, bool fresh) {
     if (rocksdb_) {
       auto store = OpenRocksDbStore(path, RocksDbOptions());
@@ -155,6 +179,7 @@ class Runner {
     cutting_ = true;
     cut_step_ = applied_;
     cut_reference_ = reference_;
+    cut_clock_ = expiry_.clock();
   }
   void ContinueCut(uint64_t rows_max) {
     const auto more = table_->ContinueCut(rows_max);
@@ -178,6 +203,8 @@ class Runner {
     ASSERT_TRUE(store.ok()) << store.status();
     TableOptions options = job_.options;
     options.step = cut_step_;
+    options.clock = cut.clock;
+    ASSERT_EQ(cut.clock.SerializeAsString(), cut_clock_.SerializeAsString());
     auto table = EmbeddingTable::Open(options, store->get());
     ASSERT_TRUE(table.ok()) << table.status();
     const uint32_t dim = job_.options.config.dim();
@@ -237,10 +264,15 @@ class Runner {
     const std::string path = JoinPath(folder_, absl::StrCat("checkpoint-", ++checkpoints_));
     ASSERT_TRUE(store_->Checkpoint(path).ok());
     Close();
+    job_.options.clock = expiry_.clock();
     const bool changes = random_.Below(3) == 0;
     if (changes) {
-      job_.options.config.set_expire_after_steps(static_cast<uint32_t>(random_.Below(5)));
-      reference_.ChangeExpiry(applied_, job_.options.config.expire_after_steps());
+      Table* const config = &job_.options.config;
+      config->clear_expire_after_hours();
+      config->set_expire_after_steps(static_cast<uint32_t>(random_.Below(5)));
+      if (random_.Below(2) == 0) DrawHours(&random_, config);
+      reference_.ChangeExpiry(applied_, config->expire_after_steps(), config->expire_after_hours());
+      expiry_ = Expiry(ExpiryRule::Of(*config), expiry_.clock());
     }
     OpenAt(path, false);
     if (changes) return;  // an upper bound until the next cut
@@ -271,6 +303,9 @@ class Runner {
   Random random_;
   ReferenceTable reference_;
   ReferenceTable cut_reference_;  // as of the cut
+  Expiry expiry_;
+  LogClock cut_clock_;
+  uint32_t log_time_s_ = 1'700'000'000;
   bool cutting_ = false;
   uint64_t cut_step_ = 0;
   const std::string folder_;
@@ -281,6 +316,11 @@ class Runner {
   int checkpoints_ = 0;
   uint64_t rows_in_memory_most_ = 0;
 };
+
+void RunOf(uint64_t seed, bool rocksdb, size_t read_threads, uint64_t steps) {
+  const RandomJob job = DrawJob(seed);
+  Runner(job, rocksdb, read_threads).Run(StepsFor(job, steps));
+}
 
 TableOptions PlainOptions(uint32_t dim, uint64_t memory_rows_max) {
   TableOptions options;
@@ -305,16 +345,16 @@ std::vector<float> PullOne(EmbeddingTable* table, uint64_t step, Sign sign, uint
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceBitForBitOverAMap) {
-  for (uint64_t seed = 0; seed < 160 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), false).Run(14);
+  for (uint64_t seed = 0; seed < 160 && !HasFatalFailure(); ++seed) RunOf(seed, false, 0, 14);
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceBitForBitOverRocksDb) {
-  for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), true).Run(10);
+  for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) RunOf(seed, true, 0, 10);
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceWithReadsAndWritesOnOtherThreads) {
-  for (uint64_t seed = 0; seed < 96 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), false, 1 + seed % 3).Run(14);
-  for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) Runner(DrawJob(seed), true, 2).Run(10);
+  for (uint64_t seed = 0; seed < 96 && !HasFatalFailure(); ++seed) RunOf(seed, false, 1 + seed % 3, 14);
+  for (uint64_t seed = 1000; seed < 1016 && !HasFatalFailure(); ++seed) RunOf(seed, true, 2, 10);
 }
 
 TEST(EmbeddingTable, EqualsTheReferenceWhenEvictionChoosesBySample) {
@@ -322,6 +362,7 @@ TEST(EmbeddingTable, EqualsTheReferenceWhenEvictionChoosesBySample) {
     RandomJob job = DrawJob(seed);
     job.options.config.clear_admission();
     job.options.config.clear_expire_after_steps();
+    job.options.config.clear_expire_after_hours();
     job.options.memory_rows_max = 6000;  // more slots than eviction looks at one by one
     job.ids = 30000;
     job.batch = 2500;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "common/base/env.h"
+#include "embedding/expiry.h"
 #include "gtest/gtest.h"
 
 namespace hearth {
@@ -19,10 +20,15 @@ Admission Bloom(uint64_t counters, uint32_t hashes, uint32_t count_min) {
 
 TEST(Lifecycle, ARecordExpiresAfterItsStepsAndNotAtThem) {
   const RowMeta meta{1, 10, 0, 0};
-  EXPECT_FALSE(IsExpired(meta, 0, 1000000));
-  EXPECT_FALSE(IsExpired(meta, 3, 13));
-  EXPECT_TRUE(IsExpired(meta, 3, 14));
-  EXPECT_FALSE(IsExpired(RowMeta{1, 0xffffffff, 0, 0}, 0xffffffff, 0xffffffff));
+  const auto expired = [](const RowMeta& meta, uint32_t steps, uint64_t step) {
+    return IsExpired(meta, Expiry(ExpiryRule{steps, 0}).HorizonAt(step));
+  };
+  EXPECT_FALSE(expired(meta, 0, 1000000));
+  EXPECT_FALSE(expired(meta, 3, 13));
+  EXPECT_TRUE(expired(meta, 3, 14));
+  EXPECT_FALSE(expired(RowMeta{1, 0, 0, 0}, 5, 5));
+  EXPECT_TRUE(expired(RowMeta{1, 0, 0, 0}, 5, 6));
+  EXPECT_FALSE(expired(RowMeta{1, 0xffffffff, 0, 0}, 0x7fffffff, 0xffffffff));
 }
 
 TEST(Lifecycle, CountsSaturate) {

@@ -21,6 +21,7 @@
 #include "embedding/row_record.h"
 #include "embedding/sparse_optimizer.h"
 #include "gtest/gtest.h"
+#include "tests/embedding/slow_clock.h"
 
 namespace hearth {
 
@@ -76,7 +77,9 @@ class ReferenceTable {
       : options_(options),
         dim_(options.config.dim()),
         optimizer_(options.config.optimizer(), dim_),
-        weights_(options.config, options.seed) {}
+        weights_(options.config, options.seed) {
+    clock_.hours = options.config.expire_after_hours();
+  }
 
   void Push(uint64_t step, uint64_t n, const std::vector<Part>& parts) {
     std::map<Sign, uint32_t> occurrences;
@@ -91,7 +94,7 @@ class ReferenceTable {
     }
     for (const auto& [sign, count] : occurrences) {
       auto it = rows_.find(sign);
-      if (it != rows_.end() && IsExpired(it->second.meta, options_.config.expire_after_steps(), step)) {
+      if (it != rows_.end() && Expired(it->second.meta, step)) {
         rows_.erase(it);
         it = rows_.end();
       }
@@ -126,18 +129,29 @@ class ReferenceTable {
     }
   }
 
+  void Tick(uint64_t step, uint32_t time_s) {
+    if (ByTime()) clock_.Tick(step, time_s);
+  }
+
   // The step after which another job goes on: what has expired by the old rule is gone, what counts in a filter was
   // seen now.
-  void ChangeExpiry(uint64_t step, uint32_t expire_after_steps) {
+  void ChangeExpiry(uint64_t step, uint32_t expire_after_steps, uint32_t expire_after_hours) {
     for (auto it = rows_.begin(); it != rows_.end();) {
-      const bool expired = IsExpired(it->second.meta, options_.config.expire_after_steps(), step);
+      const bool expired = Expired(it->second.meta, step);
       it = expired ? rows_.erase(it) : std::next(it);
     }
-    if (options_.config.expire_after_steps() == expire_after_steps) return;
+    if (options_.config.expire_after_steps() == expire_after_steps &&
+        options_.config.expire_after_hours() == expire_after_hours) {
+      return;
+    }
     const auto before = std::move(filters_);
     filters_.clear();
-    const uint32_t generation = Generation(step);
+    const uint32_t generation = Generation(step);  // by the old rule
+    // The clock goes on where there is one.
+    if (!ByTime()) clock_ = SlowClock();
+    clock_.hours = expire_after_hours;
     options_.config.set_expire_after_steps(expire_after_steps);
+    options_.config.set_expire_after_hours(expire_after_hours);
     for (const auto& [key, filter] : before) {
       if (key.second + 1 < generation) continue;
       CountingBloom* merged = FilterOf(key.first, Generation(step));
@@ -148,7 +162,7 @@ class ReferenceTable {
   // occurrences 0: read-only.
   std::vector<float> Pull(uint64_t step, Sign sign, uint32_t occurrences) const {
     const auto it = rows_.find(sign);
-    const bool live = it != rows_.end() && !IsExpired(it->second.meta, options_.config.expire_after_steps(), step);
+    const bool live = it != rows_.end() && !Expired(it->second.meta, step);
     if (live && it->second.meta.flags != 0) return {it->second.floats.begin(), it->second.floats.begin() + dim_};
     const uint32_t count = live ? it->second.meta.count : Bloom() ? Estimate(step, sign) : 0;
     if (occurrences > 0 && count + occurrences >= CountMin()) return Initial(sign);
@@ -158,14 +172,14 @@ class ReferenceTable {
   uint64_t Hash(uint64_t step) const {
     uint64_t hash = 0;
     for (const auto& [sign, row] : rows_) {
-      if (IsExpired(row.meta, options_.config.expire_after_steps(), step)) continue;
+      if (Expired(row.meta, step)) continue;
       hash += RowHash(options_.number, sign, row.meta, StoredWords(options_.config, row.floats));
     }
     for (const auto& [key, filter] : filters_) {
       const auto& [shard, generation] = key;
       if (generation + 1 < Generation(step)) continue;
-      hash += options_.config.expire_after_steps() == 0 ? filter.Hash({options_.number, shard})
-                                                        : filter.Hash({options_.number, shard, generation});
+      const bool never = options_.config.expire_after_steps() == 0 && !ByTime();
+      hash += never ? filter.Hash({options_.number, shard}) : filter.Hash({options_.number, shard, generation});
     }
     return hash;
   }
@@ -173,7 +187,7 @@ class ReferenceTable {
   uint64_t RowsAt(uint64_t step) const {
     uint64_t count = 0;
     for (const auto& [sign, row] : rows_) {
-      count += row.meta.flags != 0 && !IsExpired(row.meta, options_.config.expire_after_steps(), step) ? 1 : 0;
+      count += row.meta.flags != 0 && !Expired(row.meta, step) ? 1 : 0;
     }
     return count;
   }
@@ -188,7 +202,14 @@ class ReferenceTable {
   uint32_t CountMin() const { return options_.config.admission().count_min(); }
   bool Bloom() const { return options_.config.admission().counter() == Admission::BLOOM && CountMin() > 1; }
   uint32_t Shard(Sign sign) const { return LogicalShardOf(sign, options_.shards); }
+  bool ByTime() const { return options_.config.expire_after_hours() > 0; }
+  bool Expired(const RowMeta& meta, uint64_t step) const {
+    if (ByTime()) return clock_.Expired(meta.last_step);
+    const uint64_t span = options_.config.expire_after_steps();
+    return span != 0 && meta.last_step + span < step;
+  }
   uint32_t Generation(uint64_t step) const {
+    if (ByTime()) return clock_.Generation();
     const uint32_t span = options_.config.expire_after_steps();
     return span == 0 ? 0 : static_cast<uint32_t>(step / span);
   }
@@ -215,6 +236,7 @@ class ReferenceTable {
   uint32_t dim_;
   SparseOptimizer optimizer_;
   RowWeights weights_;
+  SlowClock clock_;
   std::map<Sign, Row> rows_;
   std::map<std::pair<uint32_t, uint32_t>, CountingBloom> filters_;  // by logical shard and generation, all there were
 };

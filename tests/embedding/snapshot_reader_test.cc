@@ -231,15 +231,22 @@ TEST_F(SnapshotReaderTest, AnotherExpiryGoesOnToTheSameRowsOnAnyNumberOfServersD
     Random random(table * 1000 + step);
     return RandomPart(&random, table, kIds, 90, dim(table));
   };
-  for (const uint32_t expire_after_steps : {0u, 1u, 2u, 5u, 100u}) {
+  const auto time_s = [](uint64_t step) { return 1'700'000'000 + static_cast<uint32_t>(step) * 300; };
+  for (const auto& [expire_after_steps, hours] :
+       std::vector<std::pair<uint32_t, uint32_t>>{{0, 0}, {1, 0}, {2, 0}, {5, 0}, {100, 0}, {0, 1}}) {
+    const uint64_t last_step = kStep + (hours > 0 ? 22 : 4);  // by time no row expires within 16
     Job job = job_;
-    for (Table& table : *job.mutable_table()) table.set_expire_after_steps(expire_after_steps);
+    for (Table& table : *job.mutable_table()) {
+      table.set_expire_after_steps(expire_after_steps);
+      table.set_expire_after_hours(hours);
+    }
     std::vector<uint64_t> truth;
     for (TableNumber table = 1; table <= kTables; ++table) {
       ReferenceTable reference = references_[table - 1];
-      reference.ChangeExpiry(kStep, expire_after_steps);
-      for (uint64_t step = kStep + 1; step <= kStep + 4; ++step) {
+      reference.ChangeExpiry(kStep, expire_after_steps, hours);
+      for (uint64_t step = kStep + 1; step <= last_step; ++step) {
         reference.Push(step, 4, {part(table, step)});
+        reference.Tick(step, time_s(step));
         truth.push_back(reference.Hash(step));
       }
     }
@@ -262,14 +269,16 @@ TEST_F(SnapshotReaderTest, AnotherExpiryGoesOnToTheSameRowsOnAnyNumberOfServersD
         for (TableNumber table = 1; table <= kTables; ++table) {
           auto opened = EmbeddingTable::Open(OptionsOf(job, table, 20, kStep), store.get());
           ASSERT_TRUE(opened.ok()) << opened.status();
-          for (uint64_t step = kStep + 1; step <= kStep + 4; ++step) {
+          for (uint64_t step = kStep + 1; step <= last_step; ++step) {
             const Part share = ShareOf(part(table, step), dim(table), server, dealt);
             ASSERT_TRUE((*opened)->Push(step, 4, {share.span()}).ok());
+            (*opened)->Tick(step, time_s(step));
             hashes[next++] += *(*opened)->Snapshot(step);
           }
         }
       }
-      EXPECT_EQ(hashes, truth) << servers << " servers, expire_after_steps " << expire_after_steps;
+      EXPECT_EQ(hashes, truth) << servers << " servers, expire_after_steps " << expire_after_steps << ", hours "
+                               << hours;
     }
   }
 }

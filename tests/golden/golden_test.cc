@@ -206,6 +206,37 @@ TEST(GoldenRun, SavedAndResumedOnOtherNumbersEqualsTheRunThatNeverStopped) {
   EXPECT_EQ(HashOfAResumedRun(WithStaleness(0), Folder("resumed")), Golden(0).model_hash);
 }
 
+// The same with every table's rows expiring by the log's time, not by steps.
+Job ByTime(uint32_t staleness) {
+  Job job = WithStaleness(staleness);
+  job.mutable_log(0)->set_time_ms("time_ms");
+  for (Table& table : *job.mutable_table()) {
+    table.clear_expire_after_steps();
+    table.set_expire_after_hours(1 + table.dim() / 8);
+  }
+  EXPECT_TRUE(FaultsOf(job).empty());
+  return job;
+}
+
+TEST(GoldenRun, RowsThatExpireByTheLogsTimeGiveOneModelOnAnyNumberOfProcesses) {
+  for (const uint32_t staleness : {0u, 2u}) {
+    const auto golden = TrainGolden(ByTime(staleness), Folder("golden"));
+    ASSERT_TRUE(golden.ok()) << golden.status();
+    for (const auto& [servers, workers] : {std::make_pair(1, 1), std::make_pair(3, 2), std::make_pair(2, 4)}) {
+      const Manifest manifest =
+          EndOf(ByTime(staleness), absl::StrCat("by_time_", staleness, servers), servers, workers);
+      EXPECT_EQ(manifest.model_hash(), golden->model_hash) << staleness << " " << servers;
+      for (const TableStats& table : manifest.table()) {
+        EXPECT_GT(table.clock().horizon(), 0u) << table.name() << ": nothing expired, and the test shows nothing";
+      }
+    }
+    // At staleness above 0 a stop that is asked for is a cut more, and changes views.
+    if (staleness == 0) {
+      EXPECT_EQ(HashOfAResumedRun(ByTime(0), Folder("resumed")), golden->model_hash);
+    }
+  }
+}
+
 // Rates of both halves, decay and the mean of the weights hang on the step alone, wherever a run was cut. Tables have
 // optimizers here that the other jobs do not have.
 TEST(GoldenRun, SchedulesDecayGroupsAndMeansAreTheSameInAResumedRun) {

@@ -19,6 +19,7 @@
 #include "embedding/lifecycle.h"
 #include "embedding/row_record.h"
 #include "embedding/sparse_optimizer.h"
+#include "tests/embedding/slow_clock.h"
 #include "worker/dense/dense_replica.h"
 #include "worker/dense/host_step.h"
 #include "worker/log/log_reader.h"
@@ -33,6 +34,7 @@ struct Row {
 struct Tables {
   std::map<Sign, Row> rows;
   std::map<std::tuple<TableNumber, uint32_t, uint32_t>, CountingBloom> filters;  // by logical shard and generation
+  std::vector<SlowClock> clocks;                                                 // [tables]
 };
 
 class Golden {
@@ -94,12 +96,18 @@ class Golden {
       readers_.push_back(std::move(reader));
     }
     history_.emplace_back(0, Tables());
+    for (const Table& table : job_.table()) {
+      history_.back().second.clocks.emplace_back().hours = std::max<uint32_t>(1, table.expire_after_hours());
+    }
     return absl::OkStatus();
   }
 
   const Table& TableOfSign(Sign sign) const { return job_.table(static_cast<int>(TableOf(sign)) - 1); }
 
-  bool Live(Sign sign, const Row& row, uint64_t step) const {
+  // tables: of the view that is looked at, or that is changed.
+  bool Live(const Tables& tables, Sign sign, const Row& row, uint64_t step) const {
+    if (TableOfSign(sign).expire_after_hours() > 0)
+      return !tables.clocks[TableOf(sign) - 1].Expired(row.meta.last_step);
     const uint64_t expire = TableOfSign(sign).expire_after_steps();
     return expire == 0 || row.meta.last_step + expire >= step;
   }
@@ -112,7 +120,8 @@ class Golden {
 
   bool HasFilters(Sign sign) const { return TableOfSign(sign).admission().counter() == Admission::BLOOM; }
 
-  uint32_t Generation(TableNumber table, uint64_t step) const {
+  uint32_t Generation(const Tables& tables, TableNumber table, uint64_t step) const {
+    if (job_.table(static_cast<int>(table) - 1).expire_after_hours() > 0) return tables.clocks[table - 1].Generation();
     return static_cast<uint32_t>(step / job_.table(static_cast<int>(table) - 1).expire_after_steps());
   }
 
@@ -123,7 +132,7 @@ class Golden {
     for (const auto& [key, filter] : tables.filters) {
       const auto& [of, shard, generation] = key;
       if (of != table || shard != LogicalShardOf(sign, job_.training().shards())) continue;
-      if (generation + 1 >= Generation(table, step)) seen += filter.Estimate(sign);
+      if (generation + 1 >= Generation(tables, table, step)) seen += filter.Estimate(sign);
     }
     return seen;
   }
@@ -157,7 +166,7 @@ class Golden {
     for (size_t i = 0; i < group->unique.size(); ++i) {
       const Sign sign = group->unique[i];
       const auto found = tables.rows.find(sign);
-      const bool live = found != tables.rows.end() && Live(sign, found->second, step);
+      const bool live = found != tables.rows.end() && Live(tables, sign, found->second, step);
       std::vector<float> weights;
       if (live && (found->second.meta.flags & kRowAdmitted)) {
         weights.assign(found->second.values.begin(), found->second.values.begin() + group->dim);
@@ -194,9 +203,21 @@ class Golden {
     if (n > 0 && !skip) {
       HEARTH_RETURN_IF_ERROR(UpdateDense(step, n, results));
       UpdateRows(step, n, *batches, &next);
+      Tick(step, *batches, &next);
     }
     history_.emplace_back(step, std::move(next));
     return absl::OkStatus();
+  }
+
+  // The lower median of the lanes' times.
+  static void Tick(uint64_t step, const std::vector<std::unique_ptr<Batch>>& batches, Tables* tables) {
+    std::vector<uint32_t> times_s;
+    for (const auto& batch : batches) {
+      if (batch != nullptr && batch->time_s > 0) times_s.push_back(batch->time_s);
+    }
+    if (times_s.empty()) return;
+    std::sort(times_s.begin(), times_s.end());
+    for (SlowClock& clock : tables->clocks) clock.Tick(step, times_s[(times_s.size() - 1) / 2]);
   }
 
   absl::Status UpdateDense(uint64_t step, uint64_t n, const std::vector<LaneResult>& results) {
@@ -239,11 +260,11 @@ class Golden {
       const Table& table = TableOfSign(sign);
       const SparseOptimizer optimizer(table.optimizer(), table.dim());
       const auto found = tables->rows.find(sign);
-      if (found != tables->rows.end() && !Live(sign, found->second, step)) tables->rows.erase(found);
+      if (found != tables->rows.end() && !Live(*tables, sign, found->second, step)) tables->rows.erase(found);
       if (HasFilters(sign) && tables->rows.count(sign) == 0) {
         const uint32_t seen = Seen(*tables, sign, step);
         const uint32_t shard = LogicalShardOf(sign, job_.training().shards());
-        tables->filters.try_emplace({TableOf(sign), shard, Generation(TableOf(sign), step)}, table.admission())
+        tables->filters.try_emplace({TableOf(sign), shard, Generation(*tables, TableOf(sign), step)}, table.admission())
             .first->second.Add(sign, static_cast<uint32_t>(sum.occurrences));
         if (seen + sum.occurrences < table.admission().count_min()) continue;
         tables->rows[sign].meta.count = seen;
@@ -278,11 +299,12 @@ class Golden {
     result_.steps = step;
     const Tables& tables = history_.back().second;
     for (const auto& [sign, row] : tables.rows) {
-      if (Live(sign, row, step)) result_.rows_hash += RecordHash(sign, RecordOf(sign, row));
+      if (Live(tables, sign, row, step)) result_.rows_hash += RecordHash(sign, RecordOf(sign, row));
     }
     for (const auto& [key, filter] : tables.filters) {
       const auto& [table, shard, generation] = key;
-      if (generation + 1 >= Generation(table, step)) result_.rows_hash += filter.Hash({table, shard, generation});
+      if (generation + 1 >= Generation(tables, table, step))
+        result_.rows_hash += filter.Hash({table, shard, generation});
     }
     HEARTH_ASSIGN_OR_RETURN(result_.dense_hash, replica_->Hash());
     result_.model_hash = ModelHash(result_.rows_hash, result_.dense_hash);

@@ -162,7 +162,7 @@ class WorkerThreads {
         const uint64_t step = pushed->step;
         const std::vector<TableRows> tables = RowsOf(&pushed->batch);
         HEARTH_RETURN_IF_ERROR(
-            client.Push(pushed->lane, step, plan_.Records(step), plan_.NextCut(step), plan_.Skip(step), tables));
+            client.Push(pushed->lane, step, {plan_.Records(step), plan_.NextCut(step), plan_.Skip(step)}, tables));
         handed_.Push(1);
       } else if (queue_.closed()) {
         return client.Flush();
@@ -377,7 +377,7 @@ TEST_F(PlayedServer, EveryServerHearsOfEmptyPullsAndOfSkippedPushes) {
   PullClient pulls(options_, kPortPull);
   PushClient pushes(options_);
   ASSERT_TRUE(pulls.Send(1, 1, 0, {}).ok());
-  ASSERT_TRUE(pushes.Push(1, 1, 0, 5, /*skip=*/true, RowsOf(&batch_)).ok());
+  ASSERT_TRUE(pushes.Push(1, 1, {0, 5, /*skip=*/true}, RowsOf(&batch_)).ok());
   for (int server : {0, 1}) {
     const Message pull = Next(server);
     EXPECT_EQ(DecodeHeader(pull.payload.span())->kind, MessageKind::kPull);
@@ -435,7 +435,7 @@ TEST_F(SlowServer, APullIsAskedForEverMoreSeldomAndNeverGivenUp) {
 
 TEST_F(SlowServer, APushIsRepeatedEverMoreSeldomAndNeverGivenUp) {
   PushClient client(options_);
-  ASSERT_TRUE(client.Push(0, 1, 1, 0, false, RowsOf(&batch_)).ok());
+  ASSERT_TRUE(client.Push(0, 1, {1, 0, false}, RowsOf(&batch_)).ok());
   Header ack;
   ack.kind = MessageKind::kPushAck;
   ack.step = 1;

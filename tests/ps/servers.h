@@ -190,7 +190,7 @@ class Servers {
       for (uint32_t lane = 0; lane < plan.lanes; ++lane) {
         LaneBatch& batch = in_flight[{step, lane}];
         HEARTH_CHECK(
-            pushes.Push(lane, step, plan.Records(step), plan.NextCut(step), plan.Skip(step), RowsOf(&batch)).ok());
+            pushes.Push(lane, step, {plan.Records(step), plan.NextCut(step), plan.Skip(step)}, RowsOf(&batch)).ok());
         in_flight.erase({step, lane});
       }
       if (commit && plan.IsCut(step)) {

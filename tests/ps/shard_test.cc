@@ -63,13 +63,14 @@ class SlowStore final : public KvStore {
 class ShardTest : public ::testing::Test {
  protected:
   void Open(uint32_t lanes, uint32_t staleness, uint32_t every_steps, uint32_t server = 0, uint32_t servers = 1,
-            bool read_only = false) {
+            bool read_only = false, uint32_t expire_after_hours = 0) {
     Plan plan;
     plan.lanes = lanes;
     plan.staleness = staleness;
     plan.every_steps = every_steps;
     ShardOptions options;
     options.job = plan.job();
+    options.job.mutable_table(0)->set_expire_after_hours(expire_after_hours);
     options.lanes = lanes;
     options.server = server;
     options.servers = servers;
@@ -286,6 +287,46 @@ TEST_F(ShardTest, ASkippedStepMovesTheClockAlone) {
   ASSERT_TRUE(shard_->Cut().ok());
   EXPECT_EQ(report_.table(0).rows(), 0u);
   EXPECT_EQ(report_.rows_hash(), 0u);
+}
+
+TEST_F(ShardTest, RowsExpireByTheTimeThatPushesTellAndACutKeepsTheClock) {
+  Open(1, 0, 10, 0, 1, /*read_only=*/false, /*expire_after_hours=*/1);
+  constexpr uint32_t kNoonS = 1'700'000'000;
+  const auto weight = [&] { return sent_.back().decoded.sections[0].values[0]; };
+  float first = 0;
+  for (uint64_t step = 1; step <= 40; ++step) {
+    ASSERT_TRUE(Pull(0, step, step - 1, MakeSign(1, 5)).ok());
+    if (step == 1) first = weight();
+    if (step == 2) {
+      EXPECT_NE(weight(), first);
+    }
+    // Touched in step 1 alone; a 16th of an hour goes by from step to step, but not in a skipped one.
+    EXPECT_EQ(weight() == first, step == 1 || step > 18) << step;
+    Header push = PushHeader(0, step);
+    push.time_s = kNoonS + static_cast<uint32_t>(step) * 225;
+    if (step == 7) {
+      push.flags = kFlagSkip;
+      push.time_s = 4'000'000'000u;
+    }
+    const bool touches = step == 1;
+    ASSERT_TRUE(Give(push, touches ? std::vector<Section>{One(MakeSign(1, 5))} : std::vector<Section>()).ok());
+  }
+  while (shard_->Idle().value()) {
+  }
+  EXPECT_THAT(cuts_, ElementsAre(10, 20, 30, 40));
+  EXPECT_EQ(report_.table(0).clock().time_s(), kNoonS + 39 * 225) << "the skipped step is not made up for";
+  EXPECT_GT(report_.table(0).clock().horizon(), 20u);
+  EXPECT_EQ(report_.table(0).rows(), 0u);
+  EXPECT_FALSE(report_.table(1).has_clock());
+}
+
+TEST_F(ShardTest, RefusesLanesThatTellAnotherTimeOfAStep) {
+  Open(2, 0, 0);
+  for (uint32_t lane = 0; lane < 2; ++lane) ASSERT_TRUE(Pull(lane, 1, 0).ok());
+  Header push = PushHeader(0, 1);
+  push.time_s = 1'700'000'000;
+  ASSERT_TRUE(Give(push, {One(MakeSign(1, 5))}).ok());
+  EXPECT_THAT(std::string(Push(1, 1).message()), HasSubstr("time 0 differ"));
 }
 
 TEST_F(ShardTest, AReadOnlyPullWaitsForItsCutAndChangesNothing) {

@@ -395,7 +395,9 @@ class Maker {
     for (int table = 0; table < job_.table_size(); ++table) {
       TableStats* const stats = manifest_.add_table();
       stats->set_name(job_.table(table).name());
-      stats->set_rows(rows_.tables[static_cast<size_t>(table)].rows);
+      const AdoptedTable& rows = rows_.tables[static_cast<size_t>(table)];
+      stats->set_rows(rows.rows);
+      if (rows.clock.has_time_s()) *stats->mutable_clock() = rows.clock;
     }
     manifest_.set_rows_hash(rows_.rows_hash);
     manifest_.set_dense_hash(dense_hash_);

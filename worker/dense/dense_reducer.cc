@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "common/base/status.h"
+#include "model/batch/batch.h"
 #include "worker/step/dense_optimizer.h"
 
 namespace hearth {
@@ -20,7 +21,7 @@ struct StepTail::Fixed {
   uint32_t stop;
   uint32_t cut;
   uint32_t skip;
-  uint32_t unused;
+  uint32_t time_s;
 };
 
 StepTail::StepTail(uint32_t lanes, int64_t moment_columns)
@@ -46,6 +47,7 @@ void StepTail::Write(const LaneVote& vote, bool finite, double moments_count, co
   fixed.stop = vote.stop;
   fixed.cut = vote.cut;
   fixed.skip = !finite;
+  fixed.time_s = vote.time_s;
   std::memset(out, 0, bytes_);
   std::memcpy(out, &fixed, sizeof(fixed));
   if (moments == nullptr || columns_ == 0 || moments_count == 0) return;
@@ -60,6 +62,7 @@ void StepTail::Read(const char* tails, StepSum* sum) {
   sum->verdict.all_at_end = true;
   sum->read = 0;
   sum->bad = 0;
+  times_s_.clear();
   for (uint32_t lane = 0; lane < lanes_; ++lane) {
     const char* in = tails + lane * bytes_;
     Fixed fixed;
@@ -70,6 +73,7 @@ void StepTail::Read(const char* tails, StepSum* sum) {
     sum->verdict.last |= fixed.last != 0;
     sum->verdict.stop |= fixed.stop != 0;
     sum->verdict.cut |= fixed.cut != 0;
+    if (fixed.time_s != 0) times_s_.push_back(fixed.time_s);
     sum->read += fixed.read;
     sum->bad += fixed.bad;
     BatchMoments& moments = moments_[lane];
@@ -80,6 +84,7 @@ void StepTail::Read(const char* tails, StepSum* sum) {
     std::memcpy(moments.mean.data(), in + sizeof(Fixed), columns_ * sizeof(float));
     std::memcpy(moments.m2.data(), in + sizeof(Fixed) + columns_ * sizeof(float), columns_ * sizeof(float));
   }
+  sum->verdict.time_s = LowerMedian(&times_s_);
   sum->trains = sum->verdict.records > 0 && !sum->verdict.skip;
   if (sum->trains) sum->moments = PoolMoments(moments_);
 }

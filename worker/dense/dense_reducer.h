@@ -27,6 +27,7 @@ struct LaneVote {
   bool last = false;    // and it knows that nothing follows
   bool stop = false;
   bool cut = false;
+  uint32_t time_s = 0;                 // of its records; 0: none
   const LaneResult* result = nullptr;  // null: no records, adds zeros; on a GPU always
   // Totals with this step included, for the budget of bad records.
   uint64_t read = 0;
@@ -69,6 +70,7 @@ class StepTail {
   const size_t columns_;
   const size_t bytes_;
   std::vector<BatchMoments> moments_;  // [lanes]
+  std::vector<uint32_t> times_s_;      // scratch: of lanes that have one
 };
 
 // On hosts.

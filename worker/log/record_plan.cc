@@ -21,7 +21,9 @@ namespace {
 
 constexpr int kLogBuckets = 1024;  // floor(log2(1 + |x|)) of a finite double is at most this
 constexpr size_t kExampleBytesMax = 64;
-constexpr uint64_t kMissingRawId = kIdMask;  // so a raw id may not be this one
+constexpr double kTimeMsMin = 946'684'800'000.0;    // 2000-01-01: seconds in the place of milliseconds lie before it,
+constexpr double kTimeMsEnd = 4'102'444'800'000.0;  // 2100-01-01: and microseconds behind it
+constexpr uint64_t kMissingRawId = kIdMask;         // so a raw id may not be this one
 
 float Transformed(const DenseFeature& config, double value) {
   double result = value;
@@ -93,6 +95,10 @@ class PlanCompiler {
     if (!log_.where().empty()) {
       plan_->has_where_ = true;
       plan_->where_ = Parse("where", log_.where());
+    }
+    if (!log_.time_ms().empty()) {
+      plan_->has_time_ = true;
+      plan_->time_ms_ = Parse("time_ms", log_.time_ms());
     }
     for (int i = 0; i < job_.slot_size(); ++i) AddSlot(i);
     for (const DenseFeature& dense : job_.dense()) AddDense(dense);
@@ -285,7 +291,10 @@ std::vector<std::string> FaultsOfExpressions(const Job& job, const std::vector<L
     const auto parsed = Expression::ColumnsOf(text);
     if (!parsed.ok()) faults.push_back(SyntaxFault(what, parsed.status()));
   };
-  for (const Log& log : logs) check(absl::StrCat("log \"", log.name(), "\": where"), log.where());
+  for (const Log& log : logs) {
+    check(absl::StrCat("log \"", log.name(), "\": where"), log.where());
+    check(absl::StrCat("log \"", log.name(), "\": time_ms"), log.time_ms());
+  }
   for (const Slot& slot : job.slot()) check(absl::StrCat("slot \"", slot.name(), "\""), slot.value());
   for (const DenseFeature& dense : job.dense()) check(absl::StrCat("dense \"", dense.name(), "\""), dense.value());
   for (const Task& task : job.task()) {
@@ -323,6 +332,7 @@ RecordPlan::Fate RecordPlan::Check(absl::string_view record, Workspace* workspac
   Join(workspace);
   workspace->split = true;
   if (has_where_ && !where_.Evaluate(fields, &workspace->unreadable).True()) return Fate::kFiltered;
+  if (has_time_ && !TakeTime(workspace, reason)) return Fate::kBad;
   for (const int i : raw_slots_) {
     uint64_t id = 0;
     bool bad = false;
@@ -338,6 +348,21 @@ RecordPlan::Fate RecordPlan::Check(absl::string_view record, Workspace* workspac
     }
   }
   return Fate::kValid;
+}
+
+bool RecordPlan::TakeTime(Workspace* workspace, std::string* reason) const {
+  workspace->time_s = 0;
+  const Number time_ms = time_ms_.Evaluate(workspace->fields, &workspace->unreadable);
+  if (time_ms.missing()) return true;
+  const double value = time_ms.ToDouble();
+  if (value >= kTimeMsMin && value < kTimeMsEnd) {
+    workspace->time_s = static_cast<uint32_t>(value / 1000);
+    return true;
+  }
+  char buffer[40];
+  *reason = absl::StrCat("time_ms: ", std::string(TextOf(time_ms, buffer)),
+                         " is no time of the years 2000 to 2099 in milliseconds since 1970");
+  return false;
 }
 
 void RecordPlan::Join(Workspace* workspace) const {
@@ -495,6 +520,7 @@ void RecordPlan::Fill(Workspace* workspace, BatchBuilder* builder) const {
     workspace->mask.push_back(known ? 1.0f : 0.0f);
   }
   builder->AddLabels(workspace->labels, workspace->mask);
+  if (has_time_ && workspace->time_s != 0) builder->AddTime(workspace->time_s);
 }
 
 absl::string_view RecordPlan::User(const Workspace& workspace) const {

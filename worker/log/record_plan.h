@@ -40,6 +40,7 @@ class RecordPlan {
     std::vector<float> dense, labels, mask;
     std::vector<int> unreadable;  // positions that were read as a number and hold something else; may repeat
     std::vector<Joined> joined;   // [joins]
+    uint32_t time_s = 0;          // 0: none
     bool split = false;           // it has the fields that it should have
   };
   // Splits and joins the record and says what becomes of it. kBad: *reason says why. `record` outlives the use of the
@@ -71,6 +72,8 @@ class RecordPlan {
   RecordPlan();
 
   void Join(Workspace* workspace) const;
+  // False: it has a time that no record has. *reason says why.
+  bool TakeTime(Workspace* workspace, std::string* reason) const;
   // The id of a RAW slot; false: missing. *bad is set where there is no such id.
   static bool RawId(const SlotPlan& slot, Workspace* workspace, uint64_t* id, bool* bad);
   static void AddSlot(const SlotPlan& slot, Workspace* workspace, BatchBuilder* builder);
@@ -98,6 +101,8 @@ class RecordPlan {
   std::vector<JoinPlan> joins_;
   bool has_where_ = false;
   Expression where_;
+  bool has_time_ = false;
+  Expression time_ms_;
   std::vector<SlotPlan> slots_;
   std::vector<int> raw_slots_;  // those of slots_ whose ids can be bad
   std::vector<DensePlan> dense_;

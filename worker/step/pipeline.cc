@@ -61,9 +61,7 @@ struct Pipeline::State {
   };
   struct PushJob {
     std::unique_ptr<StepBatch> batch;
-    uint64_t records = 0;
-    bool skip = false;
-    uint64_t next_cut = 0;
+    PushClient::Terms terms;
     Decision decision;
   };
 
@@ -183,11 +181,9 @@ absl::StatusOr<CutState> Pipeline::Finish(std::unique_ptr<StepBatch> step, const
   State::PushJob push;
   push.decision = s->clock.Decide(number, verdict);
   push.batch = std::move(step);
-  push.records = verdict.records;
-  push.skip = verdict.skip;
-  push.next_cut = s->clock.NextCut(number);
+  push.terms = {verdict.records, s->clock.NextCut(number), verdict.skip, verdict.time_s};
   CutState state;
-  state.cut = push.next_cut == number;
+  state.cut = push.terms.next_cut == number;
   state.epoch_ended = s->clock.EpochEndsAt(number);
   state.job_finished = s->clock.FinishedAt(number);
   state.stopping = s->clock.StopAt() == number;
@@ -396,13 +392,12 @@ absl::Status Pipeline::State::PushSteps() {
     const int64_t begin_us = env->NowUs();
     if (push.has_value()) {
       for (auto& lane : push->batch->lanes) {
-        if (push->skip || lane->records == 0) {
+        if (push->terms.skip || lane->records == 0) {
           parts.clear();
         } else {
           ListTables(lane.get(), RowsOf::kPush, &parts);
         }
-        HEARTH_RETURN_IF_ERROR(
-            pusher.Push(lane->lane, push->batch->step, push->records, push->next_cut, push->skip, parts));
+        HEARTH_RETURN_IF_ERROR(pusher.Push(lane->lane, push->batch->step, push->terms, parts));
       }
       permits.Push(push->decision);
       push_us += env->NowUs() - begin_us;

@@ -17,6 +17,7 @@ struct StepVerdict {
   bool last = false;        // nothing follows that segment in this epoch
   bool stop = false;        // someone asked for a cut that ends the run
   bool cut = false;         // someone asked for a cut
+  uint32_t time_s = 0;      // the log's time of the step, seconds since 1970; 0: it has none
 };
 
 }  // namespace hearth

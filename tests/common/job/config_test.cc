@@ -351,6 +351,32 @@ TEST(ValidateJob, BoundsTheMemoryOfCountingFilters) {
   EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("bloom_counters"), HasSubstr("twice"))));
 }
 
+TEST(ValidateJob, RowsExpireByOneRuleAndByTimeOnlyWhereEveryLogHasOne) {
+  Job job = SmallJob();
+  Table* const table = job.mutable_table(0);
+  table->set_expire_after_hours(48);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("log[0].time_ms: is empty"), HasSubstr("\"ids\""))));
+  job.mutable_log(0)->set_time_ms("time_ms");
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  table->set_expire_after_steps(5);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(AllOf(HasSubstr("expire_after_hours"), HasSubstr("expire_after_steps"))));
+  table->set_expire_after_steps(0x80000000u);
+  table->clear_expire_after_hours();
+  EXPECT_THAT(FaultsOf(job), ElementsAre(HasSubstr("expire_after_steps")));
+  table->clear_expire_after_steps();
+  table->set_expire_after_hours(876001);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(HasSubstr("expire_after_hours")));
+  table->set_expire_after_hours(876000);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_log(0)->set_time_ms(std::string(8193, '1'));
+  EXPECT_THAT(FaultsOf(job), ElementsAre(HasSubstr("log[0].time_ms: is 8193")));
+  job.mutable_log(0)->set_time_ms("time_ms");
+  Split* const split = job.add_split();
+  split->set_name("test");
+  *split->mutable_log() = job.log(0);
+  EXPECT_THAT(FaultsOf(job), ElementsAre(HasSubstr("split[0].log.time_ms")));
+}
+
 TEST(ValidateJob, RefusesNamesThatAreNotUtf8AndTakesThoseThatAre) {
   Job job = SmallJob();
   job.mutable_table(0)->set_name("\xe5\xad\x97\xf0\x9f\x94\xa5");

@@ -108,6 +108,8 @@ TEST(ChangesOf, EveryKindOfChangeIsCarriedFreeJudgedByTheListOfFilesOrRefused) {
       {"table { optimizer { kind: SGD } }", kRefused, kRefused, "table[0].optimizer.kind: ADAGRAD -> SGD"},
       {"table { optimizer { kind: FTRL } }", kRefused, kRefused, "table[0].optimizer.kind: ADAGRAD -> FTRL"},
       {"table { expire_after_steps: 9 }", kCarried, kCarried, "table[0].expire_after_steps: 0 -> 9"},
+      {"table { expire_after_hours: 9 }", kCarried, kCarried, "table[0].expire_after_hours: 0 -> 9"},
+      {"log { time_ms: 'ts' }", kRefused, kCarried, "log[0].time_ms"},
       {"table { init_uniform: 0.5 }", kCarried, kCarried, "table[0].init_uniform"},
       {"table { memory_rows_max: 9 }", kFree, kFree, "table[0].memory_rows_max"},
       {"table { dim: 16 }", kRefused, kRefused, "table[0].dim: 8 -> 16"},

@@ -49,6 +49,7 @@ Header RandomHeader(Random* random) {
   header.split = static_cast<uint32_t>(random->Next());
   header.n = random->Next();
   header.next_cut = random->Next();
+  header.time_s = static_cast<uint32_t>(random->Next());
   return header;
 }
 
@@ -124,6 +125,7 @@ TEST(Wire, MessagesComeBackAsTheyWentAndLieAsDocumented) {
     EXPECT_EQ(message->header.split, header.split);
     EXPECT_EQ(message->header.n, header.n);
     EXPECT_EQ(message->header.next_cut, header.next_cut);
+    EXPECT_EQ(message->header.time_s, header.time_s);
     ASSERT_EQ(message->sections.size(), tables.size());
     for (size_t t = 0; t < tables.size(); ++t) ExpectEqual(message->sections[t], tables[t].section());
     EXPECT_EQ(std::string(bytes.data(), bytes.size()), SlowEncode(message->header, tables));

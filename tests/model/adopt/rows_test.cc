@@ -79,7 +79,7 @@ class AdoptRowsTest : public testing::Test {
   }
 
   uint64_t Train(TableNumber number, uint32_t server, KvStore* store) {
-    TableOptions options = {old_.table(static_cast<int>(number) - 1), number, 7, 4, 1000};
+    TableOptions options = {old_.table(static_cast<int>(number) - 1), number, 7, 4, 1000, 0, {}};
     std::unique_ptr<EmbeddingTable> table = EmbeddingTable::Open(options, store).value();
     for (uint64_t step = 1; step <= kStep; ++step) {
       std::vector<Sign> signs;
@@ -131,6 +131,7 @@ class AdoptRowsTest : public testing::Test {
     after_.set_servers(1);
     after_.add_file();
     after_.set_rows_hash(adopted->rows_hash);
+    for (const AdoptedTable& table : adopted->tables) *after_.add_table()->mutable_clock() = table.clock;
     return adopted;
   }
   Rows Before(TableNumber table) { return RowsOf(before_.folder, before_.manifest, old_, table); }
@@ -145,7 +146,13 @@ class AdoptRowsTest : public testing::Test {
                       dir_ + "/new", after_, [&](uint32_t shard) { return shard % 3 == server; }, store.get())
                       .ok());
       for (int i = 0; i < now.table_size(); ++i) {
-        TableOptions options = {now.table(i), static_cast<TableNumber>(i) + 1, 7, now.training().shards(), 1000};
+        TableOptions options = {now.table(i),
+                                static_cast<TableNumber>(i) + 1,
+                                7,
+                                now.training().shards(),
+                                1000,
+                                0,
+                                ClockOf(after_.table(), i)};
         hash += EmbeddingTable::Open(options, store.get()).value()->Snapshot(after_.step()).value();
       }
     }
@@ -284,6 +291,38 @@ TEST_F(AdoptRowsTest, FromStepZeroOnNothingHasAgedAndAShorterLifeEndsOldRows) {
   EXPECT_GT(adopted->tables[0].expired, 0u);
   EXPECT_EQ(adopted->tables[0].rows + adopted->tables[0].expired, before.size());
   ExpectAServerFindsIt(shorter);
+}
+
+TEST_F(AdoptRowsTest, RowsThatExpireByTimeGoOnByTheOldTablesClock) {
+  LogClock* const clock = before_.manifest.add_table()->mutable_clock();
+  constexpr uint32_t kNoonS = 1'700'000'000;
+  clock->set_first_time_s(kNoonS);
+  clock->set_time_s(kNoonS + 3 * 3600);
+  for (const uint32_t hour : {0u, 1u, 2u}) {
+    LogClock::Mark* const mark = clock->add_mark();
+    mark->set_before_step(15 + 21 * hour);  // 15, 36, 57
+    mark->set_time_s(kNoonS + hour * 3600);
+  }
+  Job now = old_;
+  now.mutable_table(0)->clear_expire_after_steps();
+  now.mutable_table(0)->set_expire_after_hours(2);  // what was touched last before step 36 is expired
+  const auto adopted = TakeOver(now);
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  Rows truth = Before(1);
+  const size_t all = truth.size();
+  for (auto row = truth.begin(); row != truth.end();) {
+    row = row->second.meta.last_step < 36 ? truth.erase(row) : std::next(row);
+  }
+  EXPECT_GT(truth.size(), 0u);
+  EXPECT_LT(truth.size(), all);
+  EXPECT_EQ(adopted->tables[0].rows, truth.size());
+  EXPECT_EQ(adopted->tables[0].expired, all - truth.size());
+  EXPECT_EQ(adopted->tables[0].clock.horizon(), 36u);
+  EXPECT_FALSE(adopted->tables[1].clock.has_time_s());
+  const Rows after = After(now, 1);
+  EXPECT_EQ(after.size(), truth.size());
+  ExpectAServerFindsIt(now);
+  EXPECT_EQ(TakeOver(now, {}, /*restart=*/true)->tables[0].clock.time_s(), 0u) << "a clock that has not begun";
 }
 
 TEST_F(AdoptRowsTest, CountersThatCannotGoOnAreCountedAndATableThatIsGoneToo) {

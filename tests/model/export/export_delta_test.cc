@@ -17,6 +17,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
+#include "embedding/expiry.h"
 #include "embedding/rocksdb_store.h"
 #include "model/export/export.h"
 #include "model/export/export_manifest.h"
@@ -184,7 +185,7 @@ class ExportDeltaTest : public testing::Test {
     for (uint64_t s = 1; s <= step; ++s) table.Push(s, 4, {pushes_.at(s)[static_cast<size_t>(t)]});
     Rows rows;
     for (const auto& [sign, row] : table.rows()) {
-      if (row.meta.flags == 0 || IsExpired(row.meta, job_.table(t).expire_after_steps(), step)) continue;
+      if (row.meta.flags == 0 || IsExpired(row.meta, HorizonOf(job_.table(t), {}, step))) continue;
       rows[sign] = {row.floats.begin(), row.floats.begin() + job_.table(t).dim()};
       if (row.meta.last_step > since) touched->insert(sign);
     }

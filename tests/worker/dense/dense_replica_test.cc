@@ -469,6 +469,19 @@ TEST(DenseReducer, GivesEveryWorkerTheSameBitsHoweverTheLanesAreDealt) {
   }
 }
 
+TEST(DenseReducer, TheStepsTimeIsTheMiddleOneOfLanesThatHaveOne) {
+  for (const auto& [times_s, middle_s] : std::vector<std::pair<std::vector<uint32_t>, uint32_t>>{
+           {{0, 0, 0}, 0}, {{0, 7, 0}, 7}, {{9, 0, 5}, 5}, {{9, 4000000000u, 5}, 9}, {{4, 3, 2, 1}, 2}}) {
+    std::vector<LaneVote> votes(times_s.size());
+    for (size_t lane = 0; lane < votes.size(); ++lane) votes[lane].time_s = times_s[lane];
+    for (int workers = 1; workers <= static_cast<int>(votes.size()); ++workers) {
+      for (const Reduced& reduced : ReduceAll(votes, workers, 3, 0, 0)) {
+        EXPECT_EQ(reduced.sum.verdict.time_s, middle_s);
+      }
+    }
+  }
+}
+
 TEST(DenseReducer, OneLaneThatIsNotFiniteSkipsTheStepEverywhere) {
   Random random(22);
   std::vector<LaneResult> results = {RandomResult(&random, 8, 2), RandomResult(&random, 8, 2)};

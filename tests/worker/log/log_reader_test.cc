@@ -21,6 +21,7 @@
 #include "embedding/sign.h"
 #include "tests/worker/text_files.h"
 #include "worker/log/piece_order.h"
+#include "worker/log/record_plan.h"
 
 namespace hearth {
 namespace {
@@ -92,6 +93,7 @@ void ExpectSame(const Batch& a, const Batch& b) {
   EXPECT_EQ(a.dense, b.dense);
   EXPECT_EQ(a.labels, b.labels);
   EXPECT_EQ(a.mask, b.mask);
+  EXPECT_EQ(a.time_s, b.time_s);
   EXPECT_EQ(a.offset, b.offset);
   EXPECT_EQ(a.file_of, b.file_of);
   EXPECT_EQ(a.cursor.SerializeAsString(), b.cursor.SerializeAsString());
@@ -637,6 +639,32 @@ TEST(Reading, CountsEachRecordOnceWhateverBecomesOfIt) {
     ASSERT_EQ(rest.size(), batches.size() - 1 - i);
     for (size_t k = 0; k < rest.size(); ++k) EXPECT_EQ(TextOfReading(*rest[k]), TextOfReading(*batches[i + 1 + k]));
   }
+}
+
+TEST(LaneReader, TellsTheMiddleTimeOfABatchAndRejectsWhatIsNoTime) {
+  Small small("ts,x\n1700000300,1\n1700000100,2\n,3\nsoon,4\n4100000000,5\n1700000200,6\n1700000000000,7\n-5,8\n,9\n",
+              R"(log { time_ms: "1000 * ts" } dense { name: "x" })");
+  small.job.mutable_training()->set_batch_size(6);
+  const auto batches = ReadAll(small.job, 0, 1);
+  ASSERT_EQ(batches.size(), 3u);
+  EXPECT_THAT(batches[0]->dense, ElementsAre(1, 2, 3, 4, 5, 6));
+  EXPECT_EQ(batches[0]->time_s, 1700000200u) << "of 100, 200, 300 and one far ahead";
+  EXPECT_EQ(TextOfReading(*batches[0]), "column { name: \"ts\" unreadable: 1 example: \"soon\" }");
+  EXPECT_THAT(batches[1]->dense, ElementsAre(9));
+  EXPECT_EQ(batches[1]->time_s, 0u);
+  EXPECT_EQ(batches[2]->time_s, 0u);
+  EXPECT_EQ(batches[0]->delta.rejected(), 2u);
+  EXPECT_THAT(batches[0]->dead_letters,
+              AllOf(HasSubstr("time_ms: 1700000000000000 is no time of the years 2000 to 2099 in milliseconds"),
+                    HasSubstr("time_ms: -5000 is no time")));
+}
+
+TEST(LaneReader, AnExpressionForTheTimeIsCheckedAsTheOthersAre) {
+  Small small("ts,x\n1,1\n", R"(log { time_ms: "1000 * when" } dense { name: "x" })");
+  EXPECT_THAT(std::string(OpenLane(small.job, 0, 1)->reader->Next().status().message()),
+              AllOf(HasSubstr("time_ms"), HasSubstr("\"when\"")));
+  small.job.mutable_log(0)->set_time_ms("1000 *");
+  EXPECT_THAT(FaultsOfExpressions(small.job, LogsOf(small.job)), ElementsAre(HasSubstr("time_ms")));
 }
 
 TEST(Reading, CountsWhatAJoinFinds) {
