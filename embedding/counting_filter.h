@@ -18,8 +18,8 @@
 namespace hearth {
 
 // Occurrences count into the generation of their step (Expiry::GenerationAt), and at a step two generations count, its
-// own and the one before; earlier ones are zero. So an occurrence counts at least as long as a row would live, and for
-// less than twice that. Without expiry all is one generation.
+// own and the one before; earlier ones are zero. So an occurrence counts for the whole span of the rule, and for less
+// than twice that. Without expiry all is one generation.
 //
 // Every answer is given for a step's generation, from the occurrences alone: when a generation that has passed is let
 // go shows in none.

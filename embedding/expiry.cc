@@ -27,7 +27,13 @@ uint32_t Expiry::GenerationAt(uint64_t step) const {
 }
 
 bool Expiry::Tick(uint64_t step, uint32_t time_s) {
-  if (!rule_.by_time() || time_s <= time_s_) return false;
+  if (!rule_.by_time() || time_s == 0) return false;
+  // It began with a broken clock's time, it seems. Nothing has expired by it yet.
+  if (marks_.size() == 1 && horizon_ == 0 && time_s + span_s() / kStepsPerSpan < time_s_) {
+    time_s_ = first_time_s_ = marks_.front().time_s = time_s;
+    return false;
+  }
+  if (time_s <= time_s_) return false;
   if (time_s_ == 0) {
     time_s_ = first_time_s_ = time_s;
   } else {

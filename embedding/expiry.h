@@ -35,9 +35,10 @@ struct ExpiryRule {
 //
 // By steps it follows from the step alone. By time it follows from the steps' times up to the last one applied. The
 // clock takes them in as they come, never falls, and goes on by at most a 16th of the rule's hours a step: times that
-// are far ahead for a step or two end no rows, and a gap in the log is caught up with. Each 64th of the hours it sets a
-// mark, and a horizon is always a mark: so a horizon's rows are few sums (RowSums), and a row lives for the hours at
-// least, for a 64th and what its own step moved the clock at most longer.
+// are far ahead for a step or two end no rows, and a gap in the log is caught up with. Until it has set a second mark
+// it begins anew with a time that is more than a 16th before it. Each 64th of the hours it sets a mark, and a horizon
+// is always a mark: so a horizon's rows are few sums (RowSums), and a row lives for the hours at least, for a 64th and
+// what its own step moved the clock at most longer.
 class Expiry {
  public:
   // saved: the clock as a cut kept it, by whatever hours; empty where that went by steps.

@@ -24,7 +24,7 @@ namespace hearth {
 class MemoryTier {
  public:
   static constexpr uint32_t kNone = RowIndex::kNone;
-  static constexpr uint64_t kAheadStepsMax = 24;  // that a touch may lie ahead
+  static constexpr uint64_t kAheadStepsMax = 128;  // that a touch may lie ahead
 
   // At most rows_max rows of row_bytes each, rows_full for most of the time; memory is taken as it fills.
   MemoryTier(TableNumber number, uint64_t row_bytes, uint64_t rows_full, uint64_t rows_max, uint64_t seed)
@@ -54,11 +54,11 @@ class MemoryTier {
   void SetMeta(uint32_t slot, const RowMeta& meta);
   uint32_t CountOf(uint32_t slot) const {
     const RowHead& head = *arena_.head(slot);
-    return head.Has(kRowIsBeyond) ? FarCount(slot) : head.count();
+    return head.Has(kRowCountBeyond) ? FarCount(slot) : head.count();
   }
   uint32_t UpdatesOf(uint32_t slot) const {
     const RowHead& head = *arena_.head(slot);
-    return head.Has(kRowIsBeyond) ? FarUpdates(slot) : head.updates();
+    return head.Has(kRowUpdatesBeyond) ? FarUpdates(slot) : head.updates();
   }
   void AddOccurrences(uint32_t slot, uint32_t occurrences) {
     RowHead* head = arena_.head(slot);
@@ -102,9 +102,9 @@ class MemoryTier {
   void Touch(RowHead* head, uint64_t step) const { head->set_touch(std::min(step, now_ + kAheadStepsMax)); }
   // It is in use for one step more at least: a touch would cost a write and gain a step.
   bool TouchedOfLate(const RowHead& head) const { return StepsBehind(head) < kAheadStepsMax + kInUseSteps; }
-  // Not used of late.
-  void TouchUnused(RowHead* head) const { head->set_touch(now_ - kInUseSteps - 1); }
-  // A step from now() − 2 to now() + kAheadStepsMax uses it. Or one did 256 steps, or a multiple, before.
+  // Not used of late. By chance, so that few rows at a time look as if they were when their touches come round.
+  void TouchUnused(RowHead* head) { head->set_touch(now_ - kInUseSteps - 1 - random_.Below(kUnusedSteps)); }
+  // A step from now() − 2 to now() + kAheadStepsMax uses it. Or one did 1024 steps, or a multiple, before.
   bool InUse(const RowHead& head) const { return StepsBehind(head) <= kAheadStepsMax + kInUseSteps; }
   // Up to `wanted` slots that nothing is under way for and of which fit(head) holds, the lowest scores first, about;
   // looks at about looks_max of them. Those without a record go before all others.
@@ -114,14 +114,20 @@ class MemoryTier {
 
  private:
   static constexpr uint64_t kInUseSteps = 2;
+  static constexpr uint64_t kUnusedSteps = 768;
+  static_assert(kUnusedSteps + kAheadStepsMax + 2 * kInUseSteps < RowHead::kTouchMask);
   static constexpr uint64_t kAheadBytesMax = 384;  // the hardware follows longer rows by itself
   static constexpr uint32_t kExactSlots = 4096;    // up to so many slots it looks at all of them
   static constexpr uint32_t kScoreSamples = 1024;  // else it estimates a quantile of the scores
 
-  // How far its touch lies behind now() + kAheadStepsMax, in 8 bits.
-  uint64_t StepsBehind(const RowHead& head) const { return static_cast<uint8_t>(now_ + kAheadStepsMax - head.touch()); }
+  // How far its touch lies behind now() + kAheadStepsMax, in 10 bits.
+  uint64_t StepsBehind(const RowHead& head) const {
+    return (now_ + kAheadStepsMax - head.touch()) & RowHead::kTouchMask;
+  }
   uint64_t ScoreOfRow(Table::Score score, uint32_t slot) const {
-    return arena_.head(slot)->Has(kRowAbsent) ? 0 : ScoreOf(score, meta(slot));
+    const RowHead& head = *arena_.head(slot);
+    if (head.Has(kRowAbsent)) return 0;
+    return ScoreOf(score, {score == Table::LRU ? 0 : CountOf(slot), head.last_step(), 0, 0});
   }
 
   // What does not fit the head.
@@ -139,8 +145,8 @@ class MemoryTier {
   const uint64_t rows_max_;
   RowArena arena_;
   RowIndex index_;
-  // A tree: it grows without a pause. Few rows are in it, and of those it is asked once a cut, or in some thousand
-  // uses.
+  // A tree: it grows without a pause. Of the rows that are in it, few, it is asked once a cut, each 2048 occurrences
+  // and updates, and by optimizers that want the number of updates at each.
   absl::btree_map<uint32_t, Beyond> beyond_;
   uint64_t now_ = 0;
   uint32_t hand_ = 0;  // goes round the slots

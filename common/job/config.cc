@@ -598,7 +598,8 @@ void CheckTraining(const Job& job, Faults* faults) {
   faults->Range("training.epochs", training.epochs(), 1, 1e6);
   faults->Range("training.threads", training.threads(), 1, 1024);
   faults->Range("training.shards", training.shards(), 1, 1 << 20);
-  faults->Range("training.read_ahead_batches_max", training.read_ahead_batches_max(), 1, 1024);
+  faults->Range("training.read_ahead_batches_max", training.read_ahead_batches_max(), 1,
+                120);  // MemoryTier::kAheadStepsMax
   faults->Range("training.clip_norm", training.clip_norm(), 0, 1e30);
   CheckDenseOptimizer(training.dense_optimizer(), job.model(), faults);
   for (int i = 0; i < job.log_size(); ++i) {

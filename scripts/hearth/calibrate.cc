@@ -136,6 +136,7 @@ absl::StatusOr<RowRates> MeasureRows(const Table& table, uint64_t rows, const st
 
   RowRates rates;
   rates.dim = dim;
+  rates.weights = table.weights();
   rates.optimizer = table.optimizer().kind();
   int64_t insert_us = 0;
   for (uint64_t begin = 0; begin < rows; begin += kBatchSigns) {
@@ -191,7 +192,7 @@ absl::StatusOr<Calibration> Calibrate(const CalibrateOptions& options) {
   if (tables.empty()) tables.emplace_back();
   for (const Table& table : tables) {
     const bool known = std::any_of(calibration.rows.begin(), calibration.rows.end(), [&](const RowRates& one) {
-      return one.dim == table.dim() && one.optimizer == table.optimizer().kind();
+      return one.dim == table.dim() && one.weights == table.weights() && one.optimizer == table.optimizer().kind();
     });
     if (known || calibration.rows.size() == kKindsMax) continue;
     Say(absl::StrCat("measuring rows of ", table.dim(), " weights"));
@@ -219,6 +220,7 @@ std::string PrintCalibration(const Calibration& calibration) {
   json["rows"] = Json::array();
   for (const RowRates& rates : calibration.rows) {
     json["rows"].push_back({{"dim", rates.dim},
+                            {"weights", Table::Weights_Name(rates.weights)},
                             {"optimizer", Optimizer::Kind_Name(rates.optimizer)},
                             {"pull_ns", rates.pull_ns},
                             {"push_ns", rates.push_ns},
@@ -246,8 +248,11 @@ absl::StatusOr<Calibration> ReadCalibration(const std::string& path) {
   for (const Json& one : *rows) {
     RowRates rates;
     if (!one.is_object() || NumberOf(one, "dim") < 1 || NumberOf(one, "pull_ns") <= 0 ||
-        !Optimizer::Kind_Parse(one.value("optimizer", std::string()), &rates.optimizer)) {
-      return absl::DataLossError(absl::StrCat(path, ": rows: an entry has no dim, optimizer or pull_ns"));
+        !Optimizer::Kind_Parse(one.value("optimizer", std::string()), &rates.optimizer) ||
+        !Table::Weights_Parse(one.value("weights", std::string("FLOAT32")), &rates.weights)) {
+      return absl::DataLossError(absl::StrCat(path,
+                                              ": rows: an entry has no dim, optimizer or pull_ns, or other weights "
+                                              "than there are"));
     }
     rates.dim = static_cast<uint32_t>(NumberOf(one, "dim"));
     rates.pull_ns = NumberOf(one, "pull_ns");

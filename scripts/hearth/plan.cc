@@ -305,7 +305,7 @@ class Planner {
       needs.emplace_back(static_cast<double>(MemoryWithin(t, share, 0, all + all / 8).bytes), t);
     }
     std::sort(needs.begin(), needs.end());
-    const auto row_bytes = [&](int t) { return RowBytesOf(job_.table(t)) + sizeof(Sign) + RowIndex::kRowBytes; };
+    const auto row_bytes = [&](int t) { return RowBytesOf(job_.table(t)) + RowIndex::kRowBytes; };
     for (size_t i = 0; i < needs.size(); ++i) {
       const auto [need, t] = needs[i];
       const double part = bytes / static_cast<double>(needs.size() - i);
@@ -337,11 +337,10 @@ class Planner {
     const TableMemory memory = MemoryOf(table, mean_, 0);
     return OfServer(
         absl::StrCat("table ", name),
-        absl::StrFormat(
-            "%d bytes a row; sign in front, index, sets of changed rows; filters %.3g MB, buffers of cuts %.3g "
-            "MB",
-            RowBytesOf(job_.table(table)), 1e-6 * static_cast<double>(memory.filter_bytes),
-            1e-6 * static_cast<double>(memory.write_bytes)),
+        absl::StrFormat("%d bytes a row; index, sets of changed rows; filters %.3g MB, buffers of cuts %.3g "
+                        "MB",
+                        RowBytesOf(job_.table(table)), 1e-6 * static_cast<double>(memory.filter_bytes),
+                        1e-6 * static_cast<double>(memory.write_bytes)),
         [&](double share, double shards) { return static_cast<double>(MemoryOf(table, share, shards).bytes); });
   }
 
@@ -423,7 +422,8 @@ class Planner {
     double least = 1e18;
     for (const RowRates& one : in_.rates.rows) {
       const double distance = std::abs(std::log(static_cast<double>(one.dim) / table.dim())) +
-                              (one.optimizer == table.optimizer().kind() ? 0 : 0.01);
+                              (one.optimizer == table.optimizer().kind() ? 0 : 0.01) +
+                              (one.weights == table.weights() ? 0 : 0.001);
       if (distance < least) {
         least = distance;
         nearest = &one;
@@ -431,6 +431,7 @@ class Planner {
     }
     Table of_rate = table;
     of_rate.set_dim(nearest->dim);
+    of_rate.set_weights(nearest->weights);
     const double scale = static_cast<double>(RowBytesOf(table)) / static_cast<double>(RowBytesOf(of_rate));
     return nearest->*rate * scale;
   }

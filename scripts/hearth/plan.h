@@ -28,7 +28,7 @@ struct PlanTable {
   std::string signs_from;
 };
 
-// Nanoseconds a row of a table of this width and optimizer, on one core.
+// Nanoseconds a row of such a table, on one core.
 struct RowRates {
   uint32_t dim = 16;
   Optimizer::Kind optimizer = Optimizer::ADAGRAD;
@@ -36,6 +36,7 @@ struct RowRates {
   double push_ns = 0;
   double insert_ns = 0;  // beyond a push's
   double miss_ns = 0;    // brought from the store, page cache warm
+  Table::Weights weights = Table::FLOAT32;
 };
 
 struct PlanRates {

@@ -76,6 +76,21 @@ TEST(Expiry, TimesThatLieFarAheadForAStepEndNoRowsAndTimesThatFallMoveNothing) {
   EXPECT_EQ(expiry.clock().SerializeAsString(), before.SerializeAsString());
 }
 
+TEST(Expiry, ABrokenClockAtTheVeryBeginningIsLeftWithTheNextStep) {
+  Expiry expiry(ExpiryRule{0, 1});
+  EXPECT_TRUE(expiry.Tick(1, 4'000'000'000u));
+  EXPECT_FALSE(expiry.Tick(2, kNoonS)) << "the mark is the same";
+  EXPECT_EQ(expiry.Marks(), std::vector<uint64_t>{2});
+  EXPECT_EQ(expiry.clock().time_s(), kNoonS);
+  EXPECT_EQ(expiry.GenerationAt(2), 0u);
+  expiry = Expiry(ExpiryRule{0, 1}, expiry.clock());
+  for (uint32_t step = 3; step <= 100; ++step) expiry.Tick(step, kNoonS + step * 60);
+  EXPECT_TRUE(Expired(expiry, 1, 101));
+  const uint32_t now_s = expiry.clock().time_s();
+  expiry.Tick(101, kNoonS - kHourS);
+  EXPECT_EQ(expiry.clock().time_s(), now_s) << "later it never falls";
+}
+
 TEST(Expiry, AGapInTheLogIsCaughtUpWith) {
   Expiry expiry(ExpiryRule{0, 1});
   expiry.Tick(1, kNoonS);

@@ -26,14 +26,14 @@ TEST(RowHead, KeepsEachOfItsPartsApart) {
   EXPECT_TRUE(head.IsOf(MakeSign(kTable, kIdMask)));
   EXPECT_FALSE(head.IsOf(MakeSign(kTable, kIdMask - 1)));
   head.set_touch(0x1234);
-  head.set_count(0xabc);
-  head.set_updates(0xdef);
+  head.set_count(0x6bc);
+  head.set_updates(0x5ef);
   head.set_last_step(0xffffffffu);
   head.Set(kRowDirty | kRowPrefetched);
   for (int i = 0; i < 7; ++i) head.BeginFlight();
-  EXPECT_EQ(head.touch(), 0x34);
-  EXPECT_EQ(head.count(), 0xabcu);
-  EXPECT_EQ(head.updates(), 0xdefu);
+  EXPECT_EQ(head.touch(), 0x234u);
+  EXPECT_EQ(head.count(), 0x6bcu);
+  EXPECT_EQ(head.updates(), 0x5efu);
   EXPECT_EQ(head.last_step(), 0xffffffffu);
   EXPECT_EQ(head.id(), kIdMask);
   EXPECT_EQ(head.Only(~kIdMask), kRowIsThere | kRowDirty | kRowPrefetched | kRowInFlight);
@@ -70,7 +70,7 @@ TEST(MemoryTier, KeepsWholeCountsOfRowsWhateverFitsTheirHeads) {
     RowMeta* meta = &expected[sign];
     switch (random.Below(8)) {
       case 0: {
-        const uint32_t steps[] = {0, 4095, 4096, 0xffffffffu};
+        const uint32_t steps[] = {0, 2047, 2048, 0xffffffffu};
         *meta = {steps[random.Below(4)], round, static_cast<uint32_t>(random.Below(2)), steps[random.Below(4)]};
         tier.SetMeta(slot, *meta);
         break;
@@ -121,7 +121,7 @@ TEST(MemoryTier, TellsWhichStepsUseARow) {
   ASSERT_TRUE(tier.Open().ok());
   ASSERT_TRUE(tier.Reserve(1).ok());
   RowHead* head = tier.head(tier.Insert(MakeSign(kTable, 1)));
-  for (const uint64_t now : {3u, 250u, 1000u}) {  // also where the low bits of the steps begin anew
+  for (const uint64_t now : {3u, 1000u, 5000u}) {  // also where the low bits of the steps begin anew
     tier.SetNow(now);
     tier.TouchUnused(head);
     EXPECT_FALSE(tier.InUse(*head));
@@ -132,11 +132,19 @@ TEST(MemoryTier, TellsWhichStepsUseARow) {
     }
   }
   tier.Touch(head);
-  tier.SetNow(1002);
+  tier.SetNow(5002);
   EXPECT_TRUE(tier.InUse(*head));
   EXPECT_FALSE(tier.TouchedOfLate(*head));
-  tier.SetNow(1003);
+  tier.SetNow(5003);
   EXPECT_FALSE(tier.InUse(*head));
+  // As far ahead as a job may read (config.cc): it stays until then.
+  tier.Touch(head, 5003 + 128);
+  tier.SetNow(5003 + 128);
+  EXPECT_TRUE(tier.InUse(*head));
+  for (int i = 0; i < 1000; ++i) {
+    tier.TouchUnused(head);
+    ASSERT_FALSE(tier.InUse(*head));
+  }
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ struct Places {
   RowArena arena{1};
   RowIndex index;
 
-  explicit Places(uint64_t rows_max) : index(&arena, rows_max, rows_max) {
+  explicit Places(uint64_t rows_max) : Places(rows_max, rows_max) {}
+  Places(uint64_t rows_full, uint64_t rows_max) : index(&arena, rows_full, rows_max) {
     EXPECT_TRUE(arena.Open(sizeof(RowHead), rows_max).ok());
     EXPECT_TRUE(index.Reserve(0).ok());
   }
@@ -62,6 +63,26 @@ TEST(RowIndex, EqualsAMapUnderRandomInsertsAndRemoves) {
     for (const Sign sign : signs) {
       const auto it = map.find(sign);
       ASSERT_EQ(places.Find(sign), it == map.end() ? RowIndex::kNone : it->second);
+    }
+  }
+}
+
+TEST(RowIndex, IsTheSameBeyondWhatItIsSizedFor) {
+  constexpr uint64_t kRowsMax = 30000;
+  Places places(100, kRowsMax);
+  Random random(8);
+  std::vector<std::pair<Sign, uint32_t>> rows;
+  uint64_t id = 0;
+  for (int round = 0; round < 3; ++round) {
+    for (; rows.size() < kRowsMax; ++id) rows.emplace_back(MakeSign(1, id), places.Insert(MakeSign(1, id)));
+    for (const auto& [sign, slot] : rows) ASSERT_EQ(places.Find(sign), slot);
+    for (int i = 0; i < 1000; ++i) ASSERT_EQ(places.Find(MakeSign(1, id + 1 + random.Below(1 << 30))), RowIndex::kNone);
+    for (int i = 0; i < 5000; ++i) {
+      const size_t gone = random.Below(rows.size());
+      places.Remove(rows[gone].second);
+      ASSERT_EQ(places.Find(rows[gone].first), RowIndex::kNone);
+      rows[gone] = rows.back();
+      rows.pop_back();
     }
   }
 }

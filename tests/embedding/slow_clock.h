@@ -15,6 +15,10 @@ struct SlowClock {
   std::vector<std::pair<uint64_t, uint64_t>> marks;  // (step, time after it), all there were
 
   void Tick(uint64_t step, uint64_t time_s) {
+    if (time_s == 0) return;
+    if (marks.size() == 1 && !Expired(marks[0].first) && time_s + hours * 3600 / 16 < now_s) {
+      first_s = now_s = marks[0].second = time_s;
+    }
     if (time_s <= now_s) return;
     if (now_s == 0) first_s = now_s = time_s;
     now_s = std::min(time_s, now_s + hours * 3600 / 16);

@@ -196,6 +196,7 @@ absl::StatusOr<ScoredLog> ChooseLog(const Job& job, const std::string& name, con
         absl::StrCat("the job has no split or log ", name.empty() ? "with files" : name, "; name one of the job's"));
   }
   chosen.log.clear_shuffle();
+  chosen.log.clear_time_ms();  // nothing expires
   if (files.empty()) return chosen;
   chosen.log.clear_path();
   chosen.log.clear_directory();
