@@ -345,6 +345,8 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
   HEARTH_RETURN_IF_ERROR(Land());
   if (!read_only) tier_.SetNow(step);
   const bool touch = !read_only && Tiered();
+  const uint64_t horizon = expiry_.HorizonAt(step);
+  const uint32_t dim = dim_;  // as a local it stays in a register across the writes
   uint64_t hits = 0;
   misses_.clear();
   tier_.ForEach(signs, sizeof(RowHead) + dim_ * sizeof(float), [&](size_t i, uint32_t slot) {
@@ -362,10 +364,14 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
       }
     }
     if (head->Has(kRowAbsent)) {
-      CopyAbsent(step, signs[i], occurrence, rows + i * dim_);
+      CopyAbsent(step, signs[i], occurrence, rows + i * dim);
+      return;
+    }
+    ++hits;
+    if (head->Has(kRowIsAdmitted) && !IsGone(*head, horizon)) {  // most are
+      CopyWeights(tier_.body(slot), rows + i * dim);
     } else {
-      ++hits;
-      CopyRow(step, signs[i], slot, occurrence, rows + i * dim_);
+      CopyRow(step, signs[i], slot, occurrence, rows + i * dim);
     }
   });
   if (!read_only) stats_.memory_hits += hits;
@@ -454,12 +460,13 @@ void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, cons
 }
 
 void TieredTable::CopyWeights(const char* weights, float* out) const {
+  const uint32_t dim = dim_;
   if (weights_.packed()) {
     weights_.Decode(weights, out);
-  } else if (dim_ % 4 == 0) {  // a few registers instead of a call
-    for (uint32_t d = 0; d < dim_; d += 4) std::memcpy(out + d, weights + d * sizeof(float), 4 * sizeof(float));
+  } else if (dim % 4 == 0) {  // a few registers instead of a call
+    for (uint32_t d = 0; d < dim; d += 4) std::memcpy(out + d, weights + d * sizeof(float), 4 * sizeof(float));
   } else {
-    std::memcpy(out, weights, dim_ * sizeof(float));
+    std::memcpy(out, weights, dim * sizeof(float));
   }
 }
 
