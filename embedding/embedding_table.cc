@@ -157,7 +157,6 @@ class TieredTable final : public EmbeddingTable {
   static bool IsGone(const RowHead& head, uint64_t horizon) { return IsExpired(head.last_step(), horizon); }
 
   // Pull.
-  void CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_t* occurrences, float* out) const;
   void CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights, const uint32_t* occurrences,
                   float* out) const;
   void CopyWeights(const char* weights, float* out) const;
@@ -371,7 +370,7 @@ absl::Status TieredTable::Pull(uint64_t step, absl::Span<const Sign> signs, absl
     if (head->Has(kRowIsAdmitted) && !IsGone(*head, horizon)) {  // most are
       CopyWeights(tier_.body(slot), rows + i * dim);
     } else {
-      CopyRow(step, signs[i], slot, occurrence, rows + i * dim);
+      CopyRecord(step, signs[i], tier_.meta(slot), tier_.body(slot), occurrence, rows + i * dim);
     }
   });
   if (!read_only) stats_.memory_hits += hits;
@@ -430,22 +429,11 @@ absl::Status TieredTable::PullMisses(uint64_t step, absl::Span<const Sign> signs
     if (head->Has(kRowAbsent)) {
       CopyAbsent(step, signs[i], occurrence(i), rows + i * dim_);
     } else {
-      CopyRow(step, signs[i], slot, occurrence(i), rows + i * dim_);
+      CopyRecord(step, signs[i], tier_.meta(slot), tier_.body(slot), occurrence(i), rows + i * dim_);
       ++stats_.memory_misses;
     }
   }
   return absl::OkStatus();
-}
-
-void TieredTable::CopyRow(uint64_t step, Sign sign, uint32_t slot, const uint32_t* occurrences, float* out) const {
-  const RowHead& head = *tier_.head(slot);
-  if (IsGone(head, expiry_.HorizonAt(step))) {
-    CopyAbsent(step, sign, occurrences, out);
-  } else if (!head.Has(kRowIsAdmitted)) {
-    CopyUnadmitted(sign, tier_.CountOf(slot), occurrences, out);
-  } else {
-    CopyWeights(tier_.body(slot), out);
-  }
 }
 
 void TieredTable::CopyRecord(uint64_t step, Sign sign, const RowMeta& meta, const char* weights,

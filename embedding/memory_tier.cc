@@ -21,7 +21,7 @@ uint32_t MemoryTier::Insert(Sign sign) {
 }
 
 void MemoryTier::Remove(uint32_t slot) {
-  if (arena_.head(slot)->Has(kRowCountBeyond | kRowUpdatesBeyond)) beyond_.erase(slot);
+  if (arena_.head(slot)->Has(kRowBeyond)) beyond_.erase(slot);
   index_.Remove(slot);
   arena_.Release(slot);
 }
@@ -29,7 +29,7 @@ void MemoryTier::Remove(uint32_t slot) {
 uint32_t MemoryTier::MoveDown(uint32_t slot) {
   const uint32_t to = arena_.Take(arena_.sign(slot));
   std::memcpy(arena_.row(to), arena_.row(slot), row_bytes_);
-  if (arena_.head(slot)->Has(kRowCountBeyond | kRowUpdatesBeyond)) {
+  if (arena_.head(slot)->Has(kRowBeyond)) {
     const Beyond beyond = beyond_[slot];
     beyond_.erase(slot);
     beyond_[to] = beyond;
@@ -54,10 +54,10 @@ void MemoryTier::SetCounts(uint32_t slot, uint32_t count, uint32_t updates) {
   const Beyond beyond = {count & ~RowHead::kCountMax, updates & ~RowHead::kCountMax};
   if ((beyond.count | beyond.updates) != 0) {
     beyond_[slot] = beyond;
-  } else if (head->Has(kRowCountBeyond | kRowUpdatesBeyond)) {
+  } else if (head->Has(kRowBeyond)) {
     beyond_.erase(slot);
   }
-  head->Unset(kRowCountBeyond | kRowUpdatesBeyond);
+  head->Unset(kRowBeyond);
   head->Set((beyond.count != 0 ? kRowCountBeyond : 0) | (beyond.updates != 0 ? kRowUpdatesBeyond : 0));
 }
 

@@ -24,6 +24,7 @@ constexpr uint64_t kRowFlight = RowState(8);      // 3 bits: writes of it that a
 constexpr uint64_t kRowInFlight = 7 * kRowFlight;
 constexpr uint64_t kRowUpdatesBeyond = RowState(11);  // as kRowCountBeyond
 static_assert(kRowUpdatesBeyond == uint64_t{1} << 63);
+constexpr uint64_t kRowBeyond = kRowCountBeyond | kRowUpdatesBeyond;
 
 // At a multiple of 4. Any bytes are one.
 class __attribute__((packed, aligned(4))) RowHead {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "absl/base/casts.h"
 #include "absl/types/span.h"
 #include "common/base/env.h"
 #include "common/base/half.h"
@@ -13,17 +14,6 @@ namespace {
 constexpr uint16_t kHalfMax = 0x7bff;
 constexpr uint16_t kBfloatMax = 0x7f7f;
 constexpr uint32_t kBlock = 64;  // weights encoded at a time
-
-uint32_t BitsOf(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
-float FloatOf(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
 
 // The magnitude no larger than `max`.
 uint16_t Finite(uint16_t x, uint16_t max) {
@@ -50,7 +40,7 @@ uint64_t WeightWordsOf(Table::Weights weights, uint32_t dim) {
 
 // The bits that are cut off are added to by random ones first: they carry with the probability that they are a part of.
 uint16_t ToHalfByChance(float x, uint32_t random) {
-  const uint32_t bits = BitsOf(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  const uint32_t bits = absl::bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude >= 0x38800000) {  // 2^-14
     const uint32_t half = ((magnitude - (112u << 23)) + (random & 0x1fff)) >> 13;
     return static_cast<uint16_t>(sign | std::min<uint32_t>(half, kHalfMax));
@@ -65,16 +55,16 @@ uint16_t ToHalfByChance(float x, uint32_t random) {
 }
 
 uint16_t ToBfloatByChance(float x, uint32_t random) {
-  const uint32_t bits = BitsOf(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  const uint32_t bits = absl::bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   return static_cast<uint16_t>(sign | std::min<uint32_t>((magnitude + (random & 0xffff)) >> 16, kBfloatMax));
 }
 
 uint16_t ToBfloat(float x) {
-  const uint32_t bits = BitsOf(x);
+  const uint32_t bits = absl::bit_cast<uint32_t>(x);
   return Finite(static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16), kBfloatMax);
 }
 
-float FromBfloat(uint16_t bfloat) { return FloatOf(uint32_t{bfloat} << 16); }
+float FromBfloat(uint16_t bfloat) { return absl::bit_cast<float>(uint32_t{bfloat} << 16); }
 
 void RowWeights::Decode(const char* words, float* weights) const {
   if (!packed()) {

@@ -1,7 +1,8 @@
 #include "common/base/half.h"
 
 #include <cstddef>
-#include <cstring>
+
+#include "absl/base/casts.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -12,14 +13,6 @@ namespace {
 
 constexpr uint32_t kInfinity = 0x7f800000;  // of 32 bits
 constexpr uint32_t kBitsLess = 13;          // of the mantissa
-
-template <typename To, typename From>
-To Bits(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
 
 #if defined(__x86_64__)
 bool HasF16c() {
@@ -53,14 +46,14 @@ size_t FromHalfByEights(absl::Span<const uint16_t>, float*) { return 0; }
 }  // namespace
 
 uint16_t ToHalf(float x) {
-  const uint32_t bits = Bits<uint32_t>(x);
+  const uint32_t bits = absl::bit_cast<uint32_t>(x);
   const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > kInfinity) return static_cast<uint16_t>(sign | 0x7e00 | (magnitude >> kBitsLess & 0x3ff));
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // 65,520: half way to the next power
   if (magnitude < 0x38800000) {                                              // 2^-14: fewer bits are left
     // What is added makes the last bit that stays one of 2^-24; the addition rounds.
-    const float rounded = Bits<float>(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (Bits<uint32_t>(rounded) - Bits<uint32_t>(0.5f)));
+    const float rounded = absl::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (absl::bit_cast<uint32_t>(rounded) - absl::bit_cast<uint32_t>(0.5f)));
   }
   const uint32_t to_even = magnitude >> kBitsLess & 1;
   return static_cast<uint16_t>(sign | ((magnitude - (112u << 23) + 0xfff + to_even) >> kBitsLess));
@@ -68,10 +61,11 @@ uint16_t ToHalf(float x) {
 
 float FromHalf(uint16_t half) {
   const uint32_t sign = uint32_t{half} << 16 & 0x80000000, magnitude = half & 0x7fff;
-  if (magnitude > 0x7c00) return Bits<float>(sign | 0x7fc00000 | magnitude << kBitsLess);
-  if (magnitude == 0x7c00) return Bits<float>(sign | kInfinity);
-  if (magnitude < 0x0400) return Bits<float>(sign | Bits<uint32_t>(static_cast<float>(magnitude) * 0x1p-24f));
-  return Bits<float>(sign | ((magnitude << kBitsLess) + (112u << 23)));
+  if (magnitude > 0x7c00) return absl::bit_cast<float>(sign | 0x7fc00000 | magnitude << kBitsLess);
+  if (magnitude == 0x7c00) return absl::bit_cast<float>(sign | kInfinity);
+  if (magnitude < 0x0400)
+    return absl::bit_cast<float>(sign | absl::bit_cast<uint32_t>(static_cast<float>(magnitude) * 0x1p-24f));
+  return absl::bit_cast<float>(sign | ((magnitude << kBitsLess) + (112u << 23)));
 }
 
 void ToHalf(absl::Span<const float> from, uint16_t* to) {

@@ -31,6 +31,7 @@ using google::protobuf::TextFormat;
 
 constexpr uint64_t kJobBytesMax = 16u << 20;
 constexpr uint32_t kHoursMax = 876'000;                     // a hundred years
+constexpr uint32_t kReadAheadBatchesMax = 120;              // with staleness within MemoryTier::kAheadStepsMax
 constexpr uint64_t kBloomCountersMax = uint64_t{64} << 30;  // of a table, over all logical shards: 1 or 4 bytes each
 
 // --- text
@@ -598,8 +599,7 @@ void CheckTraining(const Job& job, Faults* faults) {
   faults->Range("training.epochs", training.epochs(), 1, 1e6);
   faults->Range("training.threads", training.threads(), 1, 1024);
   faults->Range("training.shards", training.shards(), 1, 1 << 20);
-  faults->Range("training.read_ahead_batches_max", training.read_ahead_batches_max(), 1,
-                120);  // MemoryTier::kAheadStepsMax
+  faults->Range("training.read_ahead_batches_max", training.read_ahead_batches_max(), 1, kReadAheadBatchesMax);
   faults->Range("training.clip_norm", training.clip_norm(), 0, 1e30);
   CheckDenseOptimizer(training.dense_optimizer(), job.model(), faults);
   for (int i = 0; i < job.log_size(); ++i) {

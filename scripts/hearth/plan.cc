@@ -337,8 +337,7 @@ class Planner {
     const TableMemory memory = MemoryOf(table, mean_, 0);
     return OfServer(
         absl::StrCat("table ", name),
-        absl::StrFormat("%d bytes a row; index, sets of changed rows; filters %.3g MB, buffers of cuts %.3g "
-                        "MB",
+        absl::StrFormat("%d bytes a row; index, sets of changed rows; filters %.3g MB, buffers of cuts %.3g MB",
                         RowBytesOf(job_.table(table)), 1e-6 * static_cast<double>(memory.filter_bytes),
                         1e-6 * static_cast<double>(memory.write_bytes)),
         [&](double share, double shards) { return static_cast<double>(MemoryOf(table, share, shards).bytes); });
