@@ -30,6 +30,9 @@ constexpr size_t kKeyBytes = 12;
 constexpr size_t kBatchBytesMax = size_t{1} << 20;
 constexpr uint64_t kReadAheadBytes = uint64_t{2} << 20;
 constexpr int kBloomBitsPerKey = 10;
+// Small: a row is read alone, and its block's checksum with it. Few rows from one restart point to the next.
+constexpr uint64_t kBlockBytes = 1024;
+constexpr int kRestartKeys = 4;
 constexpr int kOpenFilesMax = 4096;
 constexpr int kSortedRunsMax = 12;  // from which on they are merged
 constexpr uint64_t kReadOnlyCacheBytes = uint64_t{64} << 20;
@@ -124,6 +127,8 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   }
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(kBloomBitsPerKey));
   table.format_version = 5;
+  table.block_size = kBlockBytes;
+  table.block_restart_interval = kRestartKeys;
   rocksdb::Options result;
   result.allow_mmap_reads = options.block_cache_bytes == 0;
   result.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
@@ -418,15 +423,15 @@ uint64_t DiskBytesAllowed(const RocksDbOptions& options, uint64_t used_bytes, ui
 }
 
 // A record in a block: three lengths, of which the value's takes two bytes from 128 on; the key with RocksDB's own 8
-// bytes, of which records that ascend share the shard and the table's number (kSharedKeyBytes); the value. A block of
-// some 4 KiB has a checksum and restart points behind it.
+// bytes, of which records that ascend share the shard and the table's number (kSharedKeyBytes) but for the first of
+// kRestartKeys, whose place takes 4 bytes; the value. A block of some kBlockBytes has a checksum behind it.
 constexpr uint64_t kSharedKeyBytes = 5;
-constexpr uint64_t kBlockBytes = 4096;
-constexpr uint64_t kBlockTailBytes = 32;   // of a block itself
+constexpr uint64_t kBlockTailBytes = 12;   // of a block itself
 constexpr uint64_t kBlockIndexBytes = 24;  // its last key and its place, in the index
 
 uint64_t RecordsBytesFor(uint64_t records, uint64_t value_bytes) {
-  return records * (3 + (value_bytes >= 128 ? 1 : 0) + kKeyBytes + 8 - kSharedKeyBytes + value_bytes);
+  return records * (3 + (value_bytes >= 128 ? 1 : 0) + kKeyBytes + 8 - kSharedKeyBytes + value_bytes) +
+         records / kRestartKeys * (kSharedKeyBytes + 4);
 }
 
 uint64_t StoreIndexBytesFor(uint64_t records, uint64_t value_bytes) {

@@ -1,7 +1,5 @@
 #include "scripts/hearth/prepare.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +14,7 @@
 #include "common/artifact/numbered_folder.h"
 #include "common/artifact/snapshot_hold.h"
 #include "common/base/file.h"
+#include "common/base/file_lock.h"
 #include "common/base/status.h"
 #include "common/job/config.h"
 #include "common/job/identity.h"
@@ -178,13 +177,13 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(const std::string& pa
   std::error_code error;
   const std::string canonical = std::filesystem::canonical(path, error).string();
   if (error) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.message()));
-  const std::string lock_path = JoinPath(canonical, "lock");
-  HEARTH_ASSIGN_OR_RETURN(const int lock, OpenDescriptorForWriting(lock_path, Writing::kAppend));
-  std::unique_ptr<RunFolder> folder(new RunFolder(canonical, lock));
-  if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(canonical, ": another hearth is running in it; wait for it, stop it, or give another --out"));
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = FileLock::Take(Env::Real(), JoinPath(canonical, "lock"), 0);
+  if (absl::IsFailedPrecondition(lock.status())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        lock.status().message(), ": another hearth is running in it; wait for it, stop it, or give another --out"));
   }
+  if (!lock.ok()) return lock.status();
+  std::unique_ptr<RunFolder> folder(new RunFolder(canonical, std::move(*lock)));
   if (fresh) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(canonical));
     for (const std::string& name : names) {

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/artifact/manifest.h"
+#include "common/base/file_lock.h"
 #include "common/job/identity.h"
 #include "common/proto/job.pb.h"
 
@@ -51,13 +52,12 @@ absl::Status ReconcileWithSnapshot(const SnapshotChoice& snapshot, Job* job);
 class RunFolder {
  public:
   static absl::StatusOr<std::unique_ptr<RunFolder>> Open(const std::string& path, bool fresh);
-  ~RunFolder() { close(lock_); }
   const std::string& path() const { return path_; }
 
  private:
-  RunFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
+  RunFolder(std::string path, std::unique_ptr<FileLock> lock) : path_(std::move(path)), lock_(std::move(lock)) {}
   const std::string path_;
-  const int lock_;
+  const std::unique_ptr<FileLock> lock_;
 };
 
 struct PrepareOptions {

@@ -749,6 +749,7 @@ TEST_F(LaunchTest, RefusesAFolderInWhichAnotherRuns) {
   EXPECT_EQ(read(started, &line, 1), 1);  // it has begun, and has written: without a reader that would end it
   close(started);
   EXPECT_EQ(TrainSaying(&said_), 78);
+  EXPECT_THAT(said_, HasSubstr(absl::StrCat("/lock: held by process ", other, " on ")));
   EXPECT_THAT(said_, HasSubstr("another hearth is running"));
   options_.from = 10;
   EXPECT_EQ(TrainSaying(&said_), 78) << "nor is anything set aside under it";
