@@ -340,6 +340,70 @@ def records_of(path, delimiter, multiline, limit):
         begin = end + 1
 
 
+# --- JSON lines
+
+ELEMENT = "\x1e"  # stands before each element of an array
+
+
+def refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def scalar_text(value):
+    """None for an array or object."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, (int, float)):
+        if isinstance(value, int) and not INTEGER_MIN <= value <= INTEGER_MAX or value in (math.inf, -math.inf):
+            raise ValueError("a number beyond 64 bits")
+        return text_of(value)
+    return None
+
+
+def numbers_of(value):
+    """Walks all of it: a number that is none makes the record bad wherever it stands."""
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        numbers_of(one)
+    if not isinstance(value, (dict, list)):
+        scalar_text(value)
+
+
+def json_columns(value, above, out):
+    """path -> value; objects have a place of their own. Of a path that comes twice the later value holds."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            json_columns(inner, above + key + ".", out)
+        out[above + key] = inner
+
+
+def json_fields(record, columns, lists):
+    """column -> text, or None where the record is bad."""
+    try:
+        bytes_of(record).decode()
+        value = json.loads(record, parse_constant=refuse)
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a pair of surrogates
+        numbers_of(value)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    found, raw = {}, {}
+    json_columns(value, "", found)
+    for column in columns:
+        inner = found.get(column)
+        raw[column] = scalar_text(inner)
+        if raw[column] is None:
+            elements = list(map(scalar_text, inner)) if isinstance(inner, list) and column in lists else [None]
+            if any(element is None or ELEMENT in element for element in elements):
+                return None
+            raw[column] = "".join(ELEMENT + element for element in elements)
+    return raw
+
+
 def fragments_at(records, first, delimiter):
     """How many records from `first` on lie in a quoted field that the record before them opened."""
     for i in range(first, min(len(records), first + FRAGMENTS_MAX)):
@@ -390,11 +454,40 @@ class Scorer:
                 rows[fields[key]] = fields
         return {"columns": columns, "rows": rows, "log_key": text_from(side["log_key"])}
 
-    def evaluate(self, text, get):
+    def parsed(self, text):
         text = text_from(text)
         if text not in self.expressions:
             self.expressions[text] = Parser(text).parse()
-        return evaluate(self.expressions[text], get)
+        return self.expressions[text]
+
+    def evaluate(self, text, get):
+        return evaluate(self.parsed(text), get)
+
+    def json_columns(self, log):
+        """The paths that are read in a record of JSON lines, and those of them that may be arrays."""
+        names, lists = [self.sides[table]["log_key"] for table in log["join"]], set()
+
+        def add(node):
+            if node[0] == "column":
+                names.append(node[1])
+            for inner in node[1:]:
+                if isinstance(inner, tuple):
+                    add(inner)
+
+        for slot in self.features["slots"]:
+            if "value" in slot:
+                add(self.parsed(slot["value"]))
+            else:
+                names.append(text_from(slot["column"]))
+                lists.update(names[-1:] if slot["kind"] == "LIST" else [])
+        tasks = [task for task in self.features["tasks"] if not log["known_task"] or task["name"] in log["known_task"]]
+        for text in ([log["where"]] + [dense["value"] for dense in self.features["dense"]] +
+                     [task[what] for task in tasks for what in ("label", "mask")]):
+            if text:
+                add(self.parsed(text))
+        own = lambda name: not any(name.startswith(table + ".") for table in log["join"])
+        absent = set(map(text_from, log["absent_column"]))
+        return {name for name in names if own(name) and name not in absent}, lists
 
     def getter(self, raw, log):
         """column -> text: the log's own, else a joined side table's, else missing."""
@@ -413,7 +506,7 @@ class Scorer:
             raise KeyError(f"no column {name}")
         return get
 
-    def signs(self, slot, get):
+    def signs(self, slot, get, json_lines):
         """The signs of one slot; None where the record is to be rejected."""
         base = slot["table_number"] << ID_BITS
         missing = [slot["missing_sign"]] if slot["missing"] == "OWN_ROW" else []
@@ -451,7 +544,10 @@ class Scorer:
             return missing
         parts = [text]
         if slot["kind"] == "LIST":
-            parts = [part for part in text.split(text_from(slot["separator"])) if not is_missing(part)]
+            between = text_from(slot["separator"])
+            if json_lines and text.startswith(ELEMENT):
+                between, text = ELEMENT, text[1:]
+            parts = [part for part in text.split(between) if not is_missing(part)]
         signs = [raw_id(number_of(part)) if raw else sign(part) for part in parts]
         if None in signs:
             return None
@@ -486,7 +582,8 @@ class Scorer:
         get = self.getter(raw, log)
         if log["where"] and not truth(self.evaluate(log["where"], get)):
             return None
-        signs = {slot["slot"]: self.signs(slot, get) for slot in self.features["slots"]}
+        json_lines = log.get("format") == "JSON_LINES"  # an older bundle does not say it
+        signs = {slot["slot"]: self.signs(slot, get, json_lines) for slot in self.features["slots"]}
         if any(of_slot is None for of_slot in signs.values()):
             return None
         return signs, [self.dense(feature, get) for feature in self.features["dense"]]
@@ -553,16 +650,21 @@ def score(scorer, log, paths, predictions):
     for path in paths:
         columns, delimiter = list(map(text_from, log["column"])), text_from(log["delimiter"])
         header, fragments, multiline = None, 0, log["multiline_records"]
+        json_lines = log.get("format") == "JSON_LINES"
+        read = scorer.json_columns(log) if json_lines else None
         records = list(records_of(path, delimiter, multiline, scorer.record_bytes_max))
         for i, (offset, text) in enumerate(records):
             bare = text and text.removeprefix("\ufeff")
-            if log["header"] and header is None:
+            if log["header"] and not json_lines and header is None:
                 header, columns = bare, fields_of(bare, delimiter)
                 continue
             text = bare if offset == 0 else text
             prepared = raw = None
             if fragments > 0:
                 fragments -= 1
+            elif text is not None and json_lines:
+                raw = json_fields(text, *read)
+                prepared = raw and scorer.prepare(raw, log)
             elif text is not None and bare != header:
                 fields = fields_of(text, delimiter)
                 if fields is UNTERMINATED and not multiline:

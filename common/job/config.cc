@@ -325,8 +325,16 @@ void CheckLog(const Log& log, const std::string& where, const std::set<std::stri
   }
   if (for_split && !log.directory().empty()) faults->Add(where + ".directory", "a split cannot grow", "give path");
   CheckDelimiter(log.delimiter(), where, faults);
-  if (!log.header() && log.column().empty())
+  if (log.format() == Log::JSON_LINES) {
+    const auto refuse = [&](const char* field, bool given) {
+      if (given) faults->Add(absl::StrCat(where, ".", field), "is for format DELIMITED alone", "leave it out");
+    };
+    refuse("delimiter", log.has_delimiter());
+    refuse("header", log.has_header());
+    refuse("multiline_records", log.has_multiline_records());
+  } else if (!log.header() && log.column().empty()) {
     faults->Add(where + ".column", "is empty and there is no header", "name the columns");
+  }
   for (const std::string& name : log.join()) {
     if (!side_tables.count(name))
       faults->Add(where + ".join", absl::StrCat("there is no side_table \"", name, "\""), "name one");

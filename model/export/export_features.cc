@@ -77,6 +77,7 @@ Json DenseJson(const DenseFeature& dense, int offset) {
 Json LogJson(const Log& log, const std::string& name, const std::string& use) {
   return {{"name", name},
           {"use", use},
+          {"format", Log::Format_Name(log.format())},
           {"delimiter", TextJson(log.delimiter() == "\\t" ? "\t" : log.delimiter())},
           {"header", log.header()},
           {"column", TextsOf(log.column())},
@@ -110,6 +111,17 @@ Json Rules() {
        "lie in the quoted field, up to 64. A quote counts at a field's start alone; inside, two are one. A byte order "
        "mark "
        "before the first record is no part of it; the header once more is rejected."},
+      {"JSON_LINES",
+       "a record is a line that holds one object of JSON, its numbers within 64 bits or a finite double, its texts "
+       "UTF-8; "
+       "another is rejected. A column is a path: user.id is the value of key id in the object at key user, or of a key "
+       "user.id; of a key that comes twice the later one holds. A name that begins with a joined side table's name and "
+       "a "
+       "point is that table's. The column's text: a string as it is, a number as an id is written (whole reals below "
+       "2^53 without a point, others in their shortest form), true 1, false 0, null and what is not there empty. Of an "
+       "array each element's text with U+001E before it, and LIST splits there; an array elsewhere, of arrays or "
+       "objects, "
+       "or with that character in a text, and an object: rejected."},
       {"number",
        "what Python's float reads, and no more: white space around it, a sign, digits, a point, an exponent; too small "
        "for "

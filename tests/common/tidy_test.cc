@@ -72,6 +72,7 @@ const std::vector<Fence>& Fences() {
        {"model", "worker", "worker/device", "worker/dense", "worker/bundle", "tests/model", "tests/worker",
         "tests/worker/device", "tests/worker/dense", "tests/golden", "tests/conformance/device_world.h"}},
       {{"rocksdb"}, {"embedding/rocksdb_store.cc"}},
+      {{"simdjson.h"}, {"worker/log/json_lines.cc"}},
       {{"mpi.h"}, {"common/net/mpi_runtime.cc", "tests/bench/wire_bench.cc"}},
       {{"nccl.h", "cuda_runtime.h", "cuda_runtime_api.h", "cuda.h", "ATen/cuda", "c10/cuda"},
        {"worker/device/nccl_collective.cc"}},

@@ -7,9 +7,11 @@ Usage: export.py --bin DIR --venv DIR CASE     (or: all)
 """
 import argparse
 import bisect
+import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -216,6 +218,57 @@ def bad_input_leaves_no_half_bundle(bench):
     check_equal(bench.leavings("x"), [], "left behind by exports that failed")
 
 
+def as_json_lines(bench):
+    """The generated job and its logs, each record an object that holds what the side tables say of it: the user nested,
+    the video's tags an array, whole numbers as numbers. Returns the folder."""
+    folder = bench.root / "json"
+    text = (bench.data / "job.txtpb").read_text()
+    sides = []
+    for block in re.findall(r"^side_table \{\n(.*?)^\}\n", text, re.S | re.M):
+        fields = dict(re.findall(r'(\w+): "(.*?)"', block))
+        with open(bench.data / fields["path"], newline="") as file:
+            sides.append((fields["key"], {row[fields["key"]]: row for row in csv.DictReader(file)}))
+    for path in bench.data.rglob("*.csv"):
+        if path.name in ("user.csv", "video.csv"):
+            continue
+        out = (folder / path.relative_to(bench.data)).with_suffix(".jsonl")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, newline="") as file, open(out, "w") as lines:
+            for row in csv.DictReader(file):
+                for key, rows in sides:
+                    row.update(rows.get(row[key], {}))
+                record = {"user": {"id": int(row.pop("user_id"))}, "unread": [{"deep": [None]}]}
+                for name, value in row.items():
+                    record[name] = value.split(",") if name == "tag" else int(value) if value.isdigit() else value
+                lines.write(json.dumps(record) + "\n")
+    text = re.sub(r"^side_table \{\n.*?^\}\n", "", text, flags=re.S | re.M)
+    text = re.sub(r"^ *join: .*\n", "", text, flags=re.M)
+    text = re.sub(r"^( *)log \{\n", r"\1log {\n\1  format: JSON_LINES\n", text, flags=re.M).replace('.csv"', '.jsonl"')
+    text = text.replace('  name: "user_id"\n', '  name: "user_id"\n  column: "user.id"\n')
+    (folder / "job.txtpb").write_text(text.replace('  user: "user_id"', '  user: "user.id"'))
+    return folder
+
+
+def json_lines_give_the_same_model_and_agree_with_onnx_runtime(bench):
+    bench.generate(records=3000)
+    pieces = ["log[0].piece_bytes=4194304"]  # so that a lane's records are the same ones
+    bench.train("delimited", ps=2, worker=2, sets=pieces)
+    bench.data = as_json_lines(bench)
+    bench.job = bench.data / "job.txtpb"
+    proved(bench, "json", pieces)
+    delimited, json_lines = bench.run_json("delimited"), bench.run_json("json")
+    check_equal(json_lines["model_hash"], delimited["model_hash"], "model of the same records")
+    check_equal(json_lines["samples"], delimited["samples"], "records")
+    # A name that is in no record, and a log of another format, end before a rank is started.
+    bench.train("typo", sets=["slot[0].column=user.idd"], expect=78)
+    for told in ('column "user.idd" is in none of the first records', "user.id, "):
+        check(told in bench.output, f"{told} is not told\n{bench.output}")
+    bench.train("format", sets=["log[0].format=DELIMITED"], expect=78)
+    check("it looks like JSON lines: set format: JSON_LINES" in bench.output, f"JSON is not recognised\n{bench.output}")
+    bench.train("text", sets=["split[0].log.path=job.txtpb"], expect=65)
+    check("is no JSON: " in bench.output and "correct log.format" in bench.output, f"text is not told\n{bench.output}")
+
+
 def more_rows_take_no_more_memory(bench):
     """Rows are exported in a stream: the exporter's peak memory does not follow the table's size. Without golden
     records, for which it holds the job's side tables, as a worker does."""
@@ -269,7 +322,8 @@ def the_reference_scorer_evaluates_the_examples_of_expressions(bench):
 
 CASES = [
     the_reference_scorer_evaluates_the_examples_of_expressions, home_agrees_with_onnx_runtime,
-    baselines_agree_with_onnx_runtime, bad_input_leaves_no_half_bundle, more_rows_take_no_more_memory
+    baselines_agree_with_onnx_runtime, json_lines_give_the_same_model_and_agree_with_onnx_runtime,
+    bad_input_leaves_no_half_bundle, more_rows_take_no_more_memory
 ]
 
 

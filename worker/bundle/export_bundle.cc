@@ -18,7 +18,9 @@
 #include "worker/bundle/score.h"
 #include "worker/dense/dense_replica.h"
 #include "worker/log/delimited.h"
+#include "worker/log/json_lines.h"
 #include "worker/log/log_reader.h"
+#include "worker/log/record_plan.h"
 #ifdef HEARTH_ONNX
 #include "model/export/onnx_run.h"
 #endif
@@ -41,8 +43,16 @@ absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, ab
   options.record_bytes_max = job.limits().record_bytes_max();
   HEARTH_ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source, OpenTextSource(path));
   RecordSplitter splitter(std::move(source), 0, options);
+  const bool json = log.format() == Log::JSON_LINES;
   std::vector<std::string> columns(log.column().begin(), log.column().end());
-  bool in_header = log.header();
+  const std::vector<JsonFields::Column> read = RecordPlan::JsonColumns(job, log, "");
+  const JsonFields json_fields(read);
+  JsonParser parser;
+  if (json) {
+    columns.clear();
+    for (const JsonFields::Column& column : read) columns.push_back(column.path);
+  }
+  bool in_header = !json && log.header();
   std::string text, scratch;
   std::vector<absl::string_view> fields;
   for (size_t next = 0; next < samples.size();) {
@@ -51,8 +61,12 @@ absl::Status ReadRaw(const Job& job, const Log& log, const std::string& path, ab
     HEARTH_ASSIGN_OR_RETURN(const bool more, splitter.Next(&text, &record));
     if (!more) return absl::DataLossError(absl::StrCat(path, ": changed while it was read"));
     if (!in_header && record.offset != samples[next]->offset) continue;
-    SplitFields(record.offset == 0 ? StripByteOrderMark(text) : absl::string_view(text), options.delimiter, &fields,
-                &scratch);
+    const absl::string_view bare = record.offset == 0 ? StripByteOrderMark(text) : absl::string_view(text);
+    if (json) {
+      static_cast<void>(json_fields.Split(bare, &parser, &fields, &scratch));
+    } else {
+      SplitFields(bare, options.delimiter, &fields, &scratch);
+    }
     if (in_header) {
       columns.clear();
       for (const absl::string_view field : fields) columns.emplace_back(field);

@@ -16,6 +16,7 @@
 #include "common/job/config.h"
 #include "common/job/log_list.h"
 #include "common/job/pieces.h"
+#include "worker/log/json_lines.h"
 #include "worker/log/log_file.h"
 #include "worker/log/piece_order.h"
 #include "worker/log/record_plan.h"
@@ -27,7 +28,11 @@ namespace {
 constexpr uint64_t kSpoolMemoryBytesMax = 64 << 20;  // of one lane; what is longer goes to the scratch folder
 constexpr uint64_t kHeadBytes = 64 << 10;            // covered by LogFile.digest
 constexpr size_t kFragmentsMax = 64;                 // lines of one quoted field that are found by its end
+constexpr uint64_t kJsonGlance = 16;                 // records by which a file is known as JSON lines
 constexpr size_t kDeadLetterBytesMax = 1 << 20;      // listed between two batches; what is more is counted
+
+bool IsJson(const Log& log) { return log.format() == Log::JSON_LINES; }
+bool HasHeader(const Log& log) { return !IsJson(log) && log.header(); }
 
 absl::StatusOr<RecordSplitter::Options> RecordOptions(const Job& job, const Log& log) {
   RecordSplitter::Options options;
@@ -69,6 +74,7 @@ std::string DescribeColumns(const std::string& path, const std::string& header, 
   if (shown < columns.size() || names.size() > kTextBytesMax) names = names.substr(0, kTextBytesMax) + ", …";
   std::string text =
       absl::StrCat(path, ": its header has ", columns.size(), " column", columns.size() == 1 ? "" : "s", ": ", names);
+  if (header.substr(0, 1) == "{") return text + "; it looks like JSON lines: set format: JSON_LINES";
   if (columns.size() > 1) return text;
   std::vector<absl::string_view> fields;
   std::string scratch;
@@ -155,14 +161,16 @@ class SchemaCheck {
   void CheckLog(const Job& job, const Log& log, const std::string& user, bool joined) {
     const auto options = RecordOptions(job, log);
     if (!options.ok()) return Note(options.status());
-    if (!log.header() && joined) {
-      Compile(job, log, user, std::vector<std::string>(log.column().begin(), log.column().end()), "");
+    if (!HasHeader(log) && joined) {
+      const std::vector<std::string> columns(log.column().begin(), log.column().end());
+      if (Compile(job, log, user, columns, "") && IsJson(log)) CheckJson(job, log, user, *options);
     }
+    if (IsJson(log)) return;
     std::set<std::string> headers;  // of this log's files: most have the same
     for (const std::string& listed : log.path()) {
       const std::string path = ResolvePath(job, listed);
       const std::string where = absl::StrCat("log \"", log.name(), "\"");
-      if (!log.header()) {
+      if (!HasHeader(log)) {
         const absl::Status readable = CompressionOf(path).status();
         if (!readable.ok()) Note(Annotate(readable, where));
         continue;
@@ -180,6 +188,36 @@ class SchemaCheck {
         Note(absl::InvalidArgumentError(DescribeColumns(path, *header, options->delimiter, *columns)));
       }
     }
+  }
+
+  // That what the job reads is there, in the first records of some file at least: JSON names its keys in each record.
+  void CheckJson(const Job& job, const Log& log, const std::string& user, const RecordSplitter::Options& options) {
+    const std::string where = absl::StrCat("log \"", log.name(), "\"");
+    std::set<std::string> seen, missing;
+    for (const JsonFields::Column& column : RecordPlan::JsonColumns(job, log, user)) missing.insert(column.path);
+    for (const std::string& rare : log.column()) missing.erase(rare);
+    bool any = false;
+    for (const std::string& listed : log.path()) {
+      // Once all is found, of each further file only whether it is JSON.
+      auto paths = ReadJsonPaths(ResolvePath(job, listed), options, missing.empty() ? kJsonGlance : kJsonHeadRecords);
+      if (!paths.ok()) return Note(Annotate(paths.status(), where));
+      any |= !paths->empty();
+      for (const std::string& path : *paths) missing.erase(path);
+      seen.insert(paths->begin(), paths->end());
+    }
+    if (!any || missing.empty()) return;  // none: of a directory, or empty
+    for (const std::string& path : missing) {
+      Note(absl::InvalidArgumentError(absl::StrCat(
+          where, ": column \"", path, "\" is in none of the first records; correct the name; where it is a side ",
+          "table's write TABLE.", path, ", where it is rare list it in column, where the log lacks it in ",
+          "absent_column")));
+    }
+    constexpr size_t kPathsMax = 64;
+    const size_t shown = std::min(seen.size(), kPathsMax);
+    Note(absl::InvalidArgumentError(absl::StrCat(
+        where, ": its first records have ", seen.size(),
+        " columns: ", absl::Utf8SafeCHexEscape(absl::StrJoin(seen.begin(), std::next(seen.begin(), shown), ", ")),
+        shown < seen.size() ? ", …" : "")));
   }
 
   AttributeTables tables_;
@@ -834,7 +872,7 @@ absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
   const Log& log = options_.logs[file.log()];
   LogFileReader::Options options;
   HEARTH_ASSIGN_OR_RETURN(options.records, RecordOptions(options_.job, log));
-  options.header = log.header();
+  options.header = HasHeader(log);
   options.piece_bytes = std::max<uint64_t>(PieceBytes(log), 1);
   options.records_per_block = RecordsPerBlock(log);
   const std::string path = ResolvePath(options_.job, file.path());
@@ -845,7 +883,7 @@ absl::StatusOr<LogFileReader*> LaneReaderImpl::OpenFile(uint32_t number) {
 
 absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string& path, const LogFileReader& reader) {
   const Log& log = options_.logs[file.log()];
-  if (log.header() && reader.header().empty()) return absl::OkStatus();  // an empty file
+  if (HasHeader(log) && reader.header().empty()) return absl::OkStatus();  // an empty file
   for (const auto& known : plans_) {
     if (known->log == file.log() && known->header == reader.header()) {
       plan_of_[file.number()] = known.get();
@@ -854,7 +892,7 @@ absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string&
   }
   std::vector<std::string> columns(log.column().begin(), log.column().end());
   HEARTH_ASSIGN_OR_RETURN(const char delimiter, DelimiterOf(log.delimiter(), absl::StrCat("log \"", log.name(), "\"")));
-  if (log.header()) {
+  if (HasHeader(log)) {
     HEARTH_ASSIGN_OR_RETURN(columns, ColumnsOfHeader(reader.header(), delimiter, path));
   }
   std::vector<std::string> faults;
@@ -863,7 +901,7 @@ absl::Status LaneReaderImpl::CompilePlan(const LogFile& file, const std::string&
   made->header = reader.header();
   made->plan = RecordPlan::Compile(options_.job, log, columns, schema_->tables(), options_.user_column, &faults);
   if (made->plan == nullptr) {
-    if (log.header()) faults.push_back(DescribeColumns(path, reader.header(), delimiter, columns));
+    if (HasHeader(log)) faults.push_back(DescribeColumns(path, reader.header(), delimiter, columns));
     const char* const remedy =
         log.directory().empty() ? "" : "\nif it is no file of this log, take it out of the directory and start again";
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", absl::StrJoin(faults, "\n"), remedy));

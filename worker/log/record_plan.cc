@@ -60,11 +60,24 @@ struct RecordPlan::SlotPlan {
   Sign missing_sign = 0;
   std::vector<std::string> missing_values;
   char separator = ',';
+  bool json = false;  // its column may hold an array of JSON
   uint32_t values_max = 0;
   std::vector<double> boundaries;
   std::vector<Sign> buckets;  // [boundaries + 1], or [2 · kLogBuckets + 1] from −kLogBuckets on
 
   Sign SignOf(absl::string_view text) const { return MakeSign(table, HashId(text, salt)); }
+  // Calls visit(part) for each part of a LIST's text that is not missing, until it says false.
+  template <typename Visit>
+  void ForEachPart(absl::string_view text, const Visit& visit) const {
+    const bool array = json && text.front() == kJsonElement;
+    const char between = array ? kJsonElement : separator;
+    for (size_t begin = array ? 1 : 0; begin <= text.size();) {
+      const size_t end = std::min(text.find(between, begin), text.size());
+      const absl::string_view part = text.substr(begin, end - begin);
+      if (!IsMissing(part) && !visit(part)) return;
+      begin = end + 1;
+    }
+  }
   bool IsMissing(absl::string_view text) const {
     if (text.empty()) return true;
     return std::any_of(missing_values.begin(), missing_values.end(), [&](const std::string& m) { return text == m; });
@@ -85,10 +98,22 @@ RecordPlan::~RecordPlan() = default;
 
 class PlanCompiler {
  public:
-  PlanCompiler(const Job& job, const Log& log, absl::Span<const std::string> columns, std::vector<std::string>* faults)
-      : job_(job), log_(log), columns_(columns), faults_(faults), plan_(new RecordPlan()) {}
+  PlanCompiler(const Job& job, const Log& log, absl::Span<const std::string> columns, const std::string& user_column,
+               std::vector<std::string>* faults)
+      : job_(job),
+        log_(log),
+        columns_(columns.begin(), columns.end()),
+        user_column_(user_column),
+        faults_(faults),
+        plan_(new RecordPlan()) {
+    if (log.format() != Log::JSON_LINES) return;
+    const std::vector<JsonFields::Column> read = RecordPlan::JsonColumns(job, log, user_column);
+    plan_->json_ = std::make_unique<JsonFields>(read);
+    columns_.clear();
+    for (const JsonFields::Column& column : read) columns_.push_back(column.path);
+  }
 
-  std::unique_ptr<const RecordPlan> Compile(const AttributeTables& tables, const std::string& user_column) {
+  std::unique_ptr<const RecordPlan> Compile(const AttributeTables& tables) {
     const size_t before = faults_->size();
     CheckColumns();
     AddJoins(tables);
@@ -103,7 +128,7 @@ class PlanCompiler {
     for (int i = 0; i < job_.slot_size(); ++i) AddSlot(i);
     for (const DenseFeature& dense : job_.dense()) AddDense(dense);
     for (const Task& task : job_.task()) AddTask(task);
-    if (!user_column.empty()) plan_->user_ = Resolve("the user of GAUC", user_column);
+    if (!user_column_.empty()) plan_->user_ = Resolve("the user of GAUC", user_column_);
     plan_->positions_ = next_position_;
     if (faults_->size() > before) return nullptr;
     return std::move(plan_);
@@ -237,6 +262,7 @@ class PlanCompiler {
     plan.missing_sign = slot.hash() == Slot::RAW ? MakeSign(plan.table, kMissingRawId) : plan.SignOf("");
     plan.missing_values.assign(slot.missing_value().begin(), slot.missing_value().end());
     plan.separator = slot.separator().empty() ? ',' : slot.separator()[0];
+    plan.json = plan_->json_ != nullptr && plan.column < plan_->log_columns_;
     plan.values_max = slot.values_max();
     if (slot.kind() == Slot::BUCKET) AddBuckets(slot, what, &plan);
     if (slot.hash() == Slot::RAW && slot.kind() != Slot::BUCKET) {
@@ -277,7 +303,8 @@ class PlanCompiler {
 
   const Job& job_;
   const Log& log_;
-  const absl::Span<const std::string> columns_;
+  std::vector<std::string> columns_;  // of the log
+  const std::string& user_column_;
   std::vector<std::string>* const faults_;
   std::unique_ptr<RecordPlan> plan_;
   int absent_ = 0;
@@ -308,25 +335,81 @@ std::unique_ptr<const RecordPlan> RecordPlan::Compile(const Job& job, const Log&
                                                       absl::Span<const std::string> columns,
                                                       const AttributeTables& tables, const std::string& user_column,
                                                       std::vector<std::string>* faults) {
-  return PlanCompiler(job, log, columns, faults).Compile(tables, user_column);
+  return PlanCompiler(job, log, columns, user_column, faults).Compile(tables);
+}
+
+std::vector<JsonFields::Column> RecordPlan::JsonColumns(const Job& job, const Log& log,
+                                                        const std::string& user_column) {
+  std::vector<JsonFields::Column> columns;
+  const auto add = [&](const std::string& name) -> JsonFields::Column* {
+    const auto found = std::find_if(columns.begin(), columns.end(), [&](const auto& one) { return one.path == name; });
+    if (found != columns.end()) return &*found;
+    const bool absent = std::count(log.absent_column().begin(), log.absent_column().end(), name) > 0;
+    const bool joined = std::any_of(log.join().begin(), log.join().end(), [&](const std::string& table) {
+      return absl::StartsWith(name, absl::StrCat(table, "."));
+    });
+    if (absent || joined) return nullptr;
+    columns.push_back({name, false});
+    return &columns.back();
+  };
+  const auto add_all = [&](const std::string& expression) {
+    const auto names = Expression::ColumnsOf(expression);
+    for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) add(name);
+  };
+  for (const SideTable& table : job.side_table()) {
+    if (std::count(log.join().begin(), log.join().end(), table.name()) > 0) {
+      add(table.log_key().empty() ? table.key() : table.log_key());
+    }
+  }
+  if (!log.where().empty()) add_all(log.where());
+  if (!log.time_ms().empty()) add_all(log.time_ms());
+  for (const Slot& slot : job.slot()) {
+    if (!slot.value().empty()) {
+      add_all(slot.value());
+    } else if (JsonFields::Column* column = add(slot.column().empty() ? slot.name() : slot.column())) {
+      column->may_be_array |= slot.kind() == Slot::LIST;
+    }
+  }
+  for (const DenseFeature& dense : job.dense()) {
+    if (dense.value().empty()) {
+      add(dense.name());
+    } else {
+      add_all(dense.value());
+    }
+  }
+  for (const Task& task : job.task()) {
+    if (!log.known_task().empty() && std::count(log.known_task().begin(), log.known_task().end(), task.name()) == 0) {
+      continue;
+    }
+    add_all(task.label());
+    if (!task.mask().empty()) add_all(task.mask());
+  }
+  if (!user_column.empty()) add(user_column);
+  return columns;
 }
 
 // --- From a record to numbers ---
+
+std::string RecordPlan::Split(absl::string_view record, Workspace* workspace) const {
+  std::vector<absl::string_view>& fields = workspace->fields;
+  if (json_ != nullptr) return json_->Split(record, &workspace->json, &fields, &workspace->scratch);
+  const absl::string_view cause = SplitFields(record, delimiter_, &fields, &workspace->scratch);
+  if (!cause.empty()) return std::string(cause);
+  if (fields.size() == static_cast<size_t>(log_columns_)) return "";
+  std::string reason = absl::StrCat("has ", fields.size(), " fields instead of ", log_columns_);
+  if (record.find('\r') != absl::string_view::npos) {
+    absl::StrAppend(&reason, "; a lone carriage return ends no line here: write the file with \\n");
+  }
+  return reason;
+}
 
 RecordPlan::Fate RecordPlan::Check(absl::string_view record, Workspace* workspace, std::string* reason) const {
   std::vector<absl::string_view>& fields = workspace->fields;
   workspace->unreadable.clear();
   workspace->split = false;
-  const absl::string_view cause = SplitFields(record, delimiter_, &fields, &workspace->scratch);
+  std::string cause = Split(record, workspace);
   if (!cause.empty()) {
-    *reason = std::string(cause);
-    return Fate::kBad;
-  }
-  if (fields.size() != static_cast<size_t>(log_columns_)) {
-    *reason = absl::StrCat("has ", fields.size(), " fields instead of ", log_columns_);
-    if (record.find('\r') != absl::string_view::npos) {
-      absl::StrAppend(reason, "; a lone carriage return ends no line here: write the file with \\n");
-    }
+    *reason = std::move(cause);
     return Fate::kBad;
   }
   Join(workspace);
@@ -443,13 +526,10 @@ bool RecordPlan::RawId(const SlotPlan& slot, Workspace* workspace, uint64_t* id,
     parse(text);
     return true;
   }
-  size_t begin = 0;  // LIST: checks each; AddSlot takes them one by one
-  while (begin <= text.size()) {
-    const size_t end = std::min(text.find(slot.separator, begin), text.size());
-    const absl::string_view one = text.substr(begin, end - begin);
-    if (!slot.IsMissing(one)) parse(one);
-    begin = end + 1;
-  }
+  slot.ForEachPart(text, [&](absl::string_view part) {  // checks each; AddSlot takes them one by one
+    parse(part);
+    return true;
+  });
   return true;
 }
 
@@ -489,15 +569,11 @@ void RecordPlan::AddSlot(const SlotPlan& slot, Workspace* workspace, BatchBuilde
   if (slot.IsMissing(text)) return missing();
   if (slot.kind == Slot::ID) return builder->AddSign(slot.index, sign_of(text));
   uint32_t taken = 0;
-  for (size_t begin = 0; begin <= text.size() && taken < slot.values_max;) {
-    const size_t end = std::min(text.find(slot.separator, begin), text.size());
-    const absl::string_view one = text.substr(begin, end - begin);
-    if (!slot.IsMissing(one)) {
-      builder->AddSign(slot.index, sign_of(one));
-      ++taken;
-    }
-    begin = end + 1;
-  }
+  slot.ForEachPart(text, [&](absl::string_view part) {
+    if (taken == slot.values_max) return false;
+    builder->AddSign(slot.index, sign_of(part));
+    return ++taken < slot.values_max;
+  });
   if (taken == 0) missing();
 }
 

@@ -14,6 +14,7 @@
 #include "embedding/sign.h"
 #include "model/batch/batch.h"
 #include "worker/log/expression.h"
+#include "worker/log/json_lines.h"
 #include "worker/log/side_table.h"
 
 namespace hearth {
@@ -25,8 +26,12 @@ std::vector<std::string> FaultsOfExpressions(const Job& job, const std::vector<L
 // Immutable; each thread brings its own Workspace.
 class RecordPlan {
  public:
-  // columns: of the log's file. tables: those that log.join names, and they outlive the plan. user_column: empty: none.
-  // nullptr where something is wrong; then *faults has one line more for each: log, what reads which column, remedy.
+  // The columns of a log of JSON lines: the paths that the job reads in its records.
+  static std::vector<JsonFields::Column> JsonColumns(const Job& job, const Log& log, const std::string& user_column);
+
+  // columns: of the log's file; of JSON lines it has those that are read. tables: those that log.join names, and they
+  // outlive the plan. user_column: empty: none. nullptr where something is wrong; then *faults has one line more for
+  // each: log, what reads which column, remedy.
   static std::unique_ptr<const RecordPlan> Compile(const Job& job, const Log& log,
                                                    absl::Span<const std::string> columns, const AttributeTables& tables,
                                                    const std::string& user_column, std::vector<std::string>* faults);
@@ -37,6 +42,7 @@ class RecordPlan {
   struct Workspace {
     std::vector<absl::string_view> fields;
     std::string scratch;
+    JsonParser json;
     std::vector<float> dense, labels, mask;
     std::vector<int> unreadable;  // positions that were read as a number and hold something else; may repeat
     std::vector<Joined> joined;   // [joins]
@@ -76,6 +82,8 @@ class RecordPlan {
   bool TakeTime(Workspace* workspace, std::string* reason) const;
   // The id of a RAW slot; false: missing. *bad is set where there is no such id.
   static bool RawId(const SlotPlan& slot, Workspace* workspace, uint64_t* id, bool* bad);
+  // Splits the record into the log's columns; a reason why it is bad, or nothing.
+  std::string Split(absl::string_view record, Workspace* workspace) const;
   static void AddSlot(const SlotPlan& slot, Workspace* workspace, BatchBuilder* builder);
 
   // Positions in Workspace::fields: the log's columns, one that is always empty, then the side tables' columns in use.
@@ -95,6 +103,7 @@ class RecordPlan {
     Expression mask;
   };
   char delimiter_ = ',';
+  std::unique_ptr<const JsonFields> json_;  // in the place of a delimiter
   int log_columns_ = 0;
   int positions_ = 0;
   std::vector<std::string> names_;  // [positions]

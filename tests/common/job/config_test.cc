@@ -316,6 +316,19 @@ TEST(ValidateJob, WantsADelimiterOfOneCharacterForLogsAndSideTables) {
   }
 }
 
+TEST(ValidateJob, JsonLinesHaveNothingThatDelimitsThem) {
+  Job job = SmallJob();
+  job.mutable_log(0)->set_format(Log::JSON_LINES);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_log(0)->set_delimiter(";");
+  job.mutable_log(0)->set_header(false);
+  job.mutable_log(0)->set_multiline_records(true);
+  const char* const what = " is for format DELIMITED alone; leave it out";
+  EXPECT_THAT(FaultsOf(job), testing::ElementsAre(HasSubstr(absl::StrCat("log[0].delimiter:", what)),
+                                                  HasSubstr(absl::StrCat("log[0].header:", what)),
+                                                  HasSubstr(absl::StrCat("log[0].multiline_records:", what))));
+}
+
 TEST(ValidateJob, BoundsTheLengthOfEachExpression) {
   Job job = SmallJob();
   const std::string longest(kExpressionBytesMax, '1');
