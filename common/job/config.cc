@@ -329,9 +329,10 @@ void CheckLog(const Log& log, const std::string& where, const std::set<std::stri
     const auto refuse = [&](const char* field, bool given) {
       if (given) faults->Add(absl::StrCat(where, ".", field), "is for format DELIMITED alone", "leave it out");
     };
-    refuse("delimiter", log.has_delimiter());
-    refuse("header", log.has_header());
-    refuse("multiline_records", log.has_multiline_records());
+    // Not whether they are given: an effective job has the defaults written out.
+    refuse("delimiter", log.delimiter() != Log::default_instance().delimiter());
+    refuse("header", !log.header());
+    refuse("multiline_records", log.multiline_records());
   } else if (!log.header() && log.column().empty()) {
     faults->Add(where + ".column", "is empty and there is no header", "name the columns");
   }

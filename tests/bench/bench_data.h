@@ -47,16 +47,16 @@ class Zipf {
 };
 
 // The rows of one step.
-struct Batch {
+struct RowBatch {
   std::vector<Sign> signs;            // [count], ascending
   std::vector<uint32_t> occurrences;  // [count]
   std::vector<float> gradients;       // [count, kDim]
 };
 
 // `drawn`: a sign for each occurrence.
-inline Batch BatchOf(std::vector<Sign> drawn, Random* random) {
+inline RowBatch BatchOf(std::vector<Sign> drawn, Random* random) {
   std::sort(drawn.begin(), drawn.end());
-  Batch batch;
+  RowBatch batch;
   for (const Sign sign : drawn) {
     if (batch.signs.empty() || batch.signs.back() != sign) {
       batch.signs.push_back(sign);

@@ -37,10 +37,10 @@ constexpr uint64_t kRecords = 1024;
 uint64_t rows_in_table = 10'000'000;
 uint64_t steps_of_job = 196;
 
-std::vector<Batch> MakeBatches(bool zipf) {
+std::vector<RowBatch> MakeBatches(bool zipf) {
   const Zipf distribution(rows_in_table, kZipfExponent);
   Random random(zipf ? 1 : 2);
-  std::vector<Batch> batches;
+  std::vector<RowBatch> batches;
   while (batches.size() < kBatches) {
     std::set<Sign> distinct;
     std::vector<Sign> drawn;
@@ -53,8 +53,8 @@ std::vector<Batch> MakeBatches(bool zipf) {
   return batches;
 }
 
-const std::vector<Batch>& Batches(bool zipf) {
-  static const std::vector<Batch> uniform = MakeBatches(false), skewed = MakeBatches(true);
+const std::vector<RowBatch>& Batches(bool zipf) {
+  static const std::vector<RowBatch> uniform = MakeBatches(false), skewed = MakeBatches(true);
   return zipf ? skewed : uniform;
 }
 
@@ -71,10 +71,10 @@ class BareTable {
     }
   }
 
-  void Pull(const Batch& batch, float* rows) {
+  void Pull(const RowBatch& batch, float* rows) {
     ForEach(batch, [&](size_t i, Slot* slot) { std::memcpy(rows + i * kDim, slot->weights, sizeof(slot->weights)); });
   }
-  void Push(const Batch& batch, float n) {
+  void Push(const RowBatch& batch, float n) {
     ForEach(batch, [&](size_t i, Slot* slot) {
       float g[kDim], squares = 0;
       for (uint32_t d = 0; d < kDim; ++d) g[d] = batch.gradients[i * kDim + d] / n;
@@ -104,7 +104,7 @@ class BareTable {
     }
   }
   template <typename Work>
-  void ForEach(const Batch& batch, const Work& work) {
+  void ForEach(const RowBatch& batch, const Work& work) {
     constexpr size_t kAhead = 16;
     for (size_t i = 0; i < batch.signs.size() + kAhead; ++i) {
       if (i < batch.signs.size()) {
@@ -136,18 +136,18 @@ struct Hearth {
     Check(opened.status());
     table = std::move(*opened);
   }
-  void Push(const Batch& batch, uint64_t records = kRecords) {
+  void Push(const RowBatch& batch, uint64_t records = kRecords) {
     const PushPart part{batch.signs, batch.occurrences, batch.gradients};
     Check(table->Push(++step, records, {part}));
   }
-  void Pull(const Batch& batch, float* rows) { Check(table->Pull(step + 1, batch.signs, batch.occurrences, rows)); }
+  void Pull(const RowBatch& batch, float* rows) { Check(table->Pull(step + 1, batch.signs, batch.occurrences, rows)); }
 };
 
 Hearth* Ours() {
   static Hearth* const ours = [] {
     auto* hearth = new Hearth(rows_in_table);
     constexpr uint64_t kFill = 1 << 18;
-    Batch batch;
+    RowBatch batch;
     for (uint64_t begin = 0; begin < rows_in_table; begin += kFill) {
       batch.signs.clear();
       for (uint64_t rank = begin; rank < std::min(rows_in_table, begin + kFill); ++rank) {
@@ -166,7 +166,7 @@ Hearth* Ours() {
 
 template <typename Work>
 void Run(benchmark::State& state, bool zipf, const Work& work) {
-  const std::vector<Batch>& batches = Batches(zipf);
+  const std::vector<RowBatch>& batches = Batches(zipf);
   size_t next = 0, rows = 0;
   for (auto _ : state) {
     work(batches[next]);
@@ -179,20 +179,20 @@ void Run(benchmark::State& state, bool zipf, const Work& work) {
 void BarePull(benchmark::State& state, bool zipf) {
   BareTable* table = Bare();
   std::vector<float> rows(kUniqueSigns * kDim);
-  Run(state, zipf, [&](const Batch& batch) { table->Pull(batch, rows.data()); });
+  Run(state, zipf, [&](const RowBatch& batch) { table->Pull(batch, rows.data()); });
 }
 void HearthPull(benchmark::State& state, bool zipf) {
   Hearth* hearth = Ours();
   std::vector<float> rows(kUniqueSigns * kDim);
-  Run(state, zipf, [&](const Batch& batch) { hearth->Pull(batch, rows.data()); });
+  Run(state, zipf, [&](const RowBatch& batch) { hearth->Pull(batch, rows.data()); });
 }
 void BarePush(benchmark::State& state, bool zipf) {
   BareTable* table = Bare();
-  Run(state, zipf, [&](const Batch& batch) { table->Push(batch, kRecords); });
+  Run(state, zipf, [&](const RowBatch& batch) { table->Push(batch, kRecords); });
 }
 void HearthPush(benchmark::State& state, bool zipf) {
   Hearth* hearth = Ours();
-  Run(state, zipf, [&](const Batch& batch) { hearth->Push(batch); });
+  Run(state, zipf, [&](const RowBatch& batch) { hearth->Push(batch); });
 }
 
 // Resident memory of this process.
@@ -215,11 +215,11 @@ double Median(std::vector<double> values) {
 
 // New rows in batches of kUniqueSigns into an empty table, until it is full.
 void Insert(benchmark::State& state) {
-  std::vector<Batch> batches(std::max<uint64_t>(1, rows_in_table / kUniqueSigns));
+  std::vector<RowBatch> batches(std::max<uint64_t>(1, rows_in_table / kUniqueSigns));
   for (uint64_t rank = 0; rank < batches.size() * kUniqueSigns; ++rank) {
     batches[rank / kUniqueSigns].signs.push_back(SignOfRank(rank));
   }
-  for (Batch& batch : batches) std::sort(batch.signs.begin(), batch.signs.end());
+  for (RowBatch& batch : batches) std::sort(batch.signs.begin(), batch.signs.end());
   const std::vector<uint32_t> occurrences(kUniqueSigns, 1);
   const std::vector<float> gradients(kUniqueSigns * kDim, 0.1f);
   const auto rows = static_cast<double>(batches.size() * kUniqueSigns);
@@ -234,7 +234,7 @@ void Insert(benchmark::State& state) {
   for (auto _ : state) {
     Hearth hearth(static_cast<uint64_t>(rows));
     const uint64_t rss_before = RssBytes();
-    for (const Batch& batch : batches) {
+    for (const RowBatch& batch : batches) {
       const int64_t begin_us = Env::Real()->NowUs();
       Check(hearth.table->Push(++hearth.step, kRecords, {PushPart{batch.signs, occurrences, gradients}}));
       seconds.push_back(SecondsSince(begin_us));
@@ -262,7 +262,7 @@ void Steps(benchmark::State& state) {
       for (uint64_t i = 0; i < kSlots * kBatchRecords; ++i) {
         drawn.push_back(SignOfRank(i % kSlots * kIdsOfSlot + distribution.Draw(&random)));
       }
-      const Batch batch = BatchOf(std::move(drawn), &random);
+      const RowBatch batch = BatchOf(std::move(drawn), &random);
       const int64_t begin_us = Env::Real()->NowUs();
       hearth.Pull(batch, rows.data());
       const int64_t pulled_us = Env::Real()->NowUs();

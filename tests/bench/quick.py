@@ -39,6 +39,8 @@ ROWS = {
     "net: bytes of a pull there and back / bare MPI": True,
     "net: pull in training / table and MPI": True,
     "net: pull in training / the same and the push before it": True,
+    "reader: delimited text": False,
+    "reader: JSON lines / delimited text": True,
 }
 
 

@@ -320,6 +320,10 @@ TEST(ValidateJob, JsonLinesHaveNothingThatDelimitsThem) {
   Job job = SmallJob();
   job.mutable_log(0)->set_format(Log::JSON_LINES);
   EXPECT_THAT(FaultsOf(job), IsEmpty());
+  job.mutable_log(0)->set_delimiter(",");  // as an effective job has the defaults
+  job.mutable_log(0)->set_header(true);
+  job.mutable_log(0)->set_multiline_records(false);
+  EXPECT_THAT(FaultsOf(job), IsEmpty());
   job.mutable_log(0)->set_delimiter(";");
   job.mutable_log(0)->set_header(false);
   job.mutable_log(0)->set_multiline_records(true);
