@@ -55,13 +55,16 @@ absl::StatusOr<std::unique_ptr<FileLock>> FileLock::Take(Env* env, const std::st
       pause->WaitUntil(std::min(until_us, now_us + kLookUs));
     }
     if (!Names(path, fd)) continue;
+    lock->held_ = true;
     WriteHolder(fd);
     return lock;
   }
 }
 
 FileLock::~FileLock() {
-  if (fd_ >= 0) close(fd_);
+  if (fd_ < 0) return;
+  if (held_) static_cast<void>(!ftruncate(fd_, 0));  // nobody has it now
+  close(fd_);
 }
 
 void FileLock::Remove() {

@@ -11,7 +11,8 @@
 
 namespace hearth {
 
-// Until it is destroyed. Not inherited by programs that are started meanwhile. The file says who has it.
+// Until it is destroyed. Not inherited by programs that are started meanwhile. The file says who has it, and is
+// empty once it was given up.
 class FileLock {
  public:
   // Makes the file where it is not there; no link of that name is followed. A holder that is about to end has `wait_us`
@@ -29,6 +30,7 @@ class FileLock {
 
   const std::string path_;
   int fd_;
+  bool held_ = false;
 };
 
 }  // namespace hearth

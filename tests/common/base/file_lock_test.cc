@@ -73,6 +73,15 @@ TEST_F(FileLockTest, WhatAnotherProcessHoldsIsRefusedWithItsNameAndFreeOnceThatI
   EXPECT_EQ(ReadFile(path_).value(), absl::StrCat("process ", getpid(), " on ", HostName(), "\n"));
 }
 
+TEST_F(FileLockTest, NamesNobodyOnceItWasGivenUpAndItsHolderStillWhereAnotherWasRefused) {
+  auto lock = Take();
+  ASSERT_TRUE(lock.ok()) << lock.status();
+  EXPECT_FALSE(Take().ok());
+  EXPECT_THAT(ReadFile(path_).value(), HasSubstr(absl::StrCat("process ", getpid())));
+  lock->reset();
+  EXPECT_EQ(ReadFile(path_).value(), "");
+}
+
 TEST_F(FileLockTest, AHolderThatIsAboutToEndIsWaitedFor) {
   const pid_t holder = Hold();
   const auto lock = TakeWhile([holder] { Kill(holder); });
